@@ -1,0 +1,1 @@
+"""optjax: a training run as a pure function of its hyperparameters and its seed."""

@@ -1,0 +1,1 @@
+"""Colourisation: grey picture in, one of a palette's colours per pixel out."""

@@ -1,0 +1,1 @@
+"""Convolutional networks: geometry, fast convolutions, layers."""

@@ -1,0 +1,1 @@
+"""Claims, plotting style and the HTML report."""
