@@ -1,0 +1,20 @@
+"""Every test runs in float64, with strict dtype promotion and rank promotion an error."""
+
+import os
+from pathlib import Path
+
+import jax
+import pytest
+
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def data_folder() -> Path:
+    """The folder that OPTJAX_DATA names, or a skip that says why."""
+    folder = os.environ.get("OPTJAX_DATA", "")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("OPTJAX_DATA does not name a folder with the pictures")
+    return Path(folder)
