@@ -1,0 +1,192 @@
+"""A claim of the source, what was measured, and the verdict that follows."""
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from optjax.errors import UserError
+
+Verdict = Literal["holds", "corrected", "refuted", "not run"]
+VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+
+ORDER = (
+    "min-norm/sgd",
+    "min-norm/start-off-row-space",
+    "rmsprop/hand-iterates",
+    "rmsprop/not-min-norm",
+    "one-step/loss",
+    "one-step/hypergradient",
+    "one-step/optimal-learning-rate",
+    "weight-decay/equivalence",
+    "weight-decay/adaptive-differs",
+    "batch-size/optimal-learning-rate",
+    "batch-size/critical",
+    "batch-size/noise-regime",
+    "batch-size/curvature-regime",
+    "scaling/model-size",
+    "accounting/weights",
+    "accounting/weights-64",
+    "accounting/outputs-32",
+    "accounting/connections-32",
+    "accounting/outputs-64",
+    "accounting/connections-64",
+    "colourisation/pool-upsample",
+    "colourisation/conv-transpose",
+    "colourisation/unet",
+    "colourisation/transpose-beats-pool",
+    "colourisation/why-more-parameters",
+    "colourisation/why-pooling-discards",
+    "padding/kernel-4",
+    "padding/kernel-5",
+)
+"""The source's own order, in which claims are written and shown; any others follow by name."""
+
+_ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*/[a-z0-9]+(-[a-z0-9]+)*")
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim: what the source says, what was measured, and what follows.
+
+    Args:
+        id: "topic/name", lower case, with hyphens.
+        statement: the claim in one sentence.
+        source: what the source says: text, a number, or a dict of them.
+        measured: numbers with their names (units or shapes in the name or as text).
+        tolerance: how far measured and source may lie apart.
+        n_runs: how many runs the measurement rests on.
+        interval: 95 % interval where the value is statistical: [low, high] or a dict of such.
+        verdict: "holds", "corrected", "refuted" or "not run"; see `verdict`.
+        evidence: the figure that shows it ("NAME/FIGURE"), or the result file.
+        config: the experiment's config; filled in when the claim is written.
+        seconds: how long the experiment took; filled in when the claim is written.
+
+    Raises:
+        UserError: the id or the verdict is not of the form above.
+
+    >>> Claim("padding/kernel-4", "p = 1", "p = 1", {"p": 1}, None, 1, None, "holds", "").verdict
+    'holds'
+    """
+
+    id: str
+    statement: str
+    source: Any
+    measured: Mapping[str, Any]
+    tolerance: str | float | None
+    n_runs: int
+    interval: Any
+    verdict: str
+    evidence: str
+    config: Mapping[str, Any] | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        if not _ID.fullmatch(self.id):
+            raise UserError(f"claim id {self.id!r} is not 'topic/name' in lower case with hyphens")
+        if self.verdict not in VERDICTS:
+            raise UserError(
+                f"claim {self.id!r} has the verdict {self.verdict!r}; "
+                f"expected one of {', '.join(VERDICTS)}"
+            )
+
+
+def verdict(holds: Any, *, reasoning: Any = False) -> Verdict:
+    """The verdict that measurements give: computed from booleans, never written down.
+
+    Args:
+        holds: whether measured and source agree within the tolerance.
+        reasoning: whether the source's argument stands although its figure does not.
+
+    >>> verdict(True), verdict(False, reasoning=True), verdict(False)
+    ('holds', 'corrected', 'refuted')
+    """
+    if bool(holds):
+        return "holds"
+    return "corrected" if bool(reasoning) else "refuted"
+
+
+def in_order(claims: Iterable[Claim]) -> list[Claim]:
+    """Claims in the source's order, the later of two with one id kept."""
+    latest = {claim.id: claim for claim in claims}
+    rank = {name: i for i, name in enumerate(ORDER)}
+    return sorted(latest.values(), key=lambda claim: (rank.get(claim.id, len(rank)), claim.id))
+
+
+def write_claims(claims: Iterable[Claim], path: str | Path) -> None:
+    """Write claims to a JSON file, merged by id with those already there, in one fixed order.
+
+    The file is replaced whole, so a reader never sees half of it. A NaN or an infinity is
+    written as null, with its name under the same key followed by "_text".
+    """
+    path = Path(path)
+    merged = {old.id: old for old in read_claims(path)} | {claim.id: claim for claim in claims}
+    rows = [plain(asdict(claim)) for claim in in_order(merged.values())]
+    write_text(path, json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_claims(path: str | Path) -> list[Claim]:
+    """The claims of a file; none where there is no file."""
+    path = Path(path)
+    if not path.is_file():
+        return []
+    try:
+        return [Claim(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path} is not a list of claims ({error}); remove it") from error
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: numpy's and JAX's arrays as lists, no NaN, no infinity.
+
+    >>> plain({"loss": float("nan"), "steps": (1, 2)})
+    {'loss': None, 'loss_text': 'nan', 'steps': [1, 2]}
+    """
+    if isinstance(value, Mapping):
+        result: dict[str, Any] = {}
+        for key, item in value.items():
+            result[str(key)] = plain(item)
+            if odd := _odd(item):
+                result[f"{key}_text"] = odd
+        return result
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    return str(value)
+
+
+def _odd(value: Any) -> str | None:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, list | tuple) and any(
+        isinstance(item, float) and not math.isfinite(item) for item in value
+    ):
+        return ", ".join(str(item) for item in value)
+    return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        # mkstemp makes files that only their owner can read.
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
