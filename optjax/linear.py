@@ -1,0 +1,361 @@
+"""What is known exactly about least squares: w*, projections, one step, and T steps.
+
+Notation: X is n × d with n ≤ d and full row rank, a = Xw0 − t the residual at the start,
+w* = Xᵀ(XXᵀ)⁻¹t the minimum-norm solution, P = Xᵀ(XXᵀ)⁻¹X the projection onto the row space,
+and the loss is k‖Xw − t‖² with k = 1/n unless `scale` says otherwise.
+
+Each function is pure and can be jitted. Shapes are checked always; values (NaN, rank) only
+where they are concrete, since a traced array has none to look at.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from optjax.errors import UserError
+
+
+def _array(name: str, value: ArrayLike, ndim: int) -> Array:
+    if not isinstance(value, jax.Array):
+        value = np.asarray(value)
+    array = jnp.asarray(value)
+    if array.ndim != ndim:
+        shape = "(n, d)" if ndim == 2 else "one-dimensional"
+        raise UserError(f"{name} has shape {array.shape}; it must be {shape}")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(jnp.result_type(float))
+    if not isinstance(array, Tracer) and not np.isfinite(np.asarray(array)).all():
+        raise UserError(f"{name} holds NaN or infinite values; remove them first")
+    return array
+
+
+def _matrix(X: ArrayLike) -> Array:
+    """X as an array, n ≤ d; a concrete X also of full row rank."""
+    X = _array("X", X, 2)
+    n, d = X.shape
+    if n > d:
+        raise UserError(
+            f"X has shape {X.shape}: {n} equations in {d} unknowns have in general no exact "
+            "solution; give X with no more rows than columns"
+        )
+    if not isinstance(X, Tracer):
+        rank = int(np.linalg.matrix_rank(np.asarray(X)))
+        if rank < n:
+            raise UserError(
+                f"X has rank {rank} but n = {n} rows; remove the rows that others make up"
+            )
+    return X
+
+
+def _targets(X: Array, t: ArrayLike) -> Array:
+    t = _array("t", t, 1)
+    if t.shape[0] != X.shape[0]:
+        raise UserError(f"t has shape {t.shape} but X has shape {X.shape}; give t one entry a row")
+    return t
+
+
+def _weights(X: Array, w: ArrayLike, name: str = "w0") -> Array:
+    w = _array(name, w, 1)
+    if w.shape[0] != X.shape[1]:
+        raise UserError(
+            f"{name} has shape {w.shape} but X has shape {X.shape}; give {name} one entry a column"
+        )
+    return w
+
+
+def minimum_norm_solution(X: Float[Array, "n d"], t: Float[Array, "n"]) -> Float[Array, "d"]:
+    """The solution of Xw = t of least Euclidean norm.
+
+    w* = Xᵀ(XXᵀ)⁻¹t = QR⁻ᵀt, where Xᵀ = QR
+
+    The textbook form squares the condition number of X; the QR form does not, and unlike an SVD
+    its derivative stays finite where two singular values meet.
+
+    Args:
+        X: (n, d), n ≤ d, of full row rank.
+        t: (n,).
+
+    Raises:
+        UserError: shapes do not fit, a value is not finite, or X is rank-deficient.
+
+    >>> import numpy as np
+    >>> w = minimum_norm_solution(np.array([[2.0, 1.0]]), np.array([2.0]))
+    >>> [round(float(x), 4) for x in w]
+    [0.8, 0.4]
+    """
+    X = _matrix(X)
+    t = _targets(X, t)
+    Q, R = jnp.linalg.qr(X.T)
+    return Q @ jax.scipy.linalg.solve_triangular(R, t, trans="T")
+
+
+def row_space_projection(X: Float[Array, "n d"], w: Float[Array, "*p d"]) -> Float[Array, "*p d"]:
+    """The part of w that lies in the row space of X.
+
+    Pw = Xᵀ(XXᵀ)⁻¹Xw = QQᵀw, where Xᵀ = QR
+
+    Args:
+        X: (n, d), n ≤ d, of full row rank.
+        w: (..., d): one vector, or a whole path of them.
+
+    Raises:
+        UserError: shapes do not fit, a value is not finite, or X is rank-deficient.
+
+    >>> import numpy as np
+    >>> P = row_space_projection(np.array([[1.0, 1.0]]), np.array([3.0, 4.0]))
+    >>> np.round(P, 6).tolist()
+    [3.5, 3.5]
+    """
+    X = _matrix(X)
+    w = jnp.asarray(w)
+    if w.ndim == 0 or w.shape[-1] != X.shape[1]:
+        raise UserError(
+            f"w has shape {w.shape} but X has shape {X.shape}; give w one entry a column, last"
+        )
+    Q, _ = jnp.linalg.qr(X.T)
+    return (w @ Q) @ Q.T
+
+
+def off_row_space(X: Float[Array, "n d"], w: Float[Array, "*p d"]) -> Float[Array, "*p d"]:
+    """The part of w that no combination of X's rows can make.
+
+    (I − P)w
+
+    Args:
+        X: (n, d), n ≤ d, of full row rank.
+        w: (..., d).
+
+    Raises:
+        UserError: as `row_space_projection`.
+
+    >>> import numpy as np
+    >>> np.round(off_row_space(np.array([[1.0, 1.0]]), np.array([3.0, 4.0])), 6).tolist()
+    [-0.5, 0.5]
+    """
+    w = jnp.asarray(w)
+    return w - row_space_projection(X, w)
+
+
+def nearest_solution(
+    X: Float[Array, "n d"], t: Float[Array, "n"], w0: Float[Array, "d"]
+) -> Float[Array, "d"]:
+    """The solution of Xw = t that lies nearest to w0: where gradient descent from w0 ends.
+
+    w* + (I − P)w0
+
+    Args:
+        X: (n, d), n ≤ d, of full row rank.
+        t: (n,).
+        w0: (d,).
+
+    Raises:
+        UserError: shapes do not fit, a value is not finite, or X is rank-deficient.
+
+    >>> import numpy as np
+    >>> X, t, w0 = np.array([[1.0, 1.0]]), np.array([2.0]), np.array([3.0, 4.0])
+    >>> np.round(nearest_solution(X, t, w0), 6).tolist()
+    [0.5, 1.5]
+    """
+    X = _matrix(X)
+    w0 = _weights(X, w0)
+    return minimum_norm_solution(X, t) + off_row_space(X, w0)
+
+
+def _start(
+    X: ArrayLike, t: ArrayLike, w0: ArrayLike, scale: float | None
+) -> tuple[Array, Array, Array, float]:
+    """X, w0, the residual a and the loss's factor k: what every trajectory below begins with."""
+    X = _array("X", X, 2)
+    t, w0 = _targets(X, t), _weights(X, w0)
+    return X, w0, X @ w0 - t, 1.0 / X.shape[0] if scale is None else scale
+
+
+def one_step_loss(
+    X: Float[Array, "n d"],
+    t: Float[Array, "n"],
+    w0: Float[Array, "d"],
+    eta: ArrayLike,
+    scale: float | None = None,
+) -> Float[Array, ""]:
+    """The loss after one gradient step on k‖Xw − t‖².
+
+    L1(η) = k‖(I − 2kη XXᵀ)a‖²
+
+    Args:
+        X: (n, d).
+        t: (n,).
+        w0: (d,).
+        eta: (), the learning rate η.
+        scale: the loss's factor k; 1/n if None.
+
+    Raises:
+        UserError: shapes do not fit, or a value is not finite.
+
+    >>> float(one_step_loss([[1.0]], [1.0], [0.0], eta=0.5))
+    0.0
+    """
+    X, _, a, k = _start(X, t, w0, scale)
+    residual = a - 2 * k * eta * (X @ (X.T @ a))
+    return k * (residual @ residual)
+
+
+def one_step_hypergradient(
+    X: Float[Array, "n d"],
+    t: Float[Array, "n"],
+    w0: Float[Array, "d"],
+    eta: ArrayLike,
+    scale: float | None = None,
+) -> Float[Array, ""]:
+    """The derivative of `one_step_loss` by the learning rate.
+
+    dL1/dη = −4k² aᵀXXᵀ(I − 2kη XXᵀ)a
+
+    Args:
+        X, t, w0, eta, scale: as `one_step_loss`.
+
+    Raises:
+        UserError: shapes do not fit, or a value is not finite.
+
+    >>> float(one_step_hypergradient([[1.0]], [1.0], [0.0], eta=0.0))
+    -4.0
+    """
+    X, _, a, k = _start(X, t, w0, scale)
+    XXta = X @ (X.T @ a)
+    return -4 * k * k * (XXta @ (a - 2 * k * eta * XXta))
+
+
+def optimal_learning_rate(
+    X: Float[Array, "n d"],
+    t: Float[Array, "n"],
+    w0: Float[Array, "d"],
+    scale: float | None = None,
+) -> Float[Array, ""]:
+    """The learning rate that minimises `one_step_loss`; the loss is convex in it.
+
+    η* = ‖Xᵀa‖²/(2k‖XXᵀa‖²), with k = 1/n: (n/2)‖Xᵀa‖²/‖XXᵀa‖²
+
+    It is short-sighted: the best rate for one step, not for many.
+
+    Args:
+        X: (n, d).
+        t: (n,).
+        w0: (d,), where the gradient does not vanish.
+        scale: the loss's factor k; 1/n if None.
+
+    Raises:
+        UserError: shapes do not fit, a value is not finite, or the gradient at w0 is zero
+            to the last bit.
+
+    >>> float(optimal_learning_rate([[1.0]], [1.0], [0.0]))
+    0.5
+    """
+    X, _, a, k = _start(X, t, w0, scale)
+    Xta = X.T @ a
+    if not isinstance(Xta, Tracer) and not np.asarray(Xta).any():
+        raise UserError(
+            "the gradient at w0 is zero, so every learning rate leaves the loss as it is; "
+            "give another w0"
+        )
+    XXta = X @ Xta
+    return (Xta @ Xta) / (2 * k * (XXta @ XXta))
+
+
+def _power(r: Array, steps: int | Int[Array, ""]) -> Array:
+    """rᵀ for integer T, traced or not, and r of either sign."""
+    half = jnp.asarray(steps // 2).astype(r.dtype)
+    odd = jnp.asarray(steps % 2).astype(bool)
+    return jnp.power(r * r, half) * jnp.where(odd, r, jnp.ones_like(r))
+
+
+def gradient_descent_loss(
+    X: Float[Array, "n d"],
+    t: Float[Array, "n"],
+    w0: Float[Array, "d"],
+    eta: ArrayLike,
+    steps: int | Int[Array, ""],
+    scale: float | None = None,
+) -> Float[Array, ""]:
+    """The loss after T full-batch gradient steps, in the SVD basis, without taking them.
+
+    L_T = k(Σ (1 − 2kησ²)^{2T} c² + ‖a − Uc‖²), X = UΣVᵀ, c = Uᵀa (the last term 0 if n ≤ d)
+
+    Args:
+        X: (n, d), of any shape and rank.
+        t: (n,).
+        w0: (d,).
+        eta: (), the learning rate η.
+        steps: T ≥ 0.
+        scale: the loss's factor k; 1/n if None.
+
+    Raises:
+        UserError: shapes do not fit, or a value is not finite.
+
+    >>> float(gradient_descent_loss([[1.0]], [1.0], [0.0], eta=0.25, steps=2))
+    0.0625
+    """
+    X, _, a, k = _start(X, t, w0, scale)
+    U, s, _ = jnp.linalg.svd(X, full_matrices=False)
+    c = U.T @ a
+    rest = a - U @ c
+    r = jnp.asarray(1 - 2 * k * eta * s**2)
+    return k * (jnp.sum((_power(r, steps) * c) ** 2) + rest @ rest)
+
+
+def gradient_descent_hypergradient(
+    X: Float[Array, "n d"],
+    t: Float[Array, "n"],
+    w0: Float[Array, "d"],
+    eta: ArrayLike,
+    steps: int | Int[Array, ""],
+    scale: float | None = None,
+) -> Float[Array, ""]:
+    """The derivative of `gradient_descent_loss` by the learning rate.
+
+    dL_T/dη = −4k²T Σ σ²(1 − 2kησ²)^{2T−1} c²
+
+    Args:
+        X, t, w0, eta, steps, scale: as `gradient_descent_loss`; here T ≥ 1.
+
+    Raises:
+        UserError: shapes do not fit, or a value is not finite.
+
+    >>> float(gradient_descent_hypergradient([[1.0]], [1.0], [0.0], eta=0.25, steps=1))
+    -2.0
+    """
+    X, _, a, k = _start(X, t, w0, scale)
+    U, s, _ = jnp.linalg.svd(X, full_matrices=False)
+    c = U.T @ a
+    r = jnp.asarray(1 - 2 * k * eta * s**2)
+    total = jnp.sum(s**2 * _power(r, 2 * steps - 1) * c**2)
+    return -4 * k * k * jnp.asarray(steps).astype(total.dtype) * total
+
+
+def gradient_descent_iterate(
+    X: Float[Array, "n d"],
+    t: Float[Array, "n"],
+    w0: Float[Array, "d"],
+    eta: ArrayLike,
+    steps: int | Int[Array, ""],
+    scale: float | None = None,
+) -> Float[Array, "d"]:
+    """The parameters after T full-batch gradient steps, in the SVD basis.
+
+    w_T = w0 + V (((1 − 2kησ²)^T − 1)/σ) c, X = UΣVᵀ, c = Uᵀa; a direction of σ = 0 stays put
+
+    Args:
+        X, t, w0, eta, steps, scale: as `gradient_descent_loss`.
+
+    Raises:
+        UserError: shapes do not fit, or a value is not finite.
+
+    >>> float(gradient_descent_iterate([[1.0]], [1.0], [0.0], eta=0.25, steps=2)[0])
+    0.75
+    """
+    X, w0, a, k = _start(X, t, w0, scale)
+    U, s, Vt = jnp.linalg.svd(X, full_matrices=False)
+    r = jnp.asarray(1 - 2 * k * eta * s**2)
+    moves = s > 0
+    gain = jnp.where(moves, (_power(r, steps) - 1) / jnp.where(moves, s, 1.0), 0.0)
+    return w0 + Vt.T @ (gain * (U.T @ a))
