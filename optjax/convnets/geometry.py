@@ -1,0 +1,202 @@
+"""Padding arithmetic: the sizes that convolutions give, and the paddings that give a size.
+
+One axis at a time, in Python integers: a size is static, so nothing here needs an array.
+The conventions are PyTorch's, whose transposed convolution takes padding *off* its output.
+"""
+
+from typing import NamedTuple
+
+from optjax.errors import UserError
+
+
+class Padding(NamedTuple):
+    """The padding of one axis, and the output padding of a transposed convolution (else 0)."""
+
+    padding: int
+    output_padding: int = 0
+
+
+def _check(least: int, **values: int) -> None:
+    for name, value in values.items():
+        # bool is an int; a padding of True is a slip.
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise UserError(
+                f"{name.replace('_', ' ')} is {value!r}; give a whole number of at least {least}"
+            )
+
+
+def conv_output_size(
+    size: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1
+) -> int:
+    """The output size of a convolution along one axis.
+
+    out = ⌊(in + 2p − d(k − 1) − 1)/s⌋ + 1
+
+    Args:
+        size: pixels in.
+        kernel: taps k.
+        stride: pixels s from one output to the next.
+        padding: zeros p added at *each* end.
+        dilation: pixels d from one tap to the next.
+
+    Raises:
+        UserError: an argument is no whole number in its range, or the kernel does not fit.
+
+    >>> conv_output_size(32, kernel=4, stride=2, padding=1)
+    16
+    """
+    _check(1, size=size, kernel=kernel, stride=stride, dilation=dilation)
+    _check(0, padding=padding)
+    extent = dilation * (kernel - 1) + 1
+    if size + 2 * padding < extent:
+        raise UserError(
+            f"a kernel that spans {extent} pixels does not fit in {size} + 2 · {padding}; "
+            f"pad by at least {-(-(extent - size) // 2)}"
+        )
+    return (size + 2 * padding - extent) // stride + 1
+
+
+def transposed_output_size(
+    size: int,
+    kernel: int,
+    stride: int = 1,
+    padding: int = 0,
+    output_padding: int = 0,
+    dilation: int = 1,
+) -> int:
+    """The output size of a transposed convolution along one axis.
+
+    out = (in − 1)s − 2p + d(k − 1) + 1 + output padding
+
+    Args:
+        size: pixels in.
+        kernel: taps k.
+        stride: pixels s between the places where two neighbouring inputs land.
+        padding: pixels p taken off *each* end of the output.
+        output_padding: pixels added at the far end; less than the larger of s and d.
+        dilation: pixels d from one tap to the next.
+
+    Raises:
+        UserError: an argument is out of its range, or no pixel would be left.
+
+    >>> transposed_output_size(16, kernel=5, stride=2, padding=2, output_padding=1)
+    32
+    """
+    _check(1, size=size, kernel=kernel, stride=stride, dilation=dilation)
+    _check(0, padding=padding, output_padding=output_padding)
+    if output_padding >= max(stride, dilation):
+        raise UserError(
+            f"output padding is {output_padding}; it must be less than {max(stride, dilation)}, "
+            f"the larger of stride {stride} and dilation {dilation}"
+        )
+    out = (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + 1 + output_padding
+    if out < 1:
+        raise UserError(
+            f"padding {padding} leaves {out} pixels of a transposed convolution of {size}; "
+            f"take at least {-(-(1 - out) // 2)} less"
+        )
+    return out
+
+
+def _conv_paddings(kernel: int, stride: int, size_in: int, size_out: int) -> list[Padding]:
+    # ⌊(in + 2p − k)/s⌋ + 1 = out  ⇔  s(out − 1) ≤ in + 2p − k < s·out
+    twice_least = stride * (size_out - 1) - size_in + kernel
+    twice_most = stride * size_out - 1 - size_in + kernel
+    return [Padding(p) for p in range(max(0, -(-twice_least // 2)), twice_most // 2 + 1)]
+
+
+def _transposed_paddings(kernel: int, stride: int, size_in: int, size_out: int) -> list[Padding]:
+    # (in − 1)s − 2p + k + o = out  ⇔  2p = (in − 1)s + k − out + o, with 0 ≤ o < s
+    spare = (size_in - 1) * stride + kernel - size_out
+    return [
+        Padding((spare + o) // 2, o)
+        for o in range(stride)
+        if spare + o >= 0 and (spare + o) % 2 == 0
+    ]
+
+
+def solve_padding(
+    kernel: int, stride: int, size_in: int, size_out: int, transposed: bool = False
+) -> list[Padding]:
+    """Every padding that takes `size_in` to `size_out`, the smallest first.
+
+    convolution: s(out − 1) ≤ in + 2p − k < s·out
+    transposed:  2p = (in − 1)s + k − out + o, 0 ≤ o < s (no dilation)
+
+    Args:
+        kernel: taps k.
+        stride: pixels s.
+        size_in: pixels in.
+        size_out: pixels wanted.
+        transposed: whether the convolution is a transposed one.
+
+    Raises:
+        UserError: none does; the message says why.
+
+    >>> solve_padding(4, 2, 32, 16)
+    [Padding(padding=1, output_padding=0)]
+    >>> solve_padding(5, 2, 16, 32, transposed=True)
+    [Padding(padding=2, output_padding=1)]
+    """
+    _check(1, kernel=kernel, stride=stride, size_in=size_in, size_out=size_out)
+    solve = _transposed_paddings if transposed else _conv_paddings
+    solutions = solve(kernel, stride, size_in, size_out)
+    if solutions:
+        return sorted(solutions)
+    name = "transposed convolution" if transposed else "convolution"
+    if transposed:
+        largest = (size_in - 1) * stride + kernel + stride - 1
+        why = (
+            f"without padding and with the largest output padding it gives {largest}"
+            if largest < size_out
+            else f"output sizes go in twos from {largest - stride + 1}, "
+            "and stride 1 has no output padding to make up the odd pixel"
+        )
+    else:
+        # With p = 0 too many outputs already, or two neighbouring p that step over the target.
+        unpadded = (size_in - kernel) // stride + 1
+        why = (
+            f"without padding it gives {unpadded} already"
+            if size_in >= kernel and unpadded > size_out
+            else "each step of padding adds two pixels, which steps over that size"
+        )
+    raise UserError(
+        f"no padding takes {size_in} to {size_out} with a {name} of kernel {kernel}, "
+        f"stride {stride}: {why}; change the kernel or the stride"
+    )
+
+
+def same_padding(kernel: int, stride: int, size: int) -> Padding:
+    """The smallest padding that takes `size` to `size`/`stride` by convolution, and back.
+
+    The convolution and the transposed convolution that undoes it share `padding`; the second
+    alone uses `output_padding`. Smallest padding first, then smallest output padding.
+
+    Args:
+        kernel: taps k.
+        stride: pixels s, a divisor of `size`.
+        size: pixels in, and pixels back out.
+
+    Raises:
+        UserError: `stride` does not divide `size`, or no padding serves both ways.
+
+    >>> [same_padding(k, stride=2, size=32) for k in (3, 4)]
+    [Padding(padding=1, output_padding=1), Padding(padding=1, output_padding=0)]
+    """
+    _check(1, kernel=kernel, stride=stride, size=size)
+    if size % stride:
+        raise UserError(
+            f"stride {stride} does not divide size {size}; take a size of {size - size % stride} "
+            f"or {size - size % stride + stride}"
+        )
+    small = size // stride
+    down = {p.padding for p in solve_padding(kernel, stride, size, small)}
+    up = solve_padding(kernel, stride, small, size, transposed=True)
+    both = [p for p in up if p.padding in down]
+    if not both:
+        raise UserError(
+            f"no one padding takes {size} to {small} and back with kernel {kernel}, "
+            f"stride {stride}: the convolution wants {sorted(down)}, the transposed one "
+            f"{sorted({p.padding for p in up})}; change the kernel or the stride"
+        )
+    return both[0]
