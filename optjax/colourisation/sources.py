@@ -1,0 +1,425 @@
+"""Reads pictures from where a user keeps them: an .npz file, a folder, CIFAR-10's archive.
+
+Every byte read here may be hostile: shapes and sizes are checked before anything is allocated,
+nothing is unpickled and nothing is extracted to disk.
+"""
+
+import math
+import tarfile
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from optjax.errors import UserError, nearest
+
+ARRAY_LIMIT_BYTES = 4 * 2**30
+"""The most that the arrays of one .npz file may declare, together."""
+BOMB_RATIO = 200
+BOMB_FLOOR_BYTES = 64 * 2**20
+"""A member larger than the floor that packs better than the ratio is refused as a zip bomb."""
+PICTURE_LIMIT_PIXELS = 64_000_000
+FOLDER_LIMIT_BYTES = 4 * 2**30
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+
+CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
+CIFAR10_HASH = "md5:c32a1d4ab5d03f1284b67883e8d87530"
+CIFAR10_FOLDER = "cifar-10-batches-bin"
+CIFAR10_CLASSES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+CIFAR10_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
+CIFAR10_TEST = ("test_batch.bin",)
+CIFAR10_RECORD_BYTES = 1 + 3 * 32 * 32
+ARCHIVE_MEMBER_LIMIT = 100
+
+Split = tuple[NDArray[np.uint8], NDArray[np.uint8]]
+
+
+def check_pictures(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    """Refuse what is not uint8 (n, H, W, 3) with H and W multiples of 4.
+
+    >>> check_pictures("train", (10, 32, 32, 3), np.dtype("uint8"))
+
+    Args:
+        where: names the array in the message.
+        shape: (n, H, W, 3) expected; the networks halve H and W twice.
+        dtype: uint8 expected.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if dtype.hasobject:
+        raise UserError(
+            f"{where}: an object array (a pickle) is never read; save it as uint8 (n, H, W, 3)"
+        )
+    if dtype != np.uint8:
+        raise UserError(
+            f"{where}: dtype {dtype}, expected uint8 (0 to 255); convert it before saving"
+        )
+    if len(shape) != 4 or shape[3] != 3:
+        raise UserError(f"{where}: shape {shape}, expected (n, H, W, 3)")
+    if shape[0] < 1:
+        raise UserError(f"{where}: shape {shape} holds no picture; expected n of 1 or more")
+    if min(shape[1:3]) < 4 or shape[1] % 4 or shape[2] % 4:
+        raise UserError(
+            f"{where}: shape {shape}, expected H and W to be multiples of 4; crop or resize"
+        )
+
+
+def split_sixth(pictures: NDArray[np.uint8], seed: int, where: str = "pictures") -> Split:
+    """A sixth of the pictures, drawn by the seed, for validation; the rest for training.
+
+    m = max(1, round(n / 6)); the last m of a permutation of n.
+
+    >>> train, validation = split_sixth(np.zeros((12, 4, 4, 3), np.uint8), seed=0)
+    >>> train.shape[0], validation.shape[0]
+    (10, 2)
+
+    Raises:
+        UserError: fewer than two pictures.
+    """
+    n = len(pictures)
+    if n < 2:
+        raise UserError(f"{where}: {n} picture(s), expected 2 or more to split off a validation")
+    order = np.random.default_rng(seed).permutation(n)
+    cut = n - max(1, round(n / 6))
+    # Sorted, so that a picture's neighbours in the file stay its neighbours.
+    return pictures[np.sort(order[:cut])], pictures[np.sort(order[cut:])]
+
+
+def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    version = np.lib.format.read_magic(stream)
+    if version == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+    elif version == (2, 0):
+        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
+    else:
+        raise ValueError(f"npy version {version}")
+    return shape, dtype
+
+
+def read_npy_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and dtype that an .npy stream declares, read before any array is allocated.
+
+    >>> import io
+    >>> stream = io.BytesIO()
+    >>> np.save(stream, np.zeros((2, 3)))
+    >>> _ = stream.seek(0)
+    >>> read_npy_header(stream, "x")
+    ((2, 3), dtype('float64'))
+
+    Raises:
+        UserError: not an .npy header of version 1 or 2, or a negative dimension.
+    """
+    try:
+        shape, dtype = _header(stream)
+    except UserError:
+        raise
+    except Exception as error:  # a header is a Python literal: nearly anything may come back
+        raise UserError(f"{where}: not a readable .npy array; save it with numpy.save") from error
+    if any(not isinstance(size, int) or size < 0 for size in shape):
+        raise UserError(f"{where}: the header declares the impossible shape {shape}")
+    return shape, dtype
+
+
+def _npz_member(archive: zipfile.ZipFile, name: str, where: str) -> NDArray[np.uint8]:
+    info = archive.getinfo(name)
+    if info.file_size > BOMB_FLOOR_BYTES and info.file_size > BOMB_RATIO * info.compress_size:
+        raise UserError(
+            f"{where}: {info.compress_size} bytes unpack to {info.file_size}; "
+            "refused as a zip bomb, save it with numpy.savez"
+        )
+    with archive.open(info) as stream:
+        shape, dtype = read_npy_header(stream, where)
+        check_pictures(where, shape, dtype)
+        header_bytes = stream.tell()
+    size = math.prod(shape)
+    if size > ARRAY_LIMIT_BYTES:
+        raise UserError(f"{where}: {size} bytes, the limit is {ARRAY_LIMIT_BYTES}; save fewer")
+    if header_bytes + size != info.file_size:
+        raise UserError(
+            f"{where}: shape {shape} needs {size} bytes, the file holds "
+            f"{info.file_size - header_bytes}; save it again"
+        )
+    with archive.open(info) as stream:
+        return np.ascontiguousarray(np.lib.format.read_array(stream, allow_pickle=False))
+
+
+def read_npz(path: Path, seed: int = 0) -> tuple[Split, str]:
+    """Training and validation pictures of an .npz file, and how they were split.
+
+    Takes `train` and `test` (or `validation`); with only `train` or `images`, a sixth is split off.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder) / "pictures.npz"
+    ...     np.savez(path, images=np.zeros((6, 8, 8, 3), np.uint8))
+    ...     (train, validation), note = read_npz(path)
+    >>> train.shape, validation.shape
+    ((5, 8, 8, 3), (1, 8, 8, 3))
+
+    Args:
+        path: the file; each array uint8 (n, H, W, 3).
+        seed: draws the split where the file gives none.
+
+    Raises:
+        UserError: unreadable, truncated, oversized, a zip bomb, a pickle, a wrong dtype or shape.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            if len(set(names)) != len(names):
+                raise UserError(f"{str(path)!r}: two members share a name; save it again")
+            if sum(info.file_size for info in archive.infolist()) > ARRAY_LIMIT_BYTES:
+                raise UserError(
+                    f"{str(path)!r}: its members declare more than {ARRAY_LIMIT_BYTES} bytes; "
+                    "save fewer pictures"
+                )
+            first = next((key for key in ("train", "images") if f"{key}.npy" in names), None)
+            second = next((key for key in ("test", "validation") if f"{key}.npy" in names), None)
+            if first is None:
+                found = ", ".join(repr(name) for name in sorted(names)[:8]) or "nothing"
+                raise UserError(
+                    f"{str(path)!r}: expected an array 'train' or 'images', found {found}"
+                )
+            train = _npz_member(archive, f"{first}.npy", f"{str(path)!r} array {first!r}")
+            if second is None:
+                return split_sixth(train, seed, repr(str(path))), (
+                    f"array {first!r}; a sixth split off for validation by seed {seed}"
+                )
+            held_out = _npz_member(archive, f"{second}.npy", f"{str(path)!r} array {second!r}")
+    except (
+        OSError,
+        EOFError,
+        zipfile.BadZipFile,
+        zlib.error,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+    ) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"{str(path)!r}: not a readable .npz file ({_one_line(error)})") from error
+    if train.shape[1:] != held_out.shape[1:]:
+        raise UserError(
+            f"{str(path)!r}: {first!r} has shape {train.shape} and {second!r} {held_out.shape}; "
+            "expected the same H and W"
+        )
+    return (train, held_out), f"arrays {first!r} and {second!r} as the file splits them"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _read_picture(path: Path, size: int) -> NDArray[np.uint8]:
+    from PIL import Image, ImageOps
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP")) as picture:
+                width, height = picture.size
+                if width * height > PICTURE_LIMIT_PIXELS:
+                    raise UserError(
+                        f"{str(path)!r}: {width} × {height} pixels, the limit is "
+                        f"{PICTURE_LIMIT_PIXELS}; shrink the picture"
+                    )
+                if picture.mode[0] in "IF":
+                    raise UserError(
+                        f"{str(path)!r}: mode {picture.mode!r} has more than 8 bits a channel; "
+                        "save it as 8-bit RGB"
+                    )
+                upright = ImageOps.exif_transpose(picture).convert("RGB")
+                square = ImageOps.fit(upright, (size, size), method=Image.Resampling.BOX)
+                return np.asarray(square, dtype=np.uint8)
+    except UserError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise UserError(
+            f"{str(path)!r}: more than the limit of {PICTURE_LIMIT_PIXELS} pixels; "
+            "shrink the picture"
+        ) from error
+    except Exception as error:  # a decoder fed with hostile bytes raises nearly anything
+        raise UserError(
+            f"{str(path)!r}: not a readable picture ({_one_line(error)}); repair or remove it"
+        ) from error
+
+
+def read_folder(folder: Path, size: int = 32, seed: int = 0) -> tuple[Split, str]:
+    """A folder's pictures, cropped to their central square, resized, split by file.
+
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for i in range(6):
+    ...         Image.new("RGB", (20, 10), (40 * i, 0, 0)).save(Path(folder) / f"{i}.png")
+    ...     (train, validation), note = read_folder(Path(folder), size=8)
+    >>> train.shape, validation.shape
+    ((5, 8, 8, 3), (1, 8, 8, 3))
+
+    Args:
+        folder: its png, jpg, jpeg, webp and bmp files are read in the order of their names;
+            hidden files and links that lead outside the folder are left out.
+        size: side of the square in pixels, a multiple of 4.
+        seed: draws the sixth of the files held out for validation.
+
+    Raises:
+        UserError: no pictures, an undecodable or oversized one, an unreadable folder.
+    """
+    try:
+        root = folder.resolve(strict=True)
+        paths = sorted(
+            path
+            for path in folder.iterdir()
+            if path.suffix.lower() in SUFFIXES
+            and not path.name.startswith(".")
+            and path.is_file()
+            and path.resolve().is_relative_to(root)
+        )
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{str(folder)!r}: cannot be read ({_one_line(error)})") from error
+    if not paths:
+        raise UserError(
+            f"{str(folder)!r}: no pictures in this folder; expected files ending in "
+            + ", ".join(SUFFIXES)
+        )
+    if len(paths) * size * size * 3 > FOLDER_LIMIT_BYTES:
+        raise UserError(
+            f"{str(folder)!r}: {len(paths)} pictures of {size} × {size} exceed "
+            f"{FOLDER_LIMIT_BYTES} bytes; take fewer or a smaller size"
+        )
+    pictures = np.stack([_read_picture(path, size) for path in paths])
+    return split_sixth(pictures, seed, repr(str(folder))), (
+        f"{len(paths)} files cropped to a square of {size}; a sixth of the files split off for "
+        f"validation by seed {seed}"
+    )
+
+
+def class_index(class_name: str) -> int:
+    """CIFAR-10's label of a class name.
+
+    >>> class_index("horse")
+    7
+
+    Raises:
+        UserError: not one of the ten names; says which are near.
+    """
+    if class_name not in CIFAR10_CLASSES:
+        raise UserError(
+            f"class_name {class_name!r} is no CIFAR-10 class; "
+            + nearest(class_name, CIFAR10_CLASSES)
+        )
+    return CIFAR10_CLASSES.index(class_name)
+
+
+def read_cifar10(
+    archive: Path, class_name: str = "horse", records_per_file: int = 10_000
+) -> tuple[Split, str]:
+    """One class of CIFAR-10's binary archive, read from the tar without extracting it.
+
+    A record is 1 label byte and 3072 bytes: 1024 red, 1024 green, 1024 blue, row-major.
+
+    Args:
+        archive: cifar-10-binary.tar.gz.
+        class_name: one of the ten class names.
+        records_per_file: 10,000 in the published archive.
+
+    Returns:
+        (train, validation) uint8 (5000, 32, 32, 3) and (1000, 32, 32, 3), and a note.
+
+    Raises:
+        UserError: unknown class, unreadable archive, a missing file or one of the wrong size.
+
+    The archive is described at https://www.cs.toronto.edu/~kriz/cifar.html.
+    """
+    label = class_index(class_name)
+    wanted = {f"{CIFAR10_FOLDER}/{name}": name for name in CIFAR10_TRAIN + CIFAR10_TEST}
+    size = records_per_file * CIFAR10_RECORD_BYTES
+    found: dict[str, NDArray[np.uint8]] = {}
+    try:
+        with tarfile.open(archive, mode="r:gz") as tar:
+            for count, member in enumerate(tar):
+                # Skipping a member inflates it, so an archive of endless or huge ones is refused.
+                if count >= ARCHIVE_MEMBER_LIMIT or member.size > max(size, 2**20):
+                    raise UserError(
+                        f"{str(archive)!r}: not CIFAR-10's binary archive (member "
+                        f"{member.name[:80]!r} of {member.size} bytes); download it again"
+                    )
+                name = wanted.get(member.name)
+                if name is None or name in found:
+                    continue
+                if not member.isreg() or member.size != size:
+                    raise UserError(
+                        f"{str(archive)!r}: {name!r} holds {member.size} bytes, expected {size} "
+                        f"({records_per_file} records of {CIFAR10_RECORD_BYTES})"
+                    )
+                stream = tar.extractfile(member)
+                assert stream is not None
+                records = np.frombuffer(stream.read(size), np.uint8)
+                records = records.reshape(records_per_file, CIFAR10_RECORD_BYTES)
+                if records[:, 0].max() >= len(CIFAR10_CLASSES):
+                    raise UserError(
+                        f"{str(archive)!r}: {name!r} has label {records[:, 0].max()}, expected "
+                        "0 to 9; download it again"
+                    )
+                of_class = records[records[:, 0] == label, 1:]
+                found[name] = of_class.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+                if len(found) == len(wanted):
+                    break
+    except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"{str(archive)!r}: not a readable .tar.gz archive ({_one_line(error)})"
+        ) from error
+    missing = sorted(set(wanted.values()) - set(found))
+    if missing:
+        raise UserError(
+            f"{str(archive)!r}: {missing[0]!r} is missing; expected CIFAR-10's binary version"
+        )
+    train = np.concatenate([found[name] for name in CIFAR10_TRAIN])
+    validation = np.concatenate([found[name] for name in CIFAR10_TEST])
+    for split, pictures in (("training", train), ("test", validation)):
+        if not len(pictures):
+            raise UserError(f"{str(archive)!r}: no {class_name!r} among the {split} pictures")
+    return (train, validation), f"CIFAR-10, class {class_name!r}, its own training and test split"
+
+
+def fetch_cifar10() -> Path:
+    """CIFAR-10's binary archive in the user's cache, downloaded once and checked by its hash.
+
+    Raises:
+        UserError: no network, an unwritable cache, or a hash that does not match.
+    """
+    import pooch
+
+    pooch.get_logger().setLevel("WARNING")
+    try:
+        return Path(
+            pooch.retrieve(
+                CIFAR10_URL,
+                known_hash=CIFAR10_HASH,
+                fname="cifar-10-binary.tar.gz",
+                path=pooch.os_cache("optjax"),
+            )
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cifar10: the download failed ({_one_line(error)}); connect, or pass a local "
+            "cifar-10-binary.tar.gz, FILE.npz or FOLDER/"
+        ) from error
