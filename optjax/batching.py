@@ -1,0 +1,99 @@
+"""How a batch is drawn, and how a mean is taken over the part of it that counts.
+
+A batch has B slots (static) of which the first b count; b may be traced, so one program serves
+every batch size up to B and a sweep can be vmapped over it. The draws of a step depend on the
+run's key and the step alone, and a draw of b is the prefix of a draw of B: masked and separately
+compiled runs see the same examples.
+"""
+
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from optjax.types import Array, Key, PyTree
+
+Sampler = Literal["replacement", "epochs", "full"]
+
+
+class Batch(NamedTuple):
+    """What a loss sees of the data at one step."""
+
+    examples: PyTree  # every leaf (B, ...)
+    mask: Array | None  # (B,) bool, True where the slot counts; None when every slot does
+    key: Key  # () for dropout and other noise of this step
+    shared: PyTree  # what every batch sees: held-out data, constants of the loss
+
+
+def masked_mean(values: Array, mask: Array | None) -> Array:
+    """The mean over the examples that count, Σ mᵢ vᵢ / Σ mᵢ, as a sum over a count.
+
+    Args:
+      values: one value an example, (B,); or any (B, ...), whose trailing axes are averaged too.
+      mask: (B,) bool, or None when every slot counts.
+
+    >>> import jax.numpy as jnp
+    >>> float(masked_mean(jnp.array([1.0, 2.0, 9.0]), jnp.array([True, True, False])))
+    1.5
+    """
+    if mask is None:
+        return jnp.mean(values)
+    mask = mask.reshape(mask.shape + (1,) * (values.ndim - 1))
+    total = jnp.sum(jnp.where(mask, values, jnp.zeros_like(values)))
+    slots_per_example = values.size // values.shape[0]
+    count = jnp.maximum(jnp.sum(mask), 1) * slots_per_example
+    return total / count.astype(values.dtype)
+
+
+def no_order() -> Array:
+    """The sampler state of a sampler that has none: (0,) int32."""
+    return jnp.zeros((0,), jnp.int32)
+
+
+def initial_order(sampler: Sampler, key: Key, n: int) -> Array:
+    """The first epoch's order of the examples, (n,) int32; empty for the other samplers."""
+    return _permutation(key, jnp.zeros((), jnp.int32), n) if sampler == "epochs" else no_order()
+
+
+def draw(
+    sampler: Sampler, key: Key, step: Array, order: Array, n: int, slots: int, size: Any
+) -> tuple[Array | None, Array | None, Array]:
+    """The examples of step `step`, the mask of those that count, and the order that goes on.
+
+    * ``"replacement"``: b examples drawn independently and uniformly.
+    * ``"epochs"``: a fresh permutation an epoch, cut into ⌈n / b⌉ batches; each example is seen
+      once an epoch, and the last batch of an epoch may be smaller.
+    * ``"full"``: every example at every step (indices None: no gather).
+
+    Args:
+      key: the run's key for draws.
+      step: () int32, from 0.
+      order: (n,) int32, the current epoch's order, for ``"epochs"``.
+      slots: B, static.
+      size: b, an int, a traced () integer, or None for b = B.
+
+    Returns:
+      indices (B,) int32, mask (B,) bool (None when every slot counts), the next order.
+    """
+    slot = jnp.arange(slots, dtype=jnp.int32)
+    if sampler == "full":
+        return None, None, order
+    if sampler == "replacement":
+        indices = jax.random.randint(jax.random.fold_in(key, step), (slots,), 0, n, jnp.int32)
+        return indices, (None if size is None else slot < size), order
+
+    b = jnp.asarray(slots if size is None else size, jnp.int32)
+    batches = (n + b - 1) // b
+    epoch, batch = step // batches, step % batches
+    order = jax.lax.cond(
+        (batch == 0) & (step > 0), lambda: _permutation(key, epoch, n), lambda: order
+    )
+    position = batch * b + slot
+    indices = order[jnp.minimum(position, n - 1)]
+    if size is None and n % slots == 0:
+        return indices, None, order
+    return indices, (slot < b) & (position < n), order
+
+
+def _permutation(key: Key, epoch: Array, n: int) -> Array:
+    return jax.random.permutation(jax.random.fold_in(key, epoch), n).astype(jnp.int32)

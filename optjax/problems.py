@@ -1,0 +1,386 @@
+"""Problems: an initial point, a loss of a batch, and the data that both read.
+
+A problem's functions take the data as an argument, so that one compiled program serves every data
+set of the same shape, and no data are folded into it as constants.
+"""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from optjax.batching import Batch, masked_mean
+from optjax.errors import UserError
+from optjax.types import Array, HParams, Key, PyTree
+
+Metrics = dict[str, Array]
+
+
+class Data(NamedTuple):
+    """What a problem's functions read."""
+
+    examples: PyTree  # every leaf (n, ...): batches are drawn from these
+    shared: PyTree  # seen whole by every batch: held-out examples, constants
+
+
+class LossFn(Protocol):
+    """(params, model_state, batch, hparams) → (mean loss of the batch, new model_state)."""
+
+    def __call__(
+        self, params: PyTree, model_state: PyTree, batch: Batch, hparams: HParams, /
+    ) -> tuple[Array, PyTree]: ...
+
+
+def _no_metrics(params: PyTree, model_state: PyTree, data: Data, hparams: HParams) -> Metrics:
+    return {}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Problem:
+    """An optimisation problem as `make_run` takes it.
+
+    Attributes:
+      init: (key, data) → (params, model_state).
+      loss: the training loss of a batch, a sum over a count of the slots that the mask leaves.
+      objective: (params, model_state, data, hparams) → the loss over all training data, (); what
+        `Trajectory.final_loss` reports.
+      metrics: the same arguments → named scalars, taken at every record.
+      data: the examples and what is shared; arguments of the compiled program.
+      hparams: names of the hyperparameters that the problem itself reads.
+      name: for messages.
+
+    Two problems with equal functions and data of equal shapes share one compiled program.
+    """
+
+    init: Callable[[Key, Data], tuple[PyTree, PyTree]]
+    loss: LossFn
+    objective: Callable[[PyTree, PyTree, Data, HParams], Array]
+    data: Data
+    metrics: Callable[[PyTree, PyTree, Data, HParams], Metrics] = _no_metrics
+    hparams: frozenset[str] = frozenset()
+    name: str = "problem"
+
+    @property
+    def n(self) -> int:
+        """Number of training examples (0 for a problem without any)."""
+        leaves = jax.tree.leaves(self.data.examples)
+        return leaves[0].shape[0] if leaves else 0
+
+
+def _checked(name: str, value: ArrayLike, ndim: int) -> Array:
+    array = np.asarray(value)
+    if array.ndim != ndim:
+        raise UserError(f"{name} has shape {array.shape}: expected {ndim} axes; reshape it")
+    if not np.issubdtype(array.dtype, np.floating):
+        array = array.astype(float)
+    if not np.all(np.isfinite(array)):
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise UserError(
+            f"{name} holds {array[where]} at {where}: expected finite numbers; remove or mend it"
+        )
+    return jnp.asarray(array)
+
+
+# ---------------------------------------------------------------------------- least squares
+
+
+def least_squares(
+    X: ArrayLike, t: ArrayLike, w0: ArrayLike | None = None, scale: float = 1.0
+) -> Problem:
+    """Linear least squares, loss(w) = scale · ‖Xw − t‖² / n; on a batch, over its b examples.
+
+    Args:
+      X: (n, d) examples.
+      t: (n,) targets.
+      w0: (d,) start; zeros by default.
+      scale: factor of the loss; ½ for the source's ½(xᵀw − t)².
+
+    Raises:
+      UserError: shapes that do not fit (both named), NaN or infinity.
+
+    >>> import jax, optax, optjax as oj
+    >>> problem = oj.least_squares([[2.0, 1.0]], [2.0])
+    >>> run = oj.make_run(problem, optax.sgd, steps=50)
+    >>> [round(float(w), 3) for w in run({"learning_rate": 0.05}, jax.random.key(0)).params]
+    [0.8, 0.4]
+
+    The gradient is that of the **mean square**: (2/n)Xᵀ(Xw − t). A text that steps along
+    (1/b)Σ(wᵀx − t)x uses half of it: give scale=0.5 to use its rates as they stand.
+    """
+    x, y = _checked("X", X, 2), _checked("t", t, 1)
+    if x.shape[0] != y.shape[0]:
+        raise UserError(f"X has shape {x.shape} and t {y.shape}: expected one t for each row of X")
+    dtype = np.promote_types(x.dtype, y.dtype)
+    start = jnp.zeros(x.shape[1], dtype) if w0 is None else _checked("w0", w0, 1).astype(dtype)
+    if start.shape[0] != x.shape[1]:
+        raise UserError(f"X has shape {x.shape} and w0 {start.shape}: expected ({x.shape[1]},)")
+    return Problem(
+        init=_start_of_shared,
+        loss=_squares_loss,
+        objective=_squares_objective,
+        data=Data(
+            {"x": x.astype(dtype), "t": y.astype(dtype)},
+            {"w0": start, "scale": jnp.asarray(scale, dtype)},
+        ),
+        name="least squares",
+    )
+
+
+def _start_of_shared(key: Key, data: Data) -> tuple[PyTree, PyTree]:
+    return data.shared["w0"], ()
+
+
+def _squares_loss(w: Array, state: PyTree, batch: Batch, hparams: HParams) -> tuple[Array, PyTree]:
+    residual_B = batch.examples["x"] @ w - batch.examples["t"]
+    return batch.shared["scale"] * masked_mean(residual_B**2, batch.mask), state
+
+
+def _squares_objective(w: Array, state: PyTree, data: Data, hparams: HParams) -> Array:
+    return data.shared["scale"] * jnp.mean((data.examples["x"] @ w - data.examples["t"]) ** 2)
+
+
+# -------------------------------------------------------------------------------- quadratics
+
+
+def quadratic(
+    H: ArrayLike, w0: ArrayLike, w_star: ArrayLike | None = None, noise: ArrayLike | None = None
+) -> Problem:
+    """A quadratic bowl, loss(w) = ½ (w − w*)ᵀH(w − w*), with optional gradient noise.
+
+    Args:
+      H: (d, d) symmetric curvature, or (d,) its diagonal.
+      w0: (d,) start.
+      w_star: (d,) minimiser; zeros by default.
+      noise: (d,) standard deviation of the gradient's noise for one example; a batch of b
+        has it divided by √b (`batch_size` in the hyperparameters; 1 without). Zero by default.
+
+    Raises:
+      UserError: shapes that do not fit (both named), NaN or infinity.
+
+    >>> import jax, optax, optjax as oj
+    >>> run = oj.make_run(oj.quadratic([4.0, 1.0], w0=[1.0, 1.0]), optax.sgd, steps=1)
+    >>> [float(w) for w in run({"learning_rate": 0.25}, jax.random.key(0)).params]
+    [0.0, 0.75]
+    """
+    start = _checked("w0", w0, 1)
+    curvature = _checked("H", H, 2 if np.ndim(H) == 2 else 1)
+    d = start.shape[0]
+    if curvature.shape not in {(d,), (d, d)}:
+        raise UserError(
+            f"H has shape {curvature.shape} and w0 {start.shape}: expected H {(d,)} or {(d, d)}"
+        )
+    centre = jnp.zeros_like(start) if w_star is None else _checked("w_star", w_star, 1)
+    deviation = jnp.zeros_like(start) if noise is None else _checked("noise", noise, 1)
+    for name, value in (("w_star", centre), ("noise", deviation)):
+        if value.shape != start.shape:
+            raise UserError(f"{name} has shape {value.shape} and w0 {start.shape}: expected equal")
+    shared = {"H": curvature, "w0": start, "w_star": centre, "noise": deviation}
+    shared = jax.tree.map(lambda a: a.astype(start.dtype), shared)
+    return Problem(
+        init=_start_of_shared,
+        loss=_quadratic_loss,
+        objective=_quadratic_objective,
+        data=Data((), shared),
+        hparams=frozenset({"batch_size"}),
+        name="quadratic",
+    )
+
+
+def _bowl(w: Array, shared: Mapping[str, Array]) -> Array:
+    offset, H = w - shared["w_star"], shared["H"]
+    return 0.5 * offset @ (H * offset if H.ndim == 1 else H @ offset)
+
+
+def _quadratic_loss(w: Array, state: PyTree, batch: Batch, hparams: HParams):
+    shared = batch.shared
+    size = jnp.asarray(hparams.get("batch_size", 1)).astype(w.dtype)
+    xi = shared["noise"] * jax.random.normal(batch.key, w.shape, w.dtype) / jnp.sqrt(size)
+    # The noise is in the gradient only: the value subtracted is the term's own.
+    term = xi @ (w - jax.lax.stop_gradient(w))
+    return _bowl(w, shared) + term, state
+
+
+def _quadratic_objective(w: Array, state: PyTree, data: Data, hparams: HParams) -> Array:
+    return _bowl(w, data.shared)
+
+
+# ------------------------------------------------------------------------------- flax models
+
+
+PerExampleLoss = Callable[[PyTree, PyTree], Array]
+Score = Callable[[PyTree, PyTree], Mapping[str, Array]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Linen:
+    """A Linen module behind (init, apply); equal modules give equal (hashable) objects."""
+
+    model: Any
+
+    def init(self, key: Key, inputs: Array) -> tuple[PyTree, PyTree]:
+        variables = dict(self.model.init(key, inputs, **self._flags(train=False, mask=None)))
+        params = variables.pop("params")
+        return params, variables
+
+    def apply(self, params, state, inputs, *, train: bool, mask=None, key=None):
+        mutable = list(state) if train else False
+        out = self.model.apply(
+            {"params": params, **state},
+            inputs,
+            mutable=mutable,
+            rngs=None if key is None else {"dropout": key},
+            **self._flags(train=train, mask=mask),
+        )
+        return out if train else (out, state)
+
+    def _flags(self, **flags: Any) -> dict[str, Any]:
+        taken = inspect.signature(type(self.model).__call__).parameters
+        return {name: value for name, value in flags.items() if name in taken}
+
+
+@dataclasses.dataclass(frozen=True)
+class _NNX:
+    """An NNX module's factory behind (init, apply), by split and merge."""
+
+    factory: Callable[[Any], Any]
+
+    def init(self, key: Key, inputs: Array) -> tuple[PyTree, PyTree]:
+        from flax import nnx
+
+        _, params, state = nnx.split(self.factory(nnx.Rngs(key)), nnx.Param, ...)
+        return params, state
+
+    def apply(self, params, state, inputs, *, train: bool, mask=None, key=None):
+        from flax import nnx
+
+        module = nnx.merge(self._graph(), params, state)
+        module.train() if train else module.eval()
+        out = module(inputs)
+        return out, (nnx.split(module, nnx.Param, ...)[2] if train else state)
+
+    def _graph(self) -> Any:
+        from flax import nnx
+
+        return nnx.split(nnx.eval_shape(lambda: self.factory(nnx.Rngs(0))), nnx.Param, ...)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Supervised:
+    """Loss, objective and metrics of a supervised network."""
+
+    net: _Linen | _NNX
+    per_example: PerExampleLoss
+    score: Score | None
+    chunk: int
+
+    def init(self, key: Key, data: Data) -> tuple[PyTree, PyTree]:
+        return self.net.init(key, data.examples["inputs"][:1])
+
+    def loss(self, params: PyTree, state: PyTree, batch: Batch, hparams: HParams):
+        out, state = self.net.apply(
+            params, state, batch.examples["inputs"], train=True, mask=batch.mask, key=batch.key
+        )
+        values_B = self.per_example(out, batch.examples["targets"])
+        return masked_mean(values_B, batch.mask), state
+
+    def objective(self, params: PyTree, state: PyTree, data: Data, hparams: HParams) -> Array:
+        return self._means(params, state, data.examples, with_score=False)["loss"]
+
+    def metrics(self, params: PyTree, state: PyTree, data: Data, hparams: HParams) -> Metrics:
+        held_out = data.shared["validation"]
+        if held_out is None:
+            return {}
+        means = self._means(params, state, held_out, with_score=True)
+        return {f"validation_{name}": value for name, value in means.items()}
+
+    def _means(self, params, state, examples, *, with_score: bool) -> Metrics:
+        """Means in evaluation mode, chunk by chunk so that memory does not grow with n."""
+
+        def sums(part: PyTree) -> Metrics:
+            out, _ = self.net.apply(params, state, part["inputs"], train=False)
+            values = {"loss": self.per_example(out, part["targets"])}
+            if with_score and self.score is not None:
+                values |= self.score(out, part["targets"])
+            return {name: jnp.sum(v) for name, v in values.items()}
+
+        n = jax.tree.leaves(examples)[0].shape[0]
+        chunk = min(self.chunk, n)
+        whole = n - n % chunk
+        stacked = jax.tree.map(
+            lambda a: a[:whole].reshape(whole // chunk, chunk, *a.shape[1:]), examples
+        )
+        total = jax.tree.map(lambda v: jnp.sum(v, axis=0), jax.lax.map(sums, stacked))
+        if n % chunk:
+            rest = sums(jax.tree.map(lambda a: a[whole:], examples))
+            total = jax.tree.map(jnp.add, total, rest)
+        return {name: value / n for name, value in total.items()}
+
+
+def flax_problem(
+    model: Any,
+    inputs: ArrayLike,
+    targets: ArrayLike,
+    loss: PerExampleLoss,
+    *,
+    validation: tuple[ArrayLike, ArrayLike] | None = None,
+    score: Score | None = None,
+    chunk: int = 100,
+) -> Problem:
+    """Supervised training of any Flax model, loss = mean over the batch of `loss(output, target)`.
+
+    Args:
+      model: a Linen module; or, for NNX, a function of `nnx.Rngs` that builds the module (a run's
+        key then decides its initial weights). Mutable state (batch statistics) is carried. A
+        Linen module's ``__call__`` may take ``train`` (True while training) and ``mask`` ((B,)
+        bool: the examples of a batch that count, for its batch statistics).
+      inputs, targets: (n, ...) training examples.
+      loss: (outputs (B, ...), targets (B, ...)) → (B,), one value an example.
+      validation: (inputs, targets) held out; its mean loss is recorded as ``validation_loss``.
+      score: like `loss` but returns named (B,) values, recorded as ``validation_<name>``.
+      chunk: examples evaluated at once outside training.
+
+    Raises:
+      UserError: inputs and targets of different lengths, NaN or infinity in float inputs.
+
+    >>> import jax, optax, flax.linen as nn, numpy as np, optjax as oj
+    >>> x = np.linspace(-1, 1, 32, dtype=np.float32)[:, None]
+    >>> squared = lambda out, target: ((out - target) ** 2).sum(-1)
+    >>> problem = oj.flax_problem(nn.Dense(1), x, 3 * x, squared)
+    >>> run = oj.make_run(problem, optax.adam, steps=300)
+    >>> bool(run({"learning_rate": 0.05}, jax.random.key(0)).final_loss < 1e-2)
+    True
+    """
+    from flax import linen
+
+    net = _Linen(model) if isinstance(model, linen.Module) else _NNX(model)
+    if isinstance(net, _NNX) and not callable(model):
+        raise UserError(f"model is {model!r}: expected a Linen module or a function of nnx.Rngs")
+    held_out = None if validation is None else _examples("validation", *validation)
+    training = _examples("training", inputs, targets)
+    of = _Supervised(net, loss, score, chunk)
+    return Problem(
+        init=of.init,
+        loss=of.loss,
+        objective=of.objective,
+        metrics=of.metrics,
+        data=Data(training, {"validation": held_out}),
+        name=type(model).__name__,
+    )
+
+
+def _examples(which: str, inputs: ArrayLike, targets: ArrayLike) -> dict[str, Array]:
+    x, y = jnp.asarray(inputs), jnp.asarray(targets)
+    if x.ndim < 1 or y.ndim < 1 or x.shape[0] != y.shape[0]:
+        raise UserError(
+            f"{which} inputs have shape {x.shape} and targets {y.shape}: expected equal lengths"
+        )
+    if x.shape[0] == 0:
+        raise UserError(f"{which} inputs have shape {x.shape}: expected at least one example")
+    if jnp.issubdtype(x.dtype, jnp.floating) and not bool(jnp.all(jnp.isfinite(x))):
+        raise UserError(f"{which} inputs hold NaN or infinity: expected finite numbers")
+    return {"inputs": x, "targets": y}
