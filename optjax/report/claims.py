@@ -118,14 +118,15 @@ def in_order(claims: Iterable[Claim]) -> list[Claim]:
     return sorted(latest.values(), key=lambda claim: (rank.get(claim.id, len(rank)), claim.id))
 
 
-def write_claims(claims: Iterable[Claim], path: str | Path) -> None:
-    """Write claims to a JSON file, merged by id with those already there, in one fixed order.
+def write_claims(claims: Iterable[Claim], path: str | Path, *, merge: bool = True) -> None:
+    """Write claims to a JSON file in one fixed order, merged by id with those already there.
 
     The file is replaced whole, so a reader never sees half of it. A NaN or an infinity is
     written as null, with its name under the same key followed by "_text".
     """
     path = Path(path)
-    merged = {old.id: old for old in read_claims(path)} | {claim.id: claim for claim in claims}
+    merged = {old.id: old for old in read_claims(path)} if merge else {}
+    merged |= {claim.id: claim for claim in claims}
     rows = [plain(asdict(claim)) for claim in in_order(merged.values())]
     write_text(path, json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 

@@ -25,7 +25,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 
 INK = "#222222"
 WIDTHS = {"single": 4.6, "wide": 9.2}
-_SAVE = {"svg.fonttype": "path", "svg.hashsalt": "optjax"}
+_SAVE: dict[Any, Any] = {"svg.fonttype": "path", "svg.hashsalt": "optjax"}
 
 
 def figure(

@@ -1,0 +1,443 @@
+"""Run experiments, keep what they give, and run none twice for the same code and config."""
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import re
+import shlex
+import sys
+import tempfile
+import time
+import traceback
+import types
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optjax.errors import UserError, nearest
+from optjax.report import provenance
+from optjax.report.claims import Claim, plain, write_claims, write_text
+from optjax.report.console import Console
+
+if TYPE_CHECKING:
+    import xarray
+
+_DEFAULT_PACKAGE = "optjax.experiments"
+_PATH_FIELDS = ("data", "palette")
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What can be known of an experiment without importing it.
+
+    Args:
+        name: the file's name without ".py".
+        file: the file.
+        title: the first line of the module's docstring.
+        doc: the docstring of its Config.
+        cost: what the Config's docstring says after "Cost:", or "".
+    """
+
+    name: str
+    file: Path
+    title: str
+    doc: str
+    cost: str
+
+    @property
+    def seconds(self) -> float:
+        """The cost as seconds where it can be read so, else infinity.
+
+        >>> Experiment("a", Path("a.py"), "", "", "2 min on two cores").seconds
+        120.0
+        """
+        match = re.search(r"([\d.]+)\s*(s|sec|seconds?|min|minutes?|h|hours?)\b", self.cost)
+        if not match:
+            return float("inf")
+        return float(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2][0]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of asking for an experiment: its dataset's file, and whether it ran now."""
+
+    name: str
+    path: Path
+    ran: bool
+    seconds: float
+
+
+def experiments_folder() -> Path:
+    """The folder that holds the experiments, in a checkout or installed."""
+    spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("the experiments are not installed; install optjax from its checkout")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def discover(folder: Path | None = None) -> dict[str, Experiment]:
+    """The experiments of a folder by name: its modules that define `Config` and `run`.
+
+    Nothing is imported, so this is quick and cannot fail on an experiment's dependencies.
+    """
+    found = {}
+    for file in sorted((folder or experiments_folder()).glob("*.py")):
+        try:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+        except SyntaxError:
+            continue
+        body = {getattr(node, "name", ""): node for node in tree.body}
+        config = body.get("Config")
+        if not isinstance(config, ast.ClassDef) or not isinstance(body.get("run"), ast.FunctionDef):
+            continue
+        doc = ast.get_docstring(config) or ""
+        cost = re.search(r"Cost:\s*(.+?)\s*(?:\n\s*\n|Expect:|$)", doc, re.DOTALL)
+        title = (ast.get_docstring(tree) or file.stem).splitlines()[0]
+        found[file.stem] = Experiment(
+            file.stem, file, title, doc, " ".join(cost[1].split()).rstrip(".") if cost else ""
+        )
+    return found
+
+
+def find(name: str, folder: Path | None = None) -> Experiment:
+    """The experiment of that name; hyphens and underscores are the same."""
+    known = discover(folder)
+    wanted = name.replace("-", "_")
+    if wanted not in known:
+        raise UserError(f"unknown experiment {name!r}; {nearest(wanted, known)}")
+    return known[wanted]
+
+
+def load(experiment: Experiment) -> types.ModuleType:
+    """Import an experiment afresh, whichever folder it lies in."""
+    folder = experiment.file.parent
+    package = _DEFAULT_PACKAGE
+    if folder.resolve() != experiments_folder().resolve():
+        package = f"_optjax_experiments_{abs(hash(folder))}"
+        parent = types.ModuleType(package)
+        parent.__path__ = [str(folder)]
+        sys.modules[package] = parent
+    # Afresh, since an experiment may set JAX's options as it is imported.
+    sys.modules.pop(f"{package}.{experiment.name}", None)
+    importlib.invalidate_caches()
+    return importlib.import_module(f"{package}.{experiment.name}")
+
+
+def run_experiment(
+    name: str,
+    config: Any = None,
+    results: str | Path = "results",
+    force: bool = False,
+    console: Console | None = None,
+    *,
+    module: types.ModuleType | None = None,
+    folder: Path | None = None,
+) -> Outcome:
+    """Run an experiment and keep its dataset, figures and claims; or say that they are there.
+
+    Args:
+        name: the experiment.
+        config: its Config; its defaults if None.
+        results: the folder for NAME.nc, figures/NAME/ and claims.json.
+        force: run even where the same code and config have been run.
+        console: where progress is shown; the terminal if None.
+        module: the experiment where it has been imported already.
+        folder: where the experiments lie, if elsewhere.
+
+    Raises:
+        UserError: unknown name, a folder that cannot be written, or what the experiment raises.
+    """
+    console = console or Console()
+    results = Path(results)
+    experiment = find(name, folder)
+    _check_writable(results, experiment.name)
+    with _jax_options_kept():
+        module = module or load(experiment)
+        config = module.Config() if config is None else config
+        identity = _identity(experiment, config)
+        path = results / f"{experiment.name}.nc"
+        attrs = read_attrs(path)
+        fresh = force or any(attrs.get(key) != value for key, value in identity.items())
+        if fresh:
+            dataset, seconds = _run(experiment, module, config, console)
+            dataset.attrs.update(
+                identity,
+                title=experiment.title,
+                command=command(experiment.name, config),
+                commit=provenance.commit(),
+                versions=json.dumps(provenance.versions()),
+                seconds=seconds,
+                date=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+            save_dataset(dataset, path)
+            console.line(f"{experiment.name}: done in {seconds:.1f} s, saved {path}")
+        else:
+            seconds = float(attrs.get("seconds", 0.0))
+            console.line(
+                f"{experiment.name}: {path} is from the same code and config; "
+                "not run again (--force does)"
+            )
+        draw(experiment, results, module=module)
+    return Outcome(experiment.name, path, fresh, seconds)
+
+
+def reproduce(
+    data: str | None = None,
+    results: str | Path = "results",
+    force: bool = False,
+    *,
+    palette: str | None = None,
+    console: Console | None = None,
+    folder: Path | None = None,
+) -> list[str]:
+    """Run every experiment, the cheapest first, and rewrite claims and report after each.
+
+    Args:
+        data: pictures for the experiments whose Config has a field `data`.
+        results: the folder for all results.
+        force: run again what has been run.
+        palette: for the experiments whose Config has a field `palette`.
+        console: where progress is shown; the terminal if None.
+        folder: where the experiments lie, if elsewhere.
+
+    Returns:
+        The names of the experiments that broke; each left its traceback in NAME.error.txt.
+
+    Raises:
+        UserError: from an experiment that cannot use its input; what was finished stays.
+    """
+    console = console or Console()
+    results = Path(results)
+    experiments = discover(folder)
+    if not experiments:
+        raise UserError("there are no experiments to run")
+    broken = []
+    for experiment in sorted(experiments.values(), key=lambda e: (e.seconds, e.name)):
+        trace = results / f"{experiment.name}.error.txt"
+        try:
+            with _jax_options_kept():
+                module = load(experiment)
+                names = {field.name for field in dataclasses.fields(module.Config)}
+                given = {"data": data, "palette": palette}
+                fields = {k: v for k, v in given.items() if v is not None and k in names}
+                run_experiment(
+                    experiment.name,
+                    module.Config(**fields),
+                    results,
+                    force,
+                    console,
+                    module=module,
+                    folder=folder,
+                )
+            trace.unlink(missing_ok=True)
+        except UserError as error:
+            raise UserError(f"{experiment.name}: {error}") from error
+        except Exception as error:
+            broken.append(experiment.name)
+            write_text(trace, traceback.format_exc())
+            console.line(
+                f"{experiment.name}: broke with {type(error).__name__}: "
+                f"{' '.join(str(error).split())[:200]} (traceback: {trace})"
+            )
+        rebuild(results, folder)
+    return broken
+
+
+def redraw(results: str | Path = "results", folder: Path | None = None) -> Path:
+    """Draw every figure and judge every claim again from the saved datasets; the page's file.
+
+    Raises:
+        UserError: there is no result yet, or the folder cannot be written.
+    """
+    results = Path(results)
+    saved = [e for e in discover(folder).values() if (results / f"{e.name}.nc").is_file()]
+    if not saved:
+        raise UserError(
+            f"no results in {str(results)!r}; run 'optjax reproduce' first, or give --results"
+        )
+    for experiment in saved:
+        _check_writable(results, experiment.name)
+        with _jax_options_kept():
+            draw(experiment, results)
+    return rebuild(results, folder)
+
+
+def rebuild(results: Path, folder: Path | None = None) -> Path:
+    """Write claims.json and the report's page from what the experiments have left on disk."""
+    from optjax.report import page
+
+    records = page.read_records(results, list(discover(folder)))
+    claims = [Claim(**row) for record in records for row in record["claims"]]
+    write_claims(claims, results / "claims.json", merge=False)
+    return page.write_page(results, records)
+
+
+def draw(
+    experiment: Experiment, results: Path, *, module: types.ModuleType | None = None
+) -> dict[str, Any]:
+    """Draw an experiment's figures and judge its claims from its saved dataset alone."""
+    from optjax.report import style
+
+    module = module or load(experiment)
+    dataset = read_dataset(results / f"{experiment.name}.nc")
+    attrs = dataset.attrs
+    config = json.loads(attrs["config"])
+    folder = results / "figures" / experiment.name
+    shown = []
+    for name, fig in module.figures(dataset).items():
+        files = style.save(fig, folder / name)
+        caption = str(getattr(fig, "caption", ""))
+        shown.append({"name": name, "caption": caption, "files": [f.name for f in files]})
+    claims = [
+        dataclasses.replace(claim, config=config, seconds=float(attrs["seconds"]))
+        for claim in module.claims(dataset)
+    ]
+    record = {
+        "name": experiment.name,
+        "title": experiment.title,
+        "doc": experiment.doc,
+        "demo": bool(attrs.get("demo", 0)),
+        "config": config,
+        "versions": json.loads(attrs["versions"]),
+        "figures": shown,
+        "claims": [dataclasses.asdict(claim) for claim in claims],
+        **{key: attrs[key] for key in ("command", "commit", "seconds", "date")},
+    }
+    write_text(folder / "record.json", json.dumps(plain(record), indent=1, ensure_ascii=False))
+    kept = {"record.json"} | {file for fig in shown for file in fig["files"]}
+    for old in folder.iterdir():
+        if old.name not in kept and old.suffix in (".svg", ".png"):
+            old.unlink()
+    write_claims(claims, results / "claims.json")
+    return record
+
+
+def command(name: str, config: Any) -> str:
+    """The command line that runs an experiment with that config.
+
+    >>> command("noise", dataclasses.make_dataclass("Config", [("seed", int, 0)])(3))
+    'optjax run noise --seed 3'
+    """
+    words = ["optjax", "run", name]
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == field.default:
+            continue
+        flag = field.name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            items = value if isinstance(value, tuple | list) else (value,)
+            words += [f"--{flag}", *(str(item) for item in items)]
+    return shlex.join(words)
+
+
+def save_dataset(dataset: "xarray.Dataset", path: Path) -> None:
+    """Write a dataset as netCDF, whole or not at all."""
+    dataset = dataset.copy()
+    dataset.attrs = {key: _attr(value) for key, value in dataset.attrs.items() if value is not None}
+    encoding = {
+        name: {"zlib": True, "complevel": 4}
+        for name, variable in dataset.variables.items()
+        if variable.dtype.kind in "fiu" and variable.size > 10_000
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".nc")
+    os.close(handle)
+    try:
+        dataset.to_netcdf(name, engine="h5netcdf", encoding=encoding)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def read_dataset(path: Path) -> "xarray.Dataset":
+    """A saved dataset, wholly in memory."""
+    import xarray
+
+    with xarray.open_dataset(path, engine="h5netcdf") as dataset:
+        return dataset.load()
+
+
+def read_attrs(path: Path) -> Mapping[str, Any]:
+    """A saved dataset's attributes; none where the file is absent or not readable as netCDF."""
+    import h5netcdf
+
+    try:
+        with h5netcdf.File(path, "r") as file:
+            return dict(file.attrs)
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _run(
+    experiment: Experiment, module: types.ModuleType, config: Any, console: Console
+) -> tuple["xarray.Dataset", float]:
+    start = time.perf_counter()
+    with console.progress(experiment.name) as progress:
+        dataset = module.run(config, progress)
+    return dataset, time.perf_counter() - start
+
+
+def _identity(experiment: Experiment, config: Any) -> dict[str, str]:
+    """The attributes that must agree for a saved result to stand for a new run."""
+    values = dataclasses.asdict(config)
+    inputs = {
+        key: provenance.file_hash(values[key])
+        for key in _PATH_FIELDS
+        if isinstance(values.get(key), str) and Path(values[key]).exists()
+    }
+    return {
+        "experiment": experiment.name,
+        "config": json.dumps(plain(values)),
+        "code_hash": provenance.code_hash(experiment.file),
+        "inputs": json.dumps(inputs),
+    }
+
+
+def _attr(value: Any) -> Any:
+    if isinstance(value, bool):
+        return int(value)
+    return json.dumps(plain(value)) if isinstance(value, Mapping) else value
+
+
+def _check_writable(results: Path, name: str) -> None:
+    for folder in (results, results / "figures" / name, results / "report"):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise UserError(
+                f"cannot write to the folder {str(folder)!r} ({reason}); "
+                "give another with --results"
+            ) from error
+
+
+@contextmanager
+def _jax_options_kept() -> Iterator[None]:
+    """Leave JAX's options as they were, so that no experiment sees another's."""
+    import jax
+
+    names = (
+        "jax_enable_x64",
+        "jax_numpy_dtype_promotion",
+        "jax_numpy_rank_promotion",
+        "jax_default_matmul_precision",
+        "jax_debug_nans",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            jax.config.update(name, value)
