@@ -37,7 +37,7 @@ class Config:
     """d of each problem, more than its n."""
     seeds: int = 8
     """Runs (each with its own X, t and batches) for every setting."""
-    steps: int = 3000
+    steps: int = 2000
     """SGD steps a run."""
 
 
@@ -130,7 +130,7 @@ def _run(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
 def _plane() -> np.ndarray:
     """Paths to the line 2w₁ + w₂ = 2 from several starts."""
     X, t = np.array([[2.0, 1.0]]), np.array([2.0])
-    starts = np.array([[0.0, 0.0], [-0.4, 1.2], [1.6, 0.9], [1.3, -0.8], [-0.5, -0.7]])
+    starts = np.array([[0.0, 0.0], [-0.4, 1.2], [1.5, 1.6], [0.2, -1.1], [1.9, 0.3]])
     problem = least_squares(X, t, scale=0.5)
 
     def path(w0: jax.Array) -> jax.Array:

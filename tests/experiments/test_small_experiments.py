@@ -1,0 +1,140 @@
+"""The five small experiments with small configs: claims, verdicts, figures, refusals."""
+
+import jax
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from optjax.errors import UserError
+from optjax.experiments import (
+    minimum_norm,
+    one_step,
+    padding,
+    rmsprop_counterexample,
+    weight_decay,
+)
+
+SMALL = {
+    "minimum_norm": (
+        minimum_norm,
+        minimum_norm.Config(rows=(4,), columns=(9,), seeds=3, steps=800),
+        {"min-norm/sgd": "holds", "min-norm/start-off-row-space": "holds"},
+    ),
+    "rmsprop_counterexample": (
+        rmsprop_counterexample,
+        rmsprop_counterexample.Config(problems=6, steps=3000),
+        {"rmsprop/hand-iterates": "corrected", "rmsprop/not-min-norm": "holds"},
+    ),
+    "one_step": (
+        one_step,
+        one_step.Config(problems=8),
+        {
+            "one-step/loss": "holds",
+            "one-step/hypergradient": "holds",
+            "one-step/optimal-learning-rate": "holds",
+        },
+    ),
+    "weight_decay": (
+        weight_decay,
+        weight_decay.Config(problems=6, sgd_steps=20, adaptive_steps=2000, spreads=(1, 10, 100)),
+        {"weight-decay/equivalence": "holds", "weight-decay/adaptive-differs": "holds"},
+    ),
+    "padding": (
+        padding,
+        padding.Config(),
+        {"padding/kernel-4": "holds", "padding/kernel-5": "holds"},
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def datasets():
+    done = {}
+
+    def get(name):
+        if name not in done:
+            module, config, _ = SMALL[name]
+            done[name] = module.run(config)
+        return done[name]
+
+    return get
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_claims_come_out_and_figures_draw(name, datasets, tmp_path):
+    module, _, expected = SMALL[name]
+    dataset = datasets(name)
+    found = module.claims(dataset)
+    assert {claim.id: claim.verdict for claim in found} == expected
+    figures = module.figures(dataset)
+    for key, fig in figures.items():
+        assert isinstance(fig, Figure)
+        assert fig.caption
+        fig.savefig(tmp_path / f"{key}.svg")
+    assert {claim.evidence for claim in found} <= {f"{name}/{key}" for key in figures}
+
+
+@pytest.mark.parametrize("name", ["one_step", "rmsprop_counterexample"])
+def test_an_experiment_runs_in_float64_whatever_the_process_is_set_to(name):
+    module, config, expected = SMALL[name]
+    jax.config.update("jax_enable_x64", False)
+    try:
+        dataset = module.run(config)
+        assert not jax.config.jax_enable_x64
+        assert {c.id: c.verdict for c in module.claims(dataset)} == expected
+    finally:
+        jax.config.update("jax_enable_x64", True)
+
+
+def test_the_hand_iterates_are_those_worked_out_exactly(datasets):
+    measured = rmsprop_counterexample.claims(datasets("rmsprop_counterexample"))[0].measured
+    assert measured["figures that differ from the source's"] == ["w2[0]"]
+    exact = {
+        "g1": (-4, -2),
+        "v1": (1.6, 0.4),
+        "w1": (0.313747, 0.311306),
+        "g2": (-2.122399, -1.061200),
+        "v2": (1.890458, 0.472614),
+        "w2": (0.466996, 0.463456),
+        "w2 with ε inside the root": (0.468753, 0.464657),
+    }
+    for name, values in exact.items():
+        np.testing.assert_allclose(measured[name], values, atol=1.1e-6)
+
+
+def test_verdicts_follow_the_measurements(datasets):
+    dataset = datasets("rmsprop_counterexample").copy(deep=True)
+    dataset["path"][2, 0] = 0.469
+    assert rmsprop_counterexample.claims(dataset)[0].verdict == "holds"
+    dataset["path"][1:3] = 0.9
+    assert rmsprop_counterexample.claims(dataset)[0].verdict == "refuted"
+
+    dataset = datasets("minimum_norm").copy(deep=True)
+    dataset["final_distance"][:] = 1e-3
+    assert {c.verdict for c in minimum_norm.claims(dataset)} == {"refuted"}
+
+    dataset = datasets("one_step").copy(deep=True)
+    dataset["slope"] *= 2
+    assert [c.verdict for c in one_step.claims(dataset)] == ["holds", "refuted", "holds"]
+
+    dataset = datasets("weight_decay").copy(deep=True)
+    dataset["sgd_l2"] += 1e-3
+    dataset["distance"][:] = dataset["distance"].values[:, ::-1]
+    assert [c.verdict for c in weight_decay.claims(dataset)] == ["refuted", "corrected"]
+
+    dataset = datasets("padding").copy(deep=True)
+    dataset["jax_up"][:] = 0
+    assert {c.verdict for c in padding.claims(dataset)} == {"refuted"}
+
+
+def test_rank_correlation_is_scipys():
+    from scipy.stats import spearmanr
+
+    rng = np.random.default_rng(0)
+    x, y = rng.integers(0, 5, 40), rng.normal(size=40)
+    assert weight_decay._spearman(x, y) == pytest.approx(spearmanr(x, y).statistic)
+
+
+def test_padding_refuses_a_stride_that_does_not_divide():
+    with pytest.raises(UserError, match="stride 3 does not divide size 32"):
+        padding.run(padding.Config(stride=3))
