@@ -1,0 +1,202 @@
+"""The runner keeps what was computed, and the page is safe and self-contained."""
+
+import json
+import re
+
+import pytest
+
+from optjax import cli
+from optjax.errors import UserError
+from optjax.report import provenance, runner
+from optjax.report.claims import Claim, read_claims, write_claims
+from optjax.report.console import Console
+
+TINY = '''"""Is one <b>one</b>?"""
+from dataclasses import dataclass
+import pathlib
+import xarray
+from optjax.errors import UserError
+from optjax.report.claims import Claim, verdict
+from optjax.report.style import caption, figure
+
+@dataclass(frozen=True)
+class Config:
+    """Question. Command: optjax run tiny. Cost: 1 s on two cores. Expect: one."""
+    seed: int = 0
+    rate: float = 0.5
+    widths: tuple[int, ...] = (1, 2)
+    quick: bool = False
+    log: str = "LOG"
+    stop: bool = STOP
+
+def run(config, progress):
+    progress("half <way>", 0.5)
+    with pathlib.Path(config.log).open("a") as file:
+        file.write("ran\\n")
+    if config.stop:
+        raise KeyboardInterrupt
+    if config.seed < 0:
+        raise UserError("seed is negative;\\nexpected 0 or more")
+    return xarray.Dataset({"x": ("step", [1.0, 2.0])}, attrs={"demo": True})
+
+def _draw(ax):
+    ax.plot([1, 2])
+
+def figures(dataset):
+    fig, ax = figure()
+    _draw(ax)
+    return {"line": caption(fig, "<script>alert(1)</script>")}
+
+def claims(dataset):
+    return [Claim("tiny/NAME", "<img src=x onerror=y>", "1 < 2", {"x": float("nan")}, None, 1,
+                  [0.1, 0.2], verdict(True), "tiny/line")]
+'''
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    place = tmp_path / "experiments"
+    place.mkdir()
+    write(place, "tiny", tmp_path)
+    monkeypatch.setattr(runner, "experiments_folder", lambda: place)
+    monkeypatch.setattr(runner, "_DEFAULT_PACKAGE", f"_tiny_{tmp_path.name.replace('-', '_')}")
+    import sys
+    import types
+
+    package = types.ModuleType(runner._DEFAULT_PACKAGE)
+    package.__path__ = [str(place)]
+    monkeypatch.setitem(sys.modules, runner._DEFAULT_PACKAGE, package)
+    monkeypatch.chdir(tmp_path)
+    return place
+
+
+def write(place, name, tmp_path, stop=False):
+    text = TINY.replace("NAME", name).replace("LOG", str(tmp_path / "log.txt"))
+    (place / f"{name}.py").write_text(text.replace("STOP", str(stop)))
+
+
+def runs(tmp_path):
+    return len((tmp_path / "log.txt").read_text().split())
+
+
+def test_same_code_and_config_run_once(folder, tmp_path):
+    go = ["run", "tiny", "--results", "out"]
+    assert cli.main(go) == 0
+    assert cli.main(go) == 0
+    assert runs(tmp_path) == 1
+    assert cli.main([*go, "--seed", "3"]) == 0
+    assert runs(tmp_path) == 2
+    assert cli.main([*go, "--seed=3", "--force"]) == 0
+    assert runs(tmp_path) == 3
+
+
+def test_drawing_changes_do_not_run_again_but_run_changes_do(folder, tmp_path):
+    file = folder / "tiny.py"
+    before = provenance.code_hash(file)
+    file.write_text(file.read_text().replace("ax.plot([1, 2])", "ax.plot([1, 2, 3])"))
+    assert provenance.code_hash(file) == before
+    file.write_text(file.read_text().replace('progress("half', 'progress("nearly half'))
+    assert provenance.code_hash(file) != before
+
+
+def test_hash_follows_imports(folder):
+    helper = folder / "helper.py"
+    helper.write_text("X = 1\n")
+    file = folder / "tiny.py"
+    file.write_text(
+        file.read_text().replace("import pathlib", "import pathlib\nfrom . import helper")
+    )
+    before = provenance.code_hash(file)
+    helper.write_text("X = 2\n")
+    assert provenance.code_hash(file) != before
+
+
+def test_page_escapes_and_needs_no_network(folder, tmp_path):
+    assert cli.main(["reproduce", "--results", "out"]) == 0
+    page = (tmp_path / "out/report/index.html").read_text()
+    assert "<script" not in page
+    assert "<img src=x" not in page
+    assert "<b>one" not in page
+    assert "demo data" in page
+    for target in re.findall(r'(?:src|href)="([^"]*)"', page):
+        assert target.startswith(("#", "data:"))
+    for anchor in re.findall(r'href="#([^"]*)"', page):
+        assert f'id="{anchor}"' in page
+    rows = json.loads((tmp_path / "out/claims.json").read_text())
+    assert rows[0]["measured"] == {"x": None, "x_text": "nan"}
+    assert rows[0]["config"]["seed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["rnu"], "did you mean 'run'"),
+        (["run", "tinny"], "did you mean 'tiny'"),
+        (["run", "tiny", "--sead", "1"], "did you mean 'seed'"),
+        (["run", "tiny", "--seed", "x"], "--seed got 'x', expected int"),
+        (["run", "tiny", "--rate=nan"], "expected a finite float"),
+        (["run", "tiny", "--widths", "1", "b"], "expected tuple[int, ...]"),
+        (["run", "tiny", "--quick=maybe"], "expected bool"),
+        (["run", "tiny", "--seed", "-1"], "seed is negative; expected"),
+        (["run", "tiny", "--results", "log"], "cannot write to the folder 'log"),
+        (["run"], "run needs"),
+        (["reproduce", "--dta", "x"], "did you mean '--data'"),
+        (["reproduce", "extra"], "unrecognized arguments"),
+        (["report", "--results", "none"], "no results in 'none'"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(folder, tmp_path, capsys, words, expected):
+    (tmp_path / "log").write_text("a file, not a folder")
+    assert cli.main(words) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "running" not in line]
+    assert len(errors) == 1
+    assert errors[0].startswith("optjax: ")
+    assert expected in errors[0]
+
+
+def test_interrupted_reproduce_keeps_what_was_finished(folder, tmp_path, capsys):
+    write(folder, "zlast", tmp_path, stop=True)
+    assert cli.main(["reproduce", "--results", "out"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert (tmp_path / "out/tiny.nc").is_file()
+    assert not (tmp_path / "out/zlast.nc").exists()
+    assert [c.id for c in read_claims(tmp_path / "out/claims.json")] == ["tiny/tiny"]
+    assert (tmp_path / "out/report/index.html").is_file()
+
+
+def test_failed_write_leaves_the_old_dataset(tmp_path, monkeypatch):
+    import xarray
+
+    path = tmp_path / "a.nc"
+    runner.save_dataset(xarray.Dataset({"x": ("n", [1.0])}), path)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(xarray.Dataset, "to_netcdf", full)
+    with pytest.raises(UserError, match="No space left"):
+        runner.save_dataset(xarray.Dataset({"x": ("n", [2.0])}), path)
+    assert runner.read_dataset(path).x.item() == 1.0
+    assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]
+
+
+def test_claims_merge_by_id_in_the_source_order(tmp_path):
+    def claim(name, n_runs):
+        return Claim(name, "s", "s", {}, None, n_runs, None, "holds", "e")
+
+    path = tmp_path / "claims.json"
+    write_claims([claim("padding/kernel-4", 1), claim("x/later", 1)], path)
+    write_claims([claim("min-norm/sgd", 1), claim("padding/kernel-4", 2)], path)
+    found = [(c.id, c.n_runs) for c in read_claims(path)]
+    assert found == [("min-norm/sgd", 1), ("padding/kernel-4", 2), ("x/later", 1)]
+    with pytest.raises(UserError, match="verdict"):
+        Claim("a/b", "s", "s", {}, None, 1, None, "true", "e")
+
+
+def test_a_broken_experiment_does_not_stop_the_others(folder, tmp_path):
+    text = (folder / "tiny.py").read_text()
+    (folder / "abroken.py").write_text(text.replace("if config.stop", "1 / 0\n    if config.stop"))
+    console = Console(quiet=True)
+    assert runner.reproduce(results="out", console=console) == ["abroken"]
+    assert (tmp_path / "out/tiny.nc").is_file()
+    assert "ZeroDivisionError" in (tmp_path / "out/abroken.error.txt").read_text()
