@@ -25,7 +25,7 @@ body {
 h1 { font-size: 2.1rem; line-height: 1.15; letter-spacing: -.02em; margin: 0 0 .5rem; }
 h2 { font-size: 1.35rem; margin: 3rem 0 1rem; }
 h3 { font-size: 1.15rem; margin: 0 0 .25rem; }
-a { color: var(--link); text-underline-offset: .15em; overflow-wrap: anywhere; }
+a { color: var(--link); text-underline-offset: .15em; overflow-wrap: break-word; }
 code, pre { font: .88em/1.5 ui-monospace, "SF Mono", Menlo, Consolas, monospace; }
 pre { background: var(--code); border-radius: 6px; padding: .7rem .9rem; overflow-x: auto; }
 .lede { font-size: 1.1rem; max-width: 42rem; margin: 0 0 .5rem; }
@@ -53,12 +53,14 @@ th, td { text-align: left; vertical-align: top; padding: .6rem .8rem;
 tbody tr:last-child > * { border-bottom: 0; }
 thead th { position: sticky; top: 0; z-index: 1; background: var(--card); white-space: nowrap;
   box-shadow: inset 0 -1px var(--line); color: var(--soft); font-weight: 600; }
-.what { min-width: 18rem; max-width: 26rem; }
+.what { min-width: 16rem; max-width: 26rem; }
 .what code { color: var(--soft); }
-.value { min-width: 9rem; max-width: 22rem; overflow-wrap: anywhere;
+.value { min-width: 8rem; max-width: 24rem; overflow-wrap: break-word;
   font-variant-numeric: tabular-nums; }
+.value:has(dl) { min-width: 15rem; }
 .num { text-align: right; font-variant-numeric: tabular-nums; }
-dl { display: grid; grid-template-columns: auto 1fr; gap: 0 .6rem; margin: 0; }
+dl { display: grid; grid-template-columns: minmax(4rem, 1.3fr) minmax(5rem, 1fr); gap: .1rem .8rem;
+  margin: 0; }
 dt { color: var(--soft); } dd { margin: 0; }
 .none { color: var(--soft); }
 .config { width: auto; } .config th { font-weight: 400; }
