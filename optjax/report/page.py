@@ -161,7 +161,7 @@ def _table(claims: Sequence[Claim], records: Sequence[Mapping[str, Any]]) -> str
     rows = []
     for claim in claims:
         tolerance = (
-            f'<div class="small">within {show(claim.tolerance)}</div>'
+            f'<div class="small">tolerance: {show(claim.tolerance)}</div>'
             if claim.tolerance not in (None, "")
             else ""
         )
