@@ -1,12 +1,41 @@
-"""optjax: a training run is a pure function of its hyperparameters and its seed."""
+"""optjax: a training run is a pure function of its hyperparameters and its seed.
 
-from optjax.batching import Batch, masked_mean
-from optjax.errors import UserError
-from optjax.optimizers import differentiable, rmsprop, safe_sqrt, with_weight_decay
-from optjax.problems import Data, Problem, flax_problem, least_squares, quadratic
-from optjax.trajectory import Records, Run, RunState, Status, Trajectory, make_run
+The public names are below; each is imported when it is first used, so that `optjax --help` does
+not wait for jax.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from optjax.batching import Batch, masked_mean
+    from optjax.errors import UserError
+    from optjax.optimizers import differentiable, rmsprop, safe_sqrt, with_weight_decay
+    from optjax.problems import Data, Problem, flax_problem, least_squares, quadratic
+    from optjax.trajectory import Records, Run, RunState, Status, Trajectory, make_run
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Batch": "batching",
+    "masked_mean": "batching",
+    "UserError": "errors",
+    "differentiable": "optimizers",
+    "rmsprop": "optimizers",
+    "safe_sqrt": "optimizers",
+    "with_weight_decay": "optimizers",
+    "Data": "problems",
+    "Problem": "problems",
+    "flax_problem": "problems",
+    "least_squares": "problems",
+    "quadratic": "problems",
+    "Records": "trajectory",
+    "Run": "trajectory",
+    "RunState": "trajectory",
+    "Status": "trajectory",
+    "Trajectory": "trajectory",
+    "make_run": "trajectory",
+}
 
 __all__ = [
     "Batch",
@@ -28,3 +57,15 @@ __all__ = [
     "safe_sqrt",
     "with_weight_decay",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'optjax' has no attribute {name!r}")
+    value = getattr(import_module(f"optjax.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

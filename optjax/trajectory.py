@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.core import Tracer
 
 from optjax import batching, optimizers
 from optjax.batching import Batch, Sampler
@@ -146,7 +147,7 @@ class Run:
             return hparams
         if plan.sampler == "full":
             raise UserError("batch_size is given and the sampler is 'full': leave out one of them")
-        if not isinstance(size, jax.core.Tracer):
+        if not isinstance(size, Tracer):
             values = np.asarray(size)
             if values.size and not np.all((values >= 1) & (values <= plan.slots)):
                 bad = values[(values < 1) | (values > plan.slots)].flat[0]

@@ -1,0 +1,61 @@
+"""Colourisation as a training problem: pixelwise cross-entropy over the palette's colours."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from optjax.problems import Problem, flax_problem
+from optjax.types import Array
+
+
+def pixelwise_cross_entropy(scores: Array, labels: Array) -> Array:
+    """−(1/HW) Σ log softmax(scores)[label], nats a pixel, one value a picture.
+
+    Args:
+      scores: (B, H, W, K). labels: (B, H, W) integers below K.
+
+    Returns:
+      (B,).
+
+    >>> import jax.numpy as jnp
+    >>> loss = pixelwise_cross_entropy(jnp.zeros((1, 2, 2, 24)), jnp.zeros((1, 2, 2), int))
+    >>> round(float(loss[0]), 4)  # log 24
+    3.1781
+    """
+    # A comparison with each colour, not a gather: its gradient is a scatter, slow on the CPU.
+    colours = jnp.arange(scores.shape[-1], dtype=labels.dtype).reshape(1, 1, 1, -1)
+    chosen = jnp.where(labels[..., None] == colours, scores, jnp.zeros_like(scores))
+    loss = jax.nn.logsumexp(scores, axis=-1) - jnp.sum(chosen, axis=-1)
+    return jnp.mean(loss, axis=(1, 2))
+
+
+def pixel_accuracy(scores: Array, labels: Array) -> dict[str, Array]:
+    """The fraction of pixels whose best-scored colour is the label, one value a picture."""
+    best = jnp.argmax(scores, axis=-1).astype(labels.dtype)
+    return {"accuracy": jnp.mean((best == labels).astype(scores.dtype), axis=(1, 2))}
+
+
+def colourisation_problem(
+    model: nn.Module,
+    train: tuple[ArrayLike, ArrayLike],
+    validation: tuple[ArrayLike, ArrayLike] | None = None,
+    chunk: int = 100,
+) -> Problem:
+    """Training `model` to give each pixel's colour; see `optjax.flax_problem`.
+
+    Args:
+      model: (B, H, W, 1) → (B, H, W, K).
+      train, validation: (grey (n, H, W, 1), labels (n, H, W)).
+      chunk: pictures evaluated at once.
+
+    Records ``validation_loss`` (nats a pixel) and ``validation_accuracy`` (fraction of pixels).
+    """
+    return flax_problem(
+        model,
+        *train,
+        pixelwise_cross_entropy,
+        validation=validation,
+        score=pixel_accuracy,
+        chunk=chunk,
+    )

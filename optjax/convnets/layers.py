@@ -1,0 +1,141 @@
+"""Layers as PyTorch defines them, on pictures (B, H, W, C), with masked batch statistics."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.nn.initializers import variance_scaling
+
+from optjax.convnets.conv import Window, conv, conv_transpose
+from optjax.convnets.geometry import same_padding
+from optjax.types import Array, Key
+
+
+def _window(size: tuple[int, int], kernel: int, stride: int) -> Window:
+    """Takes (H, W) to (H/s, W/s); an even kernel at stride 1 pads one more behind than before."""
+    if stride == 1:
+        before = (kernel - 1) // 2
+        edges = [(before, kernel - 1 - before)] * 2
+    else:
+        edges = [(p := same_padding(kernel, stride, n).padding, p) for n in size]
+    return Window(size, (kernel, kernel), (stride, stride), (edges[0], edges[1]))
+
+
+def _uniform_bias(fan_in: int):
+    """U(±1/√fan_in), PyTorch's default for biases."""
+
+    def init(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+        bound = fan_in**-0.5
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return init
+
+
+class Conv(nn.Module):
+    """2-D convolution, H → H/s, weights and biases U(±1/√(k²·C_in)) as PyTorch initialises them.
+
+    Attributes:
+      features: channels out. kernel: k. stride: s, a divisor of H and W.
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(B, H, W, C) → (B, H/s, W/s, features)."""
+        k, c = self.kernel, x.shape[-1]
+        uniform = variance_scaling(1 / 3, "fan_in", "uniform")
+        w = self.param("kernel", uniform, (k, k, c, self.features), x.dtype)
+        bias = self.param("bias", _uniform_bias(k * k * c), (self.features,), x.dtype)
+        y = conv(x, w, _window((x.shape[1], x.shape[2]), k, self.stride))
+        return y + bias.reshape(1, 1, 1, -1)
+
+
+class ConvTranspose(nn.Module):
+    """2-D transposed convolution, H → s·H, the adjoint of `Conv` with the same kernel and stride.
+
+    Its kernel is stored as that convolution's, (k, k, out, in): PyTorch's weight (in, out, k, k)
+    is ``kernel.transpose(3, 2, 0, 1)``. PyTorch takes fan_in = out·k², and so do we.
+
+    Attributes:
+      features: channels out. kernel: k. stride: s.
+    """
+
+    features: int
+    kernel: int = 3
+    stride: int = 2
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """(B, H, W, C) → (B, s·H, s·W, features)."""
+        k, c = self.kernel, x.shape[-1]
+        uniform = variance_scaling(1 / 3, "fan_in", "uniform")
+        shape = (k, k, self.features, c)
+        w = self.param("kernel", uniform, shape, x.dtype)
+        bias = self.param("bias", _uniform_bias(k * k * self.features), (self.features,), x.dtype)
+        size = (x.shape[1] * self.stride, x.shape[2] * self.stride)
+        y = conv_transpose(x, w, _window(size, k, self.stride))
+        return y + bias.reshape(1, 1, 1, -1)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation, y = γ (x − μ)/√(σ² + ε) + δ, over the pictures that the mask counts.
+
+    As PyTorch: ε = 1e-5, momentum 0.1 (running ← 0.9 running + 0.1 batch), and the running
+    variance takes the unbiased estimate N/(N − 1) σ². A masked batch of b has exactly the
+    statistics of a batch of b, which Flax's own layer shares but for the unbiased variance.
+
+    Source: Ioffe and Szegedy (2015), algorithm 1.
+    """
+
+    epsilon: float = 1e-5
+    momentum: float = 0.1
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool, mask: Array | None = None) -> Array:
+        """(B, H, W, C) → the same shape; mask (B,) bool or None."""
+        c = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (c,), x.dtype)
+        bias = self.param("bias", nn.initializers.zeros, (c,), x.dtype)
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), x.dtype)
+        running_var = self.variable("batch_stats", "var", jnp.ones, (c,), x.dtype)
+        if not train:
+            mean, var = running_mean.value, running_var.value
+        else:
+            used = None if mask is None else mask.reshape(-1, 1, 1, 1)
+            pixels = x.size // c
+            if mask is not None:
+                pixels = jnp.maximum(jnp.sum(mask), 1) * (pixels // x.shape[0])
+            count = jnp.asarray(pixels).astype(x.dtype)
+
+            def average(values: Array) -> Array:
+                if used is not None:
+                    values = jnp.where(used, values, jnp.zeros_like(values))
+                return jnp.sum(values, axis=(0, 1, 2)) / count
+
+            mean = average(x)
+            var = average(jnp.square(x - mean.reshape(1, 1, 1, -1)))
+            if not self.is_initializing():
+                m = self.momentum
+                unbiased = var * (count / jnp.maximum(count - 1, jnp.ones_like(count)))
+                running_mean.value = (1 - m) * running_mean.value + m * mean
+                running_var.value = (1 - m) * running_var.value + m * unbiased
+        gain = scale * jax.lax.rsqrt(var + self.epsilon)
+        return x * gain.reshape(1, 1, 1, -1) + (bias - mean * gain).reshape(1, 1, 1, -1)
+
+
+def max_pool(x: Array) -> Array:
+    """2 × 2 max-pooling by reshape, (B, H, W, C) → (B, H/2, W/2, C).
+
+    Its gradient is seven times faster on the CPU than that of a windowed reduction; between
+    equal maxima it is shared, where PyTorch gives it to the first.
+    """
+    b, h, w, c = x.shape
+    return jnp.max(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
+
+
+def upsample(x: Array) -> Array:
+    """Nearest-neighbour upsampling by 2, (B, H, W, C) → (B, 2H, 2W, C)."""
+    b, h, w, c = x.shape
+    return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
