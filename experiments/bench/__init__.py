@@ -1,0 +1,1 @@
+"""Timings beside peers, side by side in one run: ``python -m optjax.experiments.bench``."""

@@ -1,0 +1,177 @@
+"""Least-squares runs: many at once, their gradients, and the time to compile one."""
+
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optjax.problems import least_squares
+from optjax.trajectory import Run, make_run
+from optjax.types import Array, Key
+
+from .measure import Entry, Side, seconds
+
+
+class Sizes(NamedTuple):
+    """What is run: n examples of d numbers, T steps on batches, `runs` at once."""
+
+    n: int = 32
+    d: int = 64
+    steps: int = 1000
+    batch_size: int = 8
+    runs: int = 256
+
+    def __str__(self) -> str:
+        return f"n = {self.n}, d = {self.d}, {self.steps} steps, batch {self.batch_size}"
+
+
+QUICK = Sizes(n=8, d=6, steps=40, batch_size=4, runs=5)
+
+
+def entries(sizes: Sizes) -> list[Entry]:
+    """The sweep, the gradients and the compile time."""
+    return [
+        Entry(
+            "sweep",
+            f"{sizes.runs} least-squares runs ({sizes})",
+            "s",
+            "vmap(run)",
+            lambda _: _sweep(sizes),
+        ),
+        Entry(
+            "gradient",
+            f"derivative of the final loss by the learning rate ({sizes})",
+            "ms",
+            "run",
+            lambda _: _gradient(sizes),
+        ),
+        Entry(
+            "compile/least-squares",
+            f"trace and compile a least-squares run ({sizes})",
+            "s",
+            "make_run",
+            lambda _: _compile(sizes),
+        ),
+    ]
+
+
+def _data(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(sizes.n, sizes.d)).astype(np.float32)
+    return X, rng.normal(size=sizes.n).astype(np.float32)
+
+
+def _rate(sizes: Sizes) -> float:
+    """A tenth of 1/max‖x‖²: no mini-batch, of any size, diverges up to the whole of it."""
+    X = _data(sizes)[0]
+    return float(0.1 / np.max(np.sum(X**2, axis=1)))
+
+
+def _run(sizes: Sizes) -> tuple[Run, float]:
+    problem = least_squares(*_data(sizes))
+    run = make_run(
+        problem,
+        optax.sgd,
+        steps=sizes.steps,
+        max_batch_size=sizes.batch_size,
+        record_every=sizes.steps,
+    )
+    return run, _rate(sizes)
+
+
+def _by_hand(sizes: Sizes) -> Callable[[Array, Key], Array]:
+    """The same run as one writes it with optax alone: the final loss."""
+    X, t = (jnp.asarray(a) for a in _data(sizes))
+
+    def run(rate: Array, key: Key) -> Array:
+        tx = optax.sgd(rate)
+
+        def step(carry, k):
+            w, state = cast(tuple[Array, optax.OptState], carry)
+            picks = jax.random.randint(jax.random.fold_in(key, k), (sizes.batch_size,), 0, sizes.n)
+            grad = jax.grad(lambda w: jnp.mean((X[picks] @ w - t[picks]) ** 2))(w)
+            updates, state = tx.update(grad, state, w)
+            return (w + cast(Array, updates), state), None
+
+        w0 = jnp.zeros(sizes.d)
+        (w, _), _ = jax.lax.scan(step, (w0, tx.init(w0)), jnp.arange(sizes.steps))
+        return jnp.mean((X @ w - t) ** 2)
+
+    return run
+
+
+def _sweep(sizes: Sizes) -> list[Side]:
+    run, rate = _run(sizes)
+    keys = jax.random.split(jax.random.key(0), sizes.runs)
+    rates = jnp.geomspace(0.1 * rate, rate, sizes.runs)
+    lanes = list(zip(list(rates), list(keys), strict=True))
+
+    def one(rate: Array, key: Key) -> Array:
+        return run({"learning_rate": rate}, key).final_loss
+
+    together = jax.jit(jax.vmap(one))
+    alone = jax.jit(one)
+    hand = jax.jit(jax.vmap(_by_hand(sizes)))
+    calls = {
+        "vmap(run)": lambda: together(rates, keys),
+        "Python loop of a compiled run": lambda: [alone(r, k) for r, k in lanes],
+        "vmap of a scan by hand with optax": lambda: hand(rates, keys),
+    }
+    return _warm(calls, 1)
+
+
+def _gradient(sizes: Sizes) -> list[Side]:
+    run, rate = _run(sizes)
+    at, one = jnp.asarray(rate, jnp.float32), jnp.ones((), jnp.float32)
+    key = jax.random.key(0)
+
+    def loss(rate: Array, key: Key) -> Array:
+        return run({"learning_rate": rate}, key).final_loss
+
+    plain = jax.jit(loss)
+    reverse = jax.jit(jax.value_and_grad(loss))
+    forward = jax.jit(lambda rate, key: jax.jvp(lambda r: loss(r, key), (rate,), (one,)))
+    calls = {
+        "run": lambda: plain(at, key),
+        "jax.grad": lambda: reverse(at, key),
+        "jax.jvp": lambda: forward(at, key),
+    }
+    return _warm(calls, 1000)
+
+
+def _warm(calls: dict[str, Callable], factor: float) -> list[Side]:
+    sides = []
+    for name, call in calls.items():
+        jax.block_until_ready(call())
+        sides.append(Side(name, lambda call=call: factor * seconds(call)))
+    return sides
+
+
+def _compile(sizes: Sizes) -> list[Side]:
+    def ours() -> Callable:
+        run, rate = _run(sizes)
+        return lambda: run({"learning_rate": rate}, jax.random.key(0))
+
+    def hand() -> Callable:
+        run = jax.jit(_by_hand(sizes))
+        rate = _rate(sizes)
+        return lambda: run(rate, jax.random.key(0))
+
+    ready = [
+        Side("make_run", lambda: first_call(ours)),
+        Side("scan by hand with optax", lambda: first_call(hand)),
+    ]
+    for side in ready:
+        side.measure()  # the first compilation of a process also loads the compiler
+    return ready
+
+
+def first_call(make: Callable[[], Callable]) -> float:
+    """Seconds that a program's first call takes above its second, nothing cached."""
+    jax.clear_caches()
+    call = make()
+    first = seconds(call)
+    return max(first - seconds(call), 0.0)
