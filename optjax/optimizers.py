@@ -69,8 +69,8 @@ def differentiable(tx: optax.GradientTransformation) -> optax.GradientTransforma
 
         with _as_optax_expects():
             closed, shape = jax.make_jaxpr(program, return_shape=True)(updates, state, params)
-        leaves = jax.tree.leaves((updates, state, params))
-        out = _evaluate(closed.jaxpr, closed.consts, leaves)
+            leaves = jax.tree.leaves((updates, state, params))
+            out = _evaluate(closed.jaxpr, closed.consts, leaves)
         return jax.tree.unflatten(jax.tree.structure(shape), out)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -258,7 +258,7 @@ class _NNX:
     def apply(self, params, state, inputs, *, train: bool, mask=None, key=None):
         from flax import nnx
 
-        module = nnx.merge(self._graph(), params, state)
+        module = nnx.merge(self._graph(), params, state, copy=True)
         module.train() if train else module.eval()
         out = module(inputs)
         return out, (nnx.split(module, nnx.Param, ...)[2] if train else state)

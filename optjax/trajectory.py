@@ -240,7 +240,9 @@ def _dtype(params: PyTree) -> Any:
     return functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))
 
 
-def _split(plan: _Plan, hparams: HParams, params: PyTree) -> tuple[Any, HParams, Array | None]:
+def _split(
+    plan: _Plan, hparams: HParams, params: PyTree
+) -> tuple[Any, dict[str, Array], Array | None]:
     """The optimiser, all hyperparameters in the parameters' dtype, and the batch size."""
     dtype = _dtype(params)
     size = hparams.get("batch_size")
