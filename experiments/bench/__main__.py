@@ -2,7 +2,8 @@
 
 Command: python -m optjax.experiments.bench [--repeats N] [--only NAME] [--quick] [--output FILE]
 Cost: about five minutes on two idle cores. Every side of a benchmark is measured in turn
-(A B A B), so that what else the machine does falls on all of them; read the ratios first.
+(A B A B), so that a drift of the machine falls on all of them; read the ratios first. Beside
+other work PyTorch loses far more than its share: its threads wait for each other actively.
 """
 
 import argparse
@@ -81,7 +82,7 @@ class Bench:
         if busy and busy[0] > 0.5:
             print(
                 f"bench: the load average is {busy[0]} on {cores()} cores: other work is running; "
-                "trust the ratios more than the times",
+                "trust no time here, and no ratio to PyTorch, whose threads wait for each other",
                 file=sys.stderr,
             )
         # A compilation that a cache on disk answers is none.
