@@ -87,22 +87,31 @@ def _silent(stage: str, share: float) -> None:
     pass
 
 
-def _in_epochs(run: Run, hparams: dict, keys: jax.Array, chunk: int):
+def _in_epochs(run: Run, hparams: dict, keys: jax.Array, chunk: int, together: bool | None = None):
     """The runs of all keys in chunks: at once on an accelerator, one by one on the CPU.
 
     Yields (index of the keys, states, records), the leading axis over those keys.
     """
-    together = jax.default_backend() != "cpu"
+    together = jax.default_backend() != "cpu" if together is None else together
 
-    def lift(one: jax.Array | RunState | Records):
+    def lift(one: RunState | Records) -> RunState | Records:
         return jax.tree.map(lambda leaf: leaf[None], one)
 
     def chunks() -> Iterator[tuple[list[int], RunState, Records]]:
         if together:
-            states = jax.vmap(lambda key: run.init(hparams, key))(keys)
-            advance = jax.jit(jax.vmap(lambda state: run.advance(state, hparams, chunk)))
+            # The step is the same in every lane: left out of the batch, an epoch's end stays a
+            # branch that is rarely taken.
+            lanes = RunState(**dict.fromkeys(RunState._fields, 0) | {"step": None})
+            states = jax.vmap(lambda key: run.init(hparams, key), out_axes=lanes)(keys)
+            advance = jax.jit(
+                jax.vmap(
+                    lambda state, data: run.advance(state, hparams, chunk, data),
+                    in_axes=(lanes, None),
+                    out_axes=(lanes, 0),
+                )
+            )
             for _ in range(run.plan.steps // chunk):
-                states, records = advance(states)
+                states, records = advance(states, run.problem.data)
                 yield list(range(len(keys))), states, records
             return
         for index, key in enumerate(keys):

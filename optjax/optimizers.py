@@ -157,8 +157,8 @@ def with_weight_decay(factory: Factory) -> Factory:
     >>> import jax.numpy as jnp, optax
     >>> tx = with_weight_decay(optax.sgd)(learning_rate=0.1, weight_decay=0.5)
     >>> w, g = jnp.array([2.0]), jnp.array([1.0])
-    >>> float(tx.update(g, tx.init(w), w)[0][0])  # −0.1 · 1 − 0.5 · 2
-    -1.100000023841858
+    >>> round(float(tx.update(g, tx.init(w), w)[0][0]), 6)  # −0.1 · 1 − 0.5 · 2
+    -1.1
 
     Source: Hanson and Pratt (1988); Loshchilov and Hutter (2019), proposition 1.
     """
@@ -173,13 +173,33 @@ def with_weight_decay(factory: Factory) -> Factory:
     signature = inspect.signature(factory)
     extra = inspect.Parameter("weight_decay", inspect.Parameter.KEYWORD_ONLY)
     kept = [p for p in signature.parameters.values() if p.name != "weight_decay"]
-    decayed.__signature__ = signature.replace(parameters=[*kept, extra])  # pyright: ignore
+    at = next((i for i, p in enumerate(kept) if p.kind == p.VAR_KEYWORD), len(kept))
+    decayed.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
+        parameters=[*kept[:at], extra, *kept[at:]]
+    )
     return decayed
 
 
-def keywords(factory: Factory) -> set[str]:
-    """The hyperparameter names of an optimiser factory: its keyword names."""
+def _named(factory: Factory) -> list[inspect.Parameter]:
     bound = set(factory.keywords) if isinstance(factory, partial) else set()
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     named = inspect.signature(factory).parameters.values()
-    return {p.name for p in named if p.kind in kinds} - bound
+    return [p for p in named if p.kind in kinds and p.name not in bound]
+
+
+def keywords(factory: Factory) -> set[str]:
+    """The hyperparameter names of an optimiser factory: its keyword names.
+
+    >>> sorted(keywords(partial(rmsprop, momentum=0.9)))
+    ['decay', 'eps', 'initial_scale', 'learning_rate']
+    """
+    return {p.name for p in _named(factory)}
+
+
+def required(factory: Factory) -> set[str]:
+    """Those of them that have no default.
+
+    >>> required(rmsprop)
+    {'learning_rate'}
+    """
+    return {p.name for p in _named(factory) if p.default is inspect.Parameter.empty}

@@ -73,11 +73,16 @@ class Problem:
 
 
 def _checked(name: str, value: ArrayLike, ndim: int) -> Array:
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+        if not np.issubdtype(array.dtype, np.floating):
+            array = array.astype(float, casting="same_kind")
+    except (TypeError, ValueError):
+        raise UserError(f"{name} is no array of real numbers: expected {ndim} axes") from None
     if array.ndim != ndim:
         raise UserError(f"{name} has shape {array.shape}: expected {ndim} axes; reshape it")
-    if not np.issubdtype(array.dtype, np.floating):
-        array = array.astype(float)
+    if not array.size:
+        raise UserError(f"{name} has shape {array.shape}: expected at least one number")
     if not np.all(np.isfinite(array)):
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise UserError(
@@ -115,6 +120,8 @@ def least_squares(
     x, y = _checked("X", X, 2), _checked("t", t, 1)
     if x.shape[0] != y.shape[0]:
         raise UserError(f"X has shape {x.shape} and t {y.shape}: expected one t for each row of X")
+    if not np.isfinite(scale):
+        raise UserError(f"scale is {scale}: expected a finite number")
     dtype = np.promote_types(x.dtype, y.dtype)
     start = jnp.zeros(x.shape[1], dtype) if w0 is None else _checked("w0", w0, 1).astype(dtype)
     if start.shape[0] != x.shape[1]:
@@ -216,6 +223,20 @@ PerExampleLoss = Callable[[PyTree, PyTree], Array]
 Score = Callable[[PyTree, PyTree], Mapping[str, Array]]
 
 
+def _taken(module: type, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """Those flags that the module's ``__call__`` takes."""
+    taken = inspect.signature(module.__call__).parameters
+    return {name: value for name, value in flags.items() if name in taken}
+
+
+def _needs_mask(module: type) -> None:
+    if "mask" not in inspect.signature(module.__call__).parameters:
+        raise UserError(
+            f"{module.__name__} has batch statistics and a batch may be part empty: let its "
+            "__call__ take `mask`, or fix the size by max_batch_size (for 'epochs', a divisor of n)"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Linen:
     """A Linen module behind (init, apply); equal modules give equal (hashable) objects."""
@@ -228,6 +249,8 @@ class _Linen:
         return params, variables
 
     def apply(self, params, state, inputs, *, train: bool, mask=None, key=None):
+        if mask is not None and "batch_stats" in state:
+            _needs_mask(type(self.model))
         mutable = list(state) if train else False
         out = self.model.apply(
             {"params": params, **state},
@@ -239,8 +262,7 @@ class _Linen:
         return out if train else (out, state)
 
     def _flags(self, **flags: Any) -> dict[str, Any]:
-        taken = inspect.signature(type(self.model).__call__).parameters
-        return {name: value for name, value in flags.items() if name in taken}
+        return _taken(type(self.model), flags)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +282,9 @@ class _NNX:
 
         module = nnx.merge(self._graph(), params, state, copy=True)
         module.train() if train else module.eval()
-        out = module(inputs)
+        if mask is not None and jax.tree.leaves(nnx.state(module, nnx.BatchStat)):
+            _needs_mask(type(module))
+        out = module(inputs, **_taken(type(module), {"mask": mask}))
         return out, (nnx.split(module, nnx.Param, ...)[2] if train else state)
 
     def _graph(self) -> Any:
@@ -285,8 +309,18 @@ class _Supervised:
         out, state = self.net.apply(
             params, state, batch.examples["inputs"], train=True, mask=batch.mask, key=batch.key
         )
-        values_B = self.per_example(out, batch.examples["targets"])
+        values_B = self._values(out, batch.examples["targets"])
         return masked_mean(values_B, batch.mask), state
+
+    def _values(self, out: PyTree, targets: PyTree) -> Array:
+        values_B = self.per_example(out, targets)
+        expected = jax.tree.leaves(targets)[0].shape[:1]
+        if values_B.shape != expected:
+            raise UserError(
+                f"loss gives shape {values_B.shape}: expected {expected}, one value an example "
+                f"(targets have shape {jax.tree.leaves(targets)[0].shape})"
+            )
+        return values_B
 
     def objective(self, params: PyTree, state: PyTree, data: Data, hparams: HParams) -> Array:
         return self._means(params, state, data.examples, with_score=False)["loss"]
@@ -303,7 +337,7 @@ class _Supervised:
 
         def sums(part: PyTree) -> Metrics:
             out, _ = self.net.apply(params, state, part["inputs"], train=False)
-            values = {"loss": self.per_example(out, part["targets"])}
+            values = {"loss": self._values(out, part["targets"])}
             if with_score and self.score is not None:
                 values |= self.score(out, part["targets"])
             return {name: jnp.sum(v) for name, v in values.items()}
@@ -319,6 +353,17 @@ class _Supervised:
             rest = sums(jax.tree.map(lambda a: a[whole:], examples))
             total = jax.tree.map(jnp.add, total, rest)
         return {name: value / n for name, value in total.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Method:
+    """A bound method that compares by value, so that equal problems share a program."""
+
+    of: _Supervised
+    name: str
+
+    def __call__(self, *args: Any) -> Any:
+        return getattr(self.of, self.name)(*args)
 
 
 def flax_problem(
@@ -340,7 +385,8 @@ def flax_problem(
         bool: the examples of a batch that count, for its batch statistics).
       inputs, targets: (n, ...) training examples.
       loss: (outputs (B, ...), targets (B, ...)) → (B,), one value an example.
-      validation: (inputs, targets) held out; its mean loss is recorded as ``validation_loss``.
+      validation: (inputs, targets) held out; its mean loss is recorded as ``validation_loss``,
+        at every record of the run.
       score: like `loss` but returns named (B,) values, recorded as ``validation_<name>``.
       chunk: examples evaluated at once outside training.
 
@@ -355,19 +401,24 @@ def flax_problem(
     >>> bool(run({"learning_rate": 0.05}, jax.random.key(0)).final_loss < 1e-2)
     True
     """
-    from flax import linen
+    from flax import linen, nnx
 
+    if isinstance(model, nnx.Module) or not callable(model):
+        raise UserError(
+            f"model is a {type(model).__name__}: expected a Linen module, or a function of "
+            "nnx.Rngs that builds an NNX one (for instance its class)"
+        )
+    if chunk < 1:
+        raise UserError(f"chunk is {chunk}: expected at least 1")
     net = _Linen(model) if isinstance(model, linen.Module) else _NNX(model)
-    if isinstance(net, _NNX) and not callable(model):
-        raise UserError(f"model is {model!r}: expected a Linen module or a function of nnx.Rngs")
     held_out = None if validation is None else _examples("validation", *validation)
     training = _examples("training", inputs, targets)
     of = _Supervised(net, loss, score, chunk)
     return Problem(
-        init=of.init,
-        loss=of.loss,
-        objective=of.objective,
-        metrics=of.metrics,
+        init=_Method(of, "init"),
+        loss=_Method(of, "loss"),
+        objective=_Method(of, "objective"),
+        metrics=_Method(of, "metrics"),
         data=Data(training, {"validation": held_out}),
         name=type(model).__name__,
     )

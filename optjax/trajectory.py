@@ -7,6 +7,7 @@ run. `jit` compiles it, `vmap` batches it, `grad` differentiates it.
 import dataclasses
 import enum
 import functools
+import operator
 from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
@@ -81,6 +82,7 @@ class _Plan:
     sampler: Sampler
     n: int
     slots: int
+    whole: bool  # without a batch size, every step sees all examples
     record_every: int
     record_path: bool
     tolerance: float | None
@@ -95,14 +97,28 @@ class Run:
     plan: _Plan
 
     def __call__(self, hparams: HParams, key: Key) -> Trajectory:
-        return _run(self.plan, self.problem.data, self._checked(hparams), key)
+        return self.pure(self.problem.data, hparams, key)
+
+    def pure(self, data: Data, hparams: HParams, key: Key) -> Trajectory:
+        """The run with its data as an argument: what to `jit` where they are large.
+
+        ``run(hparams, key)`` is itself compiled, once for all data of a shape. A user's own
+        ``jax.jit(run)`` makes the data constants of the program it compiles (any array that a
+        function closes over is); ``jax.jit(run.pure)(run.problem.data, hparams, key)`` does not.
+        """
+        return _run(self.plan, data, self._checked(hparams), key)
 
     def init(self, hparams: HParams, key: Key) -> RunState:
         """The state before the first step."""
         return _init(self.plan, self.problem.data, self._checked(hparams), key)
 
-    def advance(self, state: RunState, hparams: HParams, steps: int) -> tuple[RunState, Records]:
+    def advance(
+        self, state: RunState, hparams: HParams, steps: int, data: Data | None = None
+    ) -> tuple[RunState, Records]:
         """`steps` more steps from `state`; the same values as in one piece.
+
+        Args:
+          data: the problem's own by default; an argument for the same reason as in `pure`.
 
         Raises:
           UserError: steps is not a positive multiple of the run's record_every.
@@ -110,7 +126,8 @@ class Run:
         every = self.plan.record_every
         if steps < 1 or steps % every:
             raise UserError(f"steps is {steps}: expected a positive multiple of {every}")
-        return _advance(self.plan, steps, self.problem.data, self._checked(hparams), state)
+        data = self.problem.data if data is None else data
+        return _advance(self.plan, steps, data, self._checked(hparams), state)
 
     def finish(self, start: RunState, end: RunState, records: Records, hparams: HParams):
         """The `Trajectory` of a run that was advanced from `start` to `end` in chunks."""
@@ -134,28 +151,48 @@ class Run:
         """Names against the factory's, and concrete values against what they can be."""
         plan = self.plan
         known = plan.own | {"l2", "batch_size"} | self.problem.hparams
-        for name, value in hparams.items():
+        for name in hparams:
             if name not in known:
                 raise UserError(f"unknown hyperparameter {name!r}: {nearest(name, known)}")
-            if isinstance(value, (bool, str)) or value is None:
-                raise UserError(
-                    f"{name} is {value!r}: expected a number; give a flag to the optimiser with "
-                    f"functools.partial(factory, {name}={value!r})"
-                )
-        size = hparams.get("batch_size")
-        if size is None or "batch_size" in self.problem.hparams:
-            return hparams
-        if plan.sampler == "full":
+        missing = sorted(optimizers.required(plan.optimizer) - set(hparams))
+        if missing:
+            raise UserError(f"hyperparameters lack {missing[0]}: the optimiser needs it; add it")
+        checked = {name: _number(name, value) for name, value in hparams.items()}
+        for name in ("batch_size", "l2"):
+            if name in checked and np.ndim(checked[name]):
+                shape = np.shape(checked[name])
+                raise UserError(f"{name} has shape {shape}: expected a number; vmap over several")
+        size = checked.get("batch_size")
+        if size is None:
+            return checked
+        if plan.sampler == "full" and plan.n:
             raise UserError("batch_size is given and the sampler is 'full': leave out one of them")
         if not isinstance(size, Tracer):
-            values = np.asarray(size)
-            if values.size and not np.all((values >= 1) & (values <= plan.slots)):
-                bad = values[(values < 1) | (values > plan.slots)].flat[0]
+            value = float(size)
+            if not plan.n:
+                if not value > 0:
+                    raise UserError(f"batch_size is {value:g}: expected a number above 0")
+            elif not 1 <= value <= plan.slots:
                 limit = "max_batch_size" if plan.slots < plan.n else "the number of examples"
-                raise UserError(f"batch_size is {bad}: expected 1 to {plan.slots}, {limit}")
-            if not np.all(values == np.round(values)):
-                raise UserError(f"batch_size is {size}: expected a whole number")
-        return hparams
+                raise UserError(f"batch_size is {value:g}: expected 1 to {plan.slots}, {limit}")
+            elif value != round(value):
+                raise UserError(f"batch_size is {value:g}: expected a whole number")
+        return checked
+
+
+def _number(name: str, value: Any) -> Any:
+    """A hyperparameter as it enters the program: one type for all Python and NumPy numbers."""
+    if isinstance(value, (bool, str)) or value is None or callable(value):
+        raise UserError(
+            f"{name} is {value!r}: expected a number; give a flag or a schedule to the optimiser "
+            f"with functools.partial(factory, {name}=...)"
+        )
+    if isinstance(value, jax.Array):
+        return value
+    try:
+        return np.asarray(value, float)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} is {value!r}: expected a number") from None
 
 
 def make_run(
@@ -180,7 +217,8 @@ def make_run(
       max_batch_size: B, the slots of a batch; all n examples by default. ``batch_size`` in the
         hyperparameters may be anything from 1 to B, traced too, and is B when it is not given.
         Computation costs as much as B examples: set B to the largest batch of a sweep.
-      record_every: k, steps from record to record; must divide T.
+      record_every: k, steps from record to record; must divide T. A problem's metrics (the loss
+        on held-out data) are computed at every record: give an epoch's steps where they cost.
       record_path: keep the parameters at every record.
       tolerance: a run whose last gradient has no entry above it is `Status.CONVERGED`.
 
@@ -201,16 +239,30 @@ def make_run(
     >>> bool(slope(0.1) < 0)  # a larger rate would have come further
     True
     """
-    if not isinstance(steps, int) or steps < 1:
+    if not isinstance(problem, Problem):
+        raise UserError(f"problem is {problem!r}: expected a Problem, as from oj.least_squares")
+    if isinstance(optimizer, optax.GradientTransformation) or not callable(optimizer):
+        raise UserError(
+            f"optimizer is a {type(optimizer).__name__}: expected a factory, optax.adam and not "
+            "optax.adam(0.1)"
+        )
+    steps, record_every = _whole("steps", steps), _whole("record_every", record_every)
+    if steps < 1:
         raise UserError(f"steps is {steps}: expected a whole number of at least 1")
-    if not isinstance(record_every, int) or record_every < 1 or steps % record_every:
+    if record_every < 1 or steps % record_every:
         raise UserError(f"record_every is {record_every}: expected a divisor of steps = {steps}")
     if sampler not in ("replacement", "epochs", "full"):
         known = ["replacement", "epochs", "full"]
         raise UserError(f"unknown sampler {sampler!r}: {nearest(str(sampler), known)}")
     n = problem.n
-    if max_batch_size is not None and not 1 <= max_batch_size <= max(n, 1):
-        raise UserError(f"max_batch_size is {max_batch_size}: expected 1 to n = {n}")
+    if max_batch_size is not None:
+        max_batch_size = _whole("max_batch_size", max_batch_size)
+        if sampler == "full" or not n:
+            raise UserError(
+                f"max_batch_size is {max_batch_size} where every step sees all data: leave it out"
+            )
+        if not 1 <= max_batch_size <= n:
+            raise UserError(f"max_batch_size is {max_batch_size}: expected 1 to n = {n}")
     plan = _Plan(
         init=problem.init,
         loss=problem.loss,
@@ -220,13 +272,21 @@ def make_run(
         steps=steps,
         sampler=sampler,
         n=n,
-        slots=n if max_batch_size is None or n == 0 else max_batch_size,
+        slots=n if max_batch_size is None else max_batch_size,
+        whole=max_batch_size is None and sampler != "epochs",
         record_every=record_every,
         record_path=record_path,
-        tolerance=tolerance,
+        tolerance=None if tolerance is None else float(tolerance),
         own=frozenset(optimizers.keywords(optimizer)),
     )
     return Run(problem, plan)
+
+
+def _whole(name: str, value: Any) -> int:
+    try:
+        return operator.index(value)
+    except TypeError:
+        raise UserError(f"{name} is {value!r}: expected a whole number") from None
 
 
 # ------------------------------------------------------------------------------ the pure core
@@ -248,9 +308,15 @@ def _split(
     size = hparams.get("batch_size")
     numbers = {k: jnp.asarray(v).astype(dtype) for k, v in hparams.items() if k != "batch_size"}
     own = {name: value for name, value in numbers.items() if name in plan.own}
-    tx = optimizers.differentiable(plan.optimizer(**own))
+    try:
+        tx = optimizers.differentiable(plan.optimizer(**own))
+    except jax.errors.ConcretizationTypeError:
+        raise UserError(
+            f"one of {', '.join(own)} shapes the optimiser's program and cannot be a "
+            "hyperparameter: give it with functools.partial(factory, name=value)"
+        ) from None
     if size is not None:
-        size = jnp.asarray(size).astype(jnp.int32)
+        size = jnp.asarray(size).astype(jnp.int32 if plan.n else dtype)
         numbers["batch_size"] = size
     return tx, numbers, size
 
@@ -280,12 +346,11 @@ def _step(plan: _Plan, data: Data, hparams: HParams, state: RunState) -> tuple[R
         size = jnp.clip(size, 1, plan.slots)
     indices, mask, order = None, None, state.order
     if plan.n:
+        sampler = "full" if size is None and plan.whole else plan.sampler
+        draws = jax.random.fold_in(state.key, _DRAW)
         indices, mask, order = batching.draw(
-            plan.sampler if size is not None or plan.slots < plan.n or plan.sampler == "epochs"
-            else "full",
-            jax.random.fold_in(state.key, _DRAW), state.step, state.order,
-            plan.n, plan.slots, size,
-        )  # fmt: skip
+            sampler, draws, state.step, state.order, plan.n, plan.slots, size
+        )
     examples = data.examples
     if indices is not None:
         examples = jax.tree.map(lambda a: a[indices], examples)
@@ -296,15 +361,35 @@ def _step(plan: _Plan, data: Data, hparams: HParams, state: RunState) -> tuple[R
         return plan.loss(params, state.model_state, batch, numbers)
 
     (loss, model_state), grads = jax.value_and_grad(value, has_aux=True)(state.params)
-    if "l2" in numbers:
-        l2 = numbers["l2"]
+    l2 = numbers.get("l2")
+
+    def penalised(params: PyTree, loss: Array) -> Array:
+        """What the optimiser minimises: a line search must see the penalty, too."""
+        if l2 is None:
+            return loss
+        squares = sum(jnp.sum(jnp.square(w)).astype(loss.dtype) for w in jax.tree.leaves(params))
+        return loss + l2.astype(loss.dtype) * squares
+
+    if l2 is not None:
         grads = jax.tree.map(lambda g, w: g + 2 * l2.astype(w.dtype) * w, grads, state.params)
-    extra = {"value": loss, "grad": grads, "value_fn": lambda p: value(p)[0]}
-    updates, opt_state = tx.update(grads, state.opt_state, state.params, **extra)
+    updates, opt_state = tx.update(
+        grads,
+        state.opt_state,
+        state.params,
+        value=penalised(state.params, loss),
+        grad=grads,
+        value_fn=lambda p: penalised(p, value(p)[0]),
+    )
+    # A float32 coefficient must not widen the state of a bfloat16 run.
+    opt_state = jax.tree.map(
+        lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype),
+        opt_state,
+        state.opt_state,
+    )
     params = cast(PyTree, optax.apply_updates(state.params, updates))
 
-    top = jnp.max(jnp.stack([jnp.max(jnp.abs(g)).astype(_dtype(params))
-                             for g in jax.tree.leaves(grads)]))  # fmt: skip
+    largest = [jnp.max(jnp.abs(g)).astype(_dtype(params)) for g in jax.tree.leaves(grads)]
+    top = jnp.max(jnp.stack(largest))
     top = jax.lax.stop_gradient(top)
     finite = jnp.isfinite(top) & jnp.isfinite(loss)
     fresh = ~finite & (state.diverged_at < 0)

@@ -257,3 +257,82 @@ def test_flags_go_in_by_partial(problem):
 def test_bad_data_are_named(X, t, message):
     with pytest.raises(oj.UserError, match=message):
         oj.least_squares(X, t)
+
+
+def test_a_line_search_sees_the_penalty(data):
+    """L-BFGS with l2 ends at the ridge solution, (XᵀX/n + λ̃I)w = Xᵀt/n."""
+    X, t, _ = data
+    run = oj.make_run(oj.least_squares(X, t), optax.lbfgs, 60, sampler="full", record_every=60)
+    ridge = np.linalg.solve(X.T @ X / N + 0.5 * np.eye(D), X.T @ t / N)
+    np.testing.assert_allclose(run({"l2": 0.5}, KEY).params, ridge, rtol=1e-6, atol=1e-9)
+
+
+def test_the_pure_form_takes_the_data_as_arguments():
+    """A user's jit of `run.pure` compiles no data into the program; HLO holds no such constant."""
+    X = np.random.default_rng(1).normal(size=(48, 32))
+    run = oj.make_run(oj.least_squares(X, X[:, 0]), optax.sgd, 2)
+    compiled = jax.jit(run.pure).lower(run.problem.data, {"learning_rate": 0.1}, KEY).compile()
+    assert not re.search(r"f64\[48,32\]\S* constant", compiled.as_text())
+
+
+def test_number_types_share_a_program(problem):
+    from optjax import trajectory
+
+    run = oj.make_run(problem, optax.sgd, 3)
+    run({"learning_rate": 0.1}, KEY)
+    before = trajectory._run._cache_size()
+    for rate in (1, 0.2, np.float32(0.3), np.int64(1)):
+        run({"learning_rate": rate}, KEY)
+    assert trajectory._run._cache_size() == before
+
+
+def test_a_slot_count_without_a_size_is_drawn(problem):
+    """max_batch_size = n with replacement is a draw of n, not the full batch."""
+    drawn = oj.make_run(problem, optax.sgd, 5, max_batch_size=N)({"learning_rate": 0.02}, KEY)
+    sized = oj.make_run(problem, optax.sgd, 5)({"learning_rate": 0.02, "batch_size": N}, KEY)
+    full = oj.make_run(problem, optax.sgd, 5)({"learning_rate": 0.02}, KEY)
+    np.testing.assert_allclose(drawn.params, sized.params, rtol=1e-12)
+    assert not np.allclose(drawn.params, full.params)
+
+
+def test_low_precision_parameters_keep_their_dtype():
+    import flax.linen as nn
+
+    x = jnp.linspace(-1, 1, 8, dtype=jnp.bfloat16)[:, None]
+    with jax.numpy_dtype_promotion("standard"):
+        model = nn.Dense(1, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+        problem = oj.flax_problem(model, x, x, lambda out, t: jnp.sum((out - t) ** 2, -1))
+        end = oj.make_run(problem, optax.adam, 5)({"learning_rate": 0.01, "b1": 0.9}, KEY)
+    assert end.params["kernel"].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda p: oj.make_run(p, optax.sgd, 3)({}, KEY), "lack learning_rate"),
+        (lambda p: oj.make_run(p, optax.sgd(0.1), 3), "expected a factory"),
+        (lambda p: oj.make_run(p, optax.sgd, 2.5), "steps is 2.5"),
+        (
+            lambda p: oj.make_run(p, optax.sgd, 3)(
+                {"learning_rate": 0.1, "batch_size": np.nan}, KEY
+            ),
+            "batch_size is nan",
+        ),
+        (
+            lambda p: oj.make_run(p, optax.sgd, 3)({"learning_rate": 0.1, "l2": [1, 2]}, KEY),
+            r"l2 has shape \(2,\)",
+        ),
+        (
+            lambda p: oj.make_run(p, optax.sgd, 3)(
+                {"learning_rate": 0.1, "momentum": 0.9, "nesterov": 1}, KEY
+            ),
+            "functools.partial",
+        ),
+        (lambda p: oj.make_run(lambda w: w, optax.sgd, 3), "expected a Problem"),
+        (lambda p: oj.make_run(p, optax.sgd, 3, sampler="full", max_batch_size=2), "leave it out"),
+    ],
+)
+def test_other_mistakes_are_one_line(problem, call, message):
+    with pytest.raises(oj.UserError, match=message) as caught:
+        call(problem)
+    assert "\n" not in str(caught.value)

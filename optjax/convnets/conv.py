@@ -148,12 +148,12 @@ def _cpu_to_kernel(x: Array, y: Array, *, window: Window) -> Array:
         rows = [x_BxHxWxkC[:, i : i + (oh - 1) * sh + 1 : sh] for i in range(kh)]
         return jnp.stack([row.reshape(y_NxF.shape[0], -1).T @ y_NxF for row in rows]).reshape(shape)
 
-    batch = x.shape[0]
-    if batch <= _CHUNK or batch % _CHUNK:
+    whole = x.shape[0] - x.shape[0] % _CHUNK
+    if whole <= _CHUNK:
         return part(x, y)
-    xs, ys = (a.reshape(batch // _CHUNK, _CHUNK, *a.shape[1:]) for a in (x, y))
-    zero = jnp.zeros(shape, x.dtype)
-    return lax.scan(lambda total, xy: (total + part(*xy), None), zero, (xs, ys))[0]
+    xs, ys = (a[:whole].reshape(-1, _CHUNK, *a.shape[1:]) for a in (x, y))
+    rest = part(x[whole:], y[whole:]) if whole < x.shape[0] else jnp.zeros(shape, x.dtype)
+    return lax.scan(lambda total, xy: (total + part(*xy), None), rest, (xs, ys))[0]
 
 
 # -------------------------------------------------------------- programs for one lane, elsewhere

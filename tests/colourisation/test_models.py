@@ -140,3 +140,69 @@ def test_a_linen_module_without_flags_goes_in_as_it_is():
 def test_bad_nets_are_named(settings, message):
     with pytest.raises(oj.UserError, match=message):
         model(**settings)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_model_with_batch_statistics_must_take_the_mask(masked):
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x, train):
+            return nn.Dense(1)(nn.BatchNorm(use_running_average=not train)(x))
+
+    x = np.linspace(-1, 1, 8, dtype=np.float32)[:, None]
+    problem = oj.flax_problem(Net(), x, x, lambda out, t: jnp.sum((out - t) ** 2, -1))
+    run = oj.make_run(problem, optax.sgd, 2)
+    hparams = {"learning_rate": 0.1} | ({"batch_size": 4} if masked else {})
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        if masked:
+            with pytest.raises(oj.UserError, match="let its __call__ take `mask`"):
+                run(hparams, KEY)
+        else:
+            assert np.isfinite(run(hparams, KEY).final_loss)
+
+
+def test_a_loss_that_is_not_one_value_an_example_is_refused():
+    x = np.linspace(-1, 1, 8, dtype=np.float32)[:, None]
+    problem = oj.flax_problem(nn.Dense(1), x, x[:, 0], lambda out, t: (out - t[None]) ** 2)
+    with pytest.raises(oj.UserError, match="one value an example"):
+        oj.make_run(problem, optax.sgd, 2)({"learning_rate": 0.1}, KEY)
+
+
+def test_equal_problems_share_a_program():
+    from optjax import trajectory
+
+    x = np.linspace(-1, 1, 8, dtype=np.float32)[:, None]
+    squared = lambda out, t: jnp.sum((out - t) ** 2, -1)  # noqa: E731
+    sizes = []
+    for targets in (x, 2 * x):
+        problem = oj.flax_problem(nn.Dense(1), x, targets, squared)
+        oj.make_run(problem, optax.sgd, 2)({"learning_rate": 0.1}, KEY)
+        sizes.append(trajectory._run._cache_size())
+    assert sizes[0] == sizes[1]
+
+
+def test_seeds_together_and_one_by_one_learn_the_same():
+    """What an accelerator does (all seeds in one program) is what the CPU does in turn."""
+    from optjax.experiments.colourisation import _in_epochs
+
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, (12, 8, 8)).astype(np.int32)
+    grey = rng.random((12, 8, 8, 1))
+    problem = colourisation_problem(
+        model("conv-transpose", filters=2, colours=2), (grey, labels), (grey, labels)
+    )
+    run = oj.make_run(problem, optax.adam, 2, sampler="epochs", max_batch_size=12, record_every=1)
+    keys = jax.random.split(KEY, 2)
+    losses = {
+        together: np.concatenate(
+            [
+                np.asarray(records.loss).ravel()
+                for _, _, records in _in_epochs(run, {"learning_rate": 0.01}, keys, 1, together)
+            ]
+        )
+        for together in (False, True)
+    }
+    # One by one: seed 0's epochs, then seed 1's; together: epoch 1 of both, then epoch 2.
+    np.testing.assert_allclose(
+        losses[True].reshape(2, 2).T, losses[False].reshape(2, 2), rtol=1e-10
+    )
