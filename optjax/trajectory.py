@@ -4,6 +4,7 @@
 run. `jit` compiles it, `vmap` batches it, `grad` differentiates it.
 """
 
+import contextlib
 import dataclasses
 import enum
 import functools
@@ -300,6 +301,18 @@ def _dtype(params: PyTree) -> Any:
     return functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))
 
 
+@contextlib.contextmanager
+def _traced(hparams: HParams) -> Iterator[None]:
+    """A hyperparameter that decides the optimiser's program cannot be traced: say so."""
+    try:
+        yield
+    except jax.errors.ConcretizationTypeError:
+        raise UserError(
+            f"one of {', '.join(hparams)} shapes the optimiser's program and cannot be a "
+            "hyperparameter: give it with functools.partial(factory, name=value)"
+        ) from None
+
+
 def _split(
     plan: _Plan, hparams: HParams, params: PyTree
 ) -> tuple[Any, dict[str, Array], Array | None]:
@@ -308,13 +321,8 @@ def _split(
     size = hparams.get("batch_size")
     numbers = {k: jnp.asarray(v).astype(dtype) for k, v in hparams.items() if k != "batch_size"}
     own = {name: value for name, value in numbers.items() if name in plan.own}
-    try:
+    with _traced(own):
         tx = optimizers.differentiable(plan.optimizer(**own))
-    except jax.errors.ConcretizationTypeError:
-        raise UserError(
-            f"one of {', '.join(own)} shapes the optimiser's program and cannot be a "
-            "hyperparameter: give it with functools.partial(factory, name=value)"
-        ) from None
     if size is not None:
         size = jnp.asarray(size).astype(jnp.int32 if plan.n else dtype)
         numbers["batch_size"] = size
@@ -372,14 +380,15 @@ def _step(plan: _Plan, data: Data, hparams: HParams, state: RunState) -> tuple[R
 
     if l2 is not None:
         grads = jax.tree.map(lambda g, w: g + 2 * l2.astype(w.dtype) * w, grads, state.params)
-    updates, opt_state = tx.update(
-        grads,
-        state.opt_state,
-        state.params,
-        value=penalised(state.params, loss),
-        grad=grads,
-        value_fn=lambda p: penalised(p, value(p)[0]),
-    )
+    with _traced(numbers):
+        updates, opt_state = tx.update(
+            grads,
+            state.opt_state,
+            state.params,
+            value=penalised(state.params, loss),
+            grad=grads,
+            value_fn=lambda p: penalised(p, value(p)[0]),
+        )
     # A float32 coefficient must not widen the state of a bfloat16 run.
     opt_state = jax.tree.map(
         lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype),
