@@ -44,15 +44,19 @@ def data_uri(path: Path) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
+FOLD = 7
+"""Rows of a claim's values that show at once; the rest unfold."""
+
+
 def number(value: float) -> str:
-    """A number at no more than six significant digits.
+    """A number at no more than six significant digits; two where it is rounding error.
 
     >>> number(0.1 + 0.2), number(49728), number(1.23456789e-9), number(float("nan"))
-    ('0.3', '49,728', '1.23457e−9', 'nan')
+    ('0.3', '49,728', '1.2e−9', 'nan')
     """
     if isinstance(value, int) or (abs(value) < 1e9 and value == int(value)):
         return f"{int(value):,}".replace("-", "−")
-    mantissa, _, exponent = f"{value:.6g}".partition("e")
+    mantissa, _, exponent = f"{value:.{2 if abs(value) < 1e-6 else 6}g}".partition("e")
     return (f"{mantissa}e{int(exponent)}" if exponent else mantissa).replace("-", "−")
 
 
@@ -74,7 +78,11 @@ def show(value: Any) -> str:
             if item is None and f"{key}_text" in value:
                 continue
             rows.append(f"<dt>{escape(str(key))}</dt><dd>{show(item)}</dd>")
-        return f"<dl>{''.join(rows)}</dl>"
+        first, rest = f"<dl>{''.join(rows[:FOLD])}</dl>", "".join(rows[FOLD:])
+        if rest:
+            more = f"<summary>{len(rows) - FOLD} more</summary>"
+            first += f"<details>{more}<dl>{rest}</dl></details>"
+        return first
     if isinstance(value, list | tuple):
         if value and all(isinstance(item, list | tuple) for item in value):
             return "; ".join(f"[{show(item)}]" for item in value)

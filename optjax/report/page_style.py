@@ -18,7 +18,7 @@ STYLE = """
 * { box-sizing: border-box; }
 html { scroll-behavior: smooth; -webkit-text-size-adjust: 100%; }
 body {
-  margin: 0 auto; padding: 2.5rem clamp(1rem, 4vw, 3rem); max-width: 84rem;
+  margin: 0 auto; padding: 2.5rem clamp(1rem, 4vw, 3rem); max-width: 100rem;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
   color: var(--ink); background: var(--paper);
 }
@@ -46,7 +46,6 @@ pre { background: var(--code); border-radius: 6px; padding: .7rem .9rem; overflo
   background: var(--corrected-bg); border-radius: 0 6px 6px 0; }
 .scroll { overflow: auto; border: 1px solid var(--line); border-radius: 8px;
   background: var(--card); }
-.scroll:has(.claims) { max-height: 85vh; }
 table { border-collapse: collapse; width: 100%; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .6rem .8rem;
   border-bottom: 1px solid var(--line); }
@@ -57,11 +56,12 @@ thead th { position: sticky; top: 0; z-index: 1; background: var(--card); white-
 .what code { color: var(--soft); }
 .value { min-width: 8rem; max-width: 24rem; overflow-wrap: break-word;
   font-variant-numeric: tabular-nums; }
-.value:has(dl) { min-width: 15rem; }
+.value:has(dl) { min-width: 18rem; }
 .num { text-align: right; font-variant-numeric: tabular-nums; }
-dl { display: grid; grid-template-columns: minmax(4rem, 1.3fr) minmax(5rem, 1fr); gap: .1rem .8rem;
+dl { display: grid; grid-template-columns: minmax(6rem, 1fr) fit-content(11rem); gap: .1rem .8rem;
   margin: 0; }
-dt { color: var(--soft); } dd { margin: 0; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: normal; }
+.value details { margin-top: .2rem; } .value summary { font-weight: 400; color: var(--soft); }
 .none { color: var(--soft); }
 .config { width: auto; } .config th { font-weight: 400; }
 .config th, .config td { padding: .25rem .8rem; }
@@ -83,7 +83,7 @@ footer { margin-top: 4rem; border-top: 1px solid var(--line); padding-top: 1rem;
   :root { --ink: #000; --soft: #444; --line: #bbb; --paper: #fff; --card: #fff; --link: #000;
     --code: #f4f4f4; }
   body { max-width: none; padding: 0; font-size: 10pt; }
-  .scroll, .scroll:has(.claims) { overflow: visible; max-height: none; border: 0; }
+  .scroll { overflow: visible; border: 0; }
   .what, .value { min-width: 0; }
   thead th { position: static; } nav { display: none; }
   figure, tr { break-inside: avoid; } .experiment { break-before: page; }
