@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from optjax.types import Array, Key, PyTree
 
-Sampler = Literal["replacement", "epochs", "full"]
+Sampler = Literal["replacement", "epochs", "shuffle_once", "full"]
 
 
 class Batch(NamedTuple):
@@ -52,7 +52,9 @@ def no_order() -> Array:
 
 def initial_order(sampler: Sampler, key: Key, n: int) -> Array:
     """The first epoch's order of the examples, (n,) int32; empty for the other samplers."""
-    return _permutation(key, jnp.zeros((), jnp.int32), n) if sampler == "epochs" else no_order()
+    if sampler not in ("epochs", "shuffle_once"):
+        return no_order()
+    return _permutation(key, jnp.zeros((), jnp.int32), n)
 
 
 def draw(
@@ -63,12 +65,13 @@ def draw(
     * ``"replacement"``: b examples drawn independently and uniformly.
     * ``"epochs"``: a fresh permutation an epoch, cut into ⌈n / b⌉ batches; each example is seen
       once an epoch, and the last batch of an epoch may be smaller.
+    * ``"shuffle_once"``: the same, but the first epoch's permutation serves every epoch.
     * ``"full"``: every example at every step (indices None: no gather).
 
     Args:
       key: the run's key for draws.
       step: () int32, from 0.
-      order: (n,) int32, the current epoch's order, for ``"epochs"``.
+      order: (n,) int32, the current epoch's order, for the two that have one.
       slots: B, static.
       size: b, an int, a traced () integer, or None for b = B.
 
@@ -85,9 +88,10 @@ def draw(
     b = jnp.asarray(slots if size is None else size, jnp.int32)
     batches = (n + b - 1) // b
     epoch, batch = step // batches, step % batches
-    order = jax.lax.cond(
-        (batch == 0) & (step > 0), lambda: _permutation(key, epoch, n), lambda: order
-    )
+    if sampler == "epochs":
+        order = jax.lax.cond(
+            (batch == 0) & (step > 0), lambda: _permutation(key, epoch, n), lambda: order
+        )
     position = batch * b + slot
     indices = order[jnp.minimum(position, n - 1)]
     if size is None and n % slots == 0:

@@ -10,7 +10,7 @@ import enum
 import functools
 import operator
 from collections.abc import Iterator
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -214,7 +214,8 @@ def make_run(
       optimizer: an optax factory (`optax.adam`, …), called with the hyperparameters by name. Its
         square roots get a derivative that is finite where a gradient is exactly zero.
       steps: T, updates of the parameters.
-      sampler: ``"replacement"``, ``"epochs"`` (a fresh permutation an epoch) or ``"full"``.
+      sampler: ``"replacement"``; ``"epochs"``, a fresh permutation an epoch; ``"shuffle_once"``,
+        one permutation for all epochs; or ``"full"``.
       max_batch_size: B, the slots of a batch; all n examples by default. ``batch_size`` in the
         hyperparameters may be anything from 1 to B, traced too, and is B when it is not given.
         Computation costs as much as B examples: set B to the largest batch of a sweep.
@@ -252,8 +253,8 @@ def make_run(
         raise UserError(f"steps is {steps}: expected a whole number of at least 1")
     if record_every < 1 or steps % record_every:
         raise UserError(f"record_every is {record_every}: expected a divisor of steps = {steps}")
-    if sampler not in ("replacement", "epochs", "full"):
-        known = ["replacement", "epochs", "full"]
+    known = get_args(Sampler)
+    if sampler not in known:
         raise UserError(f"unknown sampler {sampler!r}: {nearest(str(sampler), known)}")
     n = problem.n
     if max_batch_size is not None:
@@ -274,7 +275,7 @@ def make_run(
         sampler=sampler,
         n=n,
         slots=n if max_batch_size is None else max_batch_size,
-        whole=max_batch_size is None and sampler != "epochs",
+        whole=max_batch_size is None and sampler in ("replacement", "full"),
         record_every=record_every,
         record_path=record_path,
         tolerance=None if tolerance is None else float(tolerance),

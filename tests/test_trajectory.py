@@ -81,6 +81,17 @@ def test_an_epoch_sees_each_example_once(problem):
         assert not np.array_equal(np.concatenate(seen[:batches]), np.concatenate(seen[batches:]))
 
 
+def test_shuffled_once_every_epoch_is_the_first(problem):
+    """Two epochs in batches of 4 of 6 examples."""
+    run = oj.make_run(problem, optax.sgd, 4, sampler="shuffle_once", max_batch_size=4)
+    first = oj.make_run(problem, optax.sgd, 4, sampler="epochs", max_batch_size=4)
+    hparams = {"learning_rate": 1e-30}  # the loss alone tells which examples were drawn
+    once, fresh = run(hparams, KEY).loss, first(hparams, KEY).loss
+    np.testing.assert_array_equal(once[:2], once[2:])
+    np.testing.assert_array_equal(once[:2], fresh[:2])
+    assert not np.allclose(fresh[:2], fresh[2:])
+
+
 def test_a_draw_is_the_prefix_of_a_larger_draw():
     from optjax.batching import draw, no_order
 
