@@ -387,13 +387,13 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
                 measured={
                     "gain in accuracy (points)": float(gain.mean()),
                     "gain of each seed": gain.tolist(),
-                    "data": _data_label(dataset),
+                    "data": _data_label(dataset) + ("" if missing is None else f" ({missing})"),
                 },
                 tolerance="the interval of the gain lies above 0",
                 n_runs=2 * seeds,
                 interval=interval,
                 verdict="not run"
-                if interval is None
+                if interval is None or missing
                 else verdict(interval[0] > 0 and bool(np.all(gain > 0))),
                 evidence=evidence,
             )
