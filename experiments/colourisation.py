@@ -19,6 +19,7 @@ from optjax.colourisation.pictures import load_pictures
 from optjax.colourisation.problem import colourisation_problem
 from optjax.errors import UserError
 from optjax.report.claims import Claim, verdict
+from optjax.report.console import silent
 from optjax.report.style import COLOURS, MARKERS, caption, figure, pictures
 from optjax.trajectory import Records, Run, RunState, make_run
 
@@ -84,10 +85,6 @@ class Config:
     """First seed of the runs, and that of the palette and of a folder's split."""
 
 
-def _silent(stage: str, share: float) -> None:
-    pass
-
-
 def _in_epochs(run: Run, hparams: dict, keys: jax.Array, chunk: int, together: bool | None = None):
     """The runs of all keys in chunks: at once on an accelerator, one by one on the CPU.
 
@@ -122,7 +119,7 @@ def _in_epochs(run: Run, hparams: dict, keys: jax.Array, chunk: int, together: b
     return chunks()
 
 
-def run(config: Config, progress: Callable[[str, float], None] = _silent) -> xr.Dataset:
+def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
     """Train every network from every seed; validation after every epoch."""
     for name, least in (("epochs", 1), ("batch_size", 1), ("seeds", 1), ("colours", 2)):
         value = getattr(config, name)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from optjax import linear
 from optjax.problems import Data, Problem, least_squares
 from optjax.report.claims import Claim, verdict
+from optjax.report.console import silent
 from optjax.report.style import COLOURS, band, caption, figure
 from optjax.trajectory import make_run
 
@@ -41,10 +42,6 @@ class Config:
     """SGD steps a run."""
 
 
-def _silent(stage: str, share: float) -> None:
-    pass
-
-
 def with_data(problem: Problem, X: jax.Array, t: jax.Array, w0: jax.Array) -> Problem:
     """The problem on other, perhaps traced, data, so that one can vmap over problems."""
     scale = problem.data.shared["scale"]
@@ -61,7 +58,7 @@ def _problems(rng: np.random.Generator, count: int, n: int, d: int):
     return X, rng.normal(size=(count, n)), rng.normal(size=(count, d))
 
 
-def run(config: Config, progress: Callable[[str, float], None] = _silent) -> xr.Dataset:
+def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
     """Distance to the solution and off-row-space share along every run."""
     with jax.enable_x64(True):
         return _run(config, progress)

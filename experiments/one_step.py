@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from optjax import linear
 from optjax.problems import least_squares
 from optjax.report.claims import Claim, verdict
+from optjax.report.console import silent
 from optjax.report.style import COLOURS, caption, figure
 from optjax.trajectory import make_run
 
@@ -40,10 +41,6 @@ class Config:
     """d, parameters."""
 
 
-def _silent(stage: str, share: float) -> None:
-    pass
-
-
 def _golden(f: Callable[[jax.Array], jax.Array], high: jax.Array, steps: int = 60) -> jax.Array:
     """The minimiser of a unimodal f on (0, high) by golden-section search: values only."""
     g = (np.sqrt(5.0) - 1) / 2
@@ -58,7 +55,7 @@ def _golden(f: Callable[[jax.Array], jax.Array], high: jax.Array, steps: int = 6
     return (low + top) / 2
 
 
-def run(config: Config, progress: Callable[[str, float], None] = _silent) -> xr.Dataset:
+def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
     """Loss, slope and best rate, by closed form and by the run, for every problem and rate."""
     with jax.enable_x64(True):
         return _run(config, progress)

@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from optjax.convnets.geometry import conv_output_size, solve_padding, transposed_output_size
 from optjax.errors import UserError
 from optjax.report.claims import Claim, verdict
+from optjax.report.console import silent
 from optjax.report.style import COLOURS, caption, figure
 
 SOURCE = {4: (1, 0), 5: (2, 1)}
@@ -35,10 +36,6 @@ class Config:
     """Taps along one side."""
 
 
-def _silent(stage: str, share: float) -> None:
-    pass
-
-
 def _jax_sizes(size: int, small: int, k: int, s: int, p: int, o: int) -> tuple[int, int]:
     """The sizes that XLA itself gives: a second opinion that shares no formula with ours."""
     picture, kernel = jnp.zeros((1, 1, size, size)), jnp.zeros((1, 1, k, k))
@@ -56,7 +53,7 @@ def _jax_sizes(size: int, small: int, k: int, s: int, p: int, o: int) -> tuple[i
     return down.shape[-1], up.shape[-1]
 
 
-def run(config: Config, progress: Callable[[str, float], None] = _silent) -> xr.Dataset:
+def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
     """Sizes for every (kernel, padding, output padding): by formula, by XLA, and solved for."""
     if config.stride < 1 or config.size % config.stride:
         raise UserError(f"stride {config.stride} does not divide size {config.size}; change one")

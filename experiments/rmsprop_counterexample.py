@@ -14,6 +14,7 @@ from optjax import linear
 from optjax.optimizers import rmsprop
 from optjax.problems import least_squares
 from optjax.report.claims import Claim, verdict
+from optjax.report.console import silent
 from optjax.report.style import COLOURS, caption, figure
 from optjax.trajectory import make_run
 
@@ -46,10 +47,6 @@ class Config:
     """Steps for each of them."""
 
 
-def _silent(stage: str, share: float) -> None:
-    pass
-
-
 def _inside(learning_rate, decay, eps):
     return optax.rmsprop(learning_rate, decay=decay, eps=eps, eps_in_sqrt=True)
 
@@ -75,7 +72,7 @@ OPTIMISERS = {
 """name -> (factory, learning rate); SGD's comes from the norm of X."""
 
 
-def run(config: Config, progress: Callable[[str, float], None] = _silent) -> xr.Dataset:
+def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
     """The hand example's path, and the ends of four optimisers on random problems."""
     with jax.enable_x64(True):
         return xr.merge([_by_hand(progress), _general(config, progress)], join="outer")

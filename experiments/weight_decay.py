@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from optjax.optimizers import rmsprop, with_weight_decay
 from optjax.problems import least_squares
 from optjax.report.claims import Claim, verdict
+from optjax.report.console import silent
 from optjax.report.style import COLOURS, band, caption, figure
 from optjax.trajectory import make_run
 
@@ -48,10 +49,6 @@ class Config:
     """Largest over smallest scale of a feature."""
 
 
-def _silent(stage: str, share: float) -> None:
-    pass
-
-
 def _optax_decoupled(learning_rate, weight_decay):
     return optax.chain(optax.add_decayed_weights(weight_decay), optax.sgd(learning_rate))
 
@@ -63,7 +60,7 @@ ADAPTIVE = {
 }
 
 
-def run(config: Config, progress: Callable[[str, float], None] = _silent) -> xr.Dataset:
+def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
     """Relative distance between the paths of the two, under SGD and the adaptive optimisers."""
     with jax.enable_x64(True):
         return xr.merge([_sgd(config, progress), _adaptive(config, progress)], join="outer")

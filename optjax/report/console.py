@@ -9,6 +9,10 @@ from typing import TextIO
 _EVERY_SECONDS = 30.0
 
 
+def silent(text: str, fraction: float) -> None:
+    """Progress that nobody looks at: what an experiment called from Python reports to."""
+
+
 class Console:
     """Where lines and progress go; `quiet` says nothing at all.
 
