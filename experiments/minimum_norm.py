@@ -1,6 +1,5 @@
 """Does mini-batch SGD from zero find the minimum-norm solution, and from w0 the nearest one?"""
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from optjax import linear
-from optjax.problems import Data, Problem, least_squares
+from optjax.problems import least_squares
 from optjax.report.claims import Claim, verdict
 from optjax.report.console import silent
 from optjax.report.style import COLOURS, band, caption, figure
@@ -42,12 +41,6 @@ class Config:
     """SGD steps a run."""
 
 
-def with_data(problem: Problem, X: jax.Array, t: jax.Array, w0: jax.Array) -> Problem:
-    """The problem on other, perhaps traced, data, so that one can vmap over problems."""
-    scale = problem.data.shared["scale"]
-    return dataclasses.replace(problem, data=Data({"x": X, "t": t}, {"w0": w0, "scale": scale}))
-
-
 def _problems(rng: np.random.Generator, count: int, n: int, d: int):
     """X with singular values 1 … 2 (well-conditioned, so that every run converges), t and w0."""
     X = np.empty((count, n, d))
@@ -74,15 +67,14 @@ def _run(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
     sizes = np.array([np.linspace(1, n, batches).round().astype(int) for n in config.rows])
     for i, (n, d) in enumerate(zip(config.rows, config.columns, strict=True)):
         X, t, off = _problems(rng, config.seeds, n, d)
-        template = least_squares(X[0], t[0], scale=0.5)
         for j, sampler in enumerate(samplers):
             progress(f"{n} × {d}, {sampler}", (2 * i + j) / (2 * len(config.rows)))
 
-            def one(X, t, w0, size, key, template=template, sampler=sampler):
+            def one(X, t, w0, size, key, sampler=sampler):
                 # η = 1/max‖x‖²: each step is then a contraction, for every batch.
                 rate = 1 / jnp.max(jnp.sum(X**2, axis=1))
                 run = make_run(
-                    with_data(template, X, t, w0),
+                    least_squares(X, t, w0, scale=0.5),
                     optax.sgd,
                     config.steps,
                     sampler=sampler,
@@ -128,11 +120,10 @@ def _plane() -> np.ndarray:
     """Paths to the line 2w₁ + w₂ = 2 from several starts."""
     X, t = np.array([[2.0, 1.0]]), np.array([2.0])
     starts = np.array([[0.0, 0.0], [-0.4, 1.2], [1.5, 1.6], [0.2, -1.1], [1.9, 0.3]])
-    problem = least_squares(X, t, scale=0.5)
 
     def path(w0: jax.Array) -> jax.Array:
-        run = make_run(with_data(problem, jnp.asarray(X), jnp.asarray(t), w0), optax.sgd, 60,
-                       sampler="full", record_path=True)  # fmt: skip
+        problem = least_squares(X, t, w0, scale=0.5)
+        run = make_run(problem, optax.sgd, 60, sampler="full", record_path=True)
         return run({"learning_rate": 0.05}, jax.random.key(0)).path
 
     return np.asarray(jax.vmap(path)(jnp.asarray(starts)))

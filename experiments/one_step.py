@@ -17,8 +17,6 @@ from optjax.report.console import silent
 from optjax.report.style import COLOURS, caption, figure
 from optjax.trajectory import make_run
 
-from .minimum_norm import with_data
-
 RATIOS = (0.0, 0.5, 0.9, 1.1, 1.5, 2.5)
 """Learning rates tried, as multiples of η*; not η* itself, where the slope is rounding only."""
 
@@ -65,10 +63,9 @@ def _run(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
     rng = np.random.default_rng(config.seed)
     k, n, d = config.problems, config.rows, config.columns
     X, t, w0 = rng.normal(size=(k, n, d)), rng.normal(size=(k, n)), rng.normal(size=(k, d))
-    template = least_squares(X[0], t[0])
 
     def one(X, t, w0):
-        step = make_run(with_data(template, X, t, w0), optax.sgd, 1, sampler="full")
+        step = make_run(least_squares(X, t, w0), optax.sgd, 1, sampler="full")
         loss = lambda eta: step({"learning_rate": eta}, jax.random.key(0)).final_loss  # noqa: E731
         best = linear.optimal_learning_rate(X, t, w0)
         etas, h = jnp.asarray(RATIOS) * best, 0.25 * best

@@ -18,8 +18,6 @@ from optjax.report.console import silent
 from optjax.report.style import COLOURS, caption, figure
 from optjax.trajectory import make_run
 
-from .minimum_norm import with_data
-
 SOURCE = {"w1": ("0.314", "0.311"), "v2": ("1.89", "0.47"), "w2": ("0.469", "0.463")}
 """The source's figures, as printed: the digits say how precisely."""
 
@@ -108,14 +106,14 @@ def _general(config: Config, progress: Callable[[str, float], None]) -> xr.Datas
     rng = np.random.default_rng(config.seed)
     k, n, d = config.problems, config.rows, config.columns
     X, t = rng.normal(size=(k, n, d)), rng.normal(size=(k, n))
-    template, w0 = least_squares(X[0], t[0]), jnp.zeros(d)
+    w0 = jnp.zeros(d)
     values = np.empty((3, len(OPTIMISERS), k))
     for i, (name, (factory, rate)) in enumerate(OPTIMISERS.items()):
         progress(name, (i + 1) / (len(OPTIMISERS) + 1))
 
         def one(X, t, factory=factory, rate=rate):
             run = make_run(
-                with_data(template, X, t, w0), factory, config.steps, sampler="full",
+                least_squares(X, t, w0), factory, config.steps, sampler="full",
                 record_every=config.steps,
             )  # fmt: skip
             if rate is None:

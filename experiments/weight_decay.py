@@ -17,8 +17,6 @@ from optjax.report.console import silent
 from optjax.report.style import COLOURS, band, caption, figure
 from optjax.trajectory import make_run
 
-from .minimum_norm import with_data
-
 
 @dataclass(frozen=True)
 class Config:
@@ -82,12 +80,11 @@ def _sgd(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
     progress("SGD", 0.0)
     X, w, noise = _draw(config)
     t = np.einsum("knd,kd->kn", X, w) + noise
-    template = least_squares(X[0], t[0])
     rates, decays = np.array([0.1, 0.3, 0.8]), np.array([1e-4, 1e-3, 1e-2, 1e-1])
 
     def one(X, t, w0, share, decay):
         rate = share * X.shape[0] / jnp.linalg.norm(X, 2) ** 2
-        problem = with_data(template, X, t, w0)
+        problem = least_squares(X, t, w0)
 
         def path(factory, **hparams):
             run = make_run(problem, factory, config.sgd_steps, sampler="full", record_path=True)
@@ -116,7 +113,6 @@ def _adaptive(config: Config, progress: Callable[[str, float], None]) -> xr.Data
     d, spreads = config.columns, np.array(config.spreads, float)
     every = max(1, config.adaptive_steps // 100)
     steps = every * max(1, config.adaptive_steps // every)
-    template = least_squares(X[0], noise[0])
     distance = np.empty((len(ADAPTIVE), len(spreads), config.problems, steps // every))
     spread = np.empty(distance.shape[:3])
     for i, (name, (plain, decayed)) in enumerate(ADAPTIVE.items()):
@@ -124,7 +120,7 @@ def _adaptive(config: Config, progress: Callable[[str, float], None]) -> xr.Data
 
         def one(X, w, noise, factor, plain=plain, decayed=decayed):
             X = X * (factor ** jnp.linspace(-0.5, 0.5, d))[None]
-            problem = with_data(template, X, X @ w + 0.1 * noise, jnp.zeros(d))
+            problem = least_squares(X, X @ w + 0.1 * noise, jnp.zeros(d))
 
             def path(factory, **hparams):
                 run = make_run(problem, factory, steps, sampler="full", record_every=every,

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optjax.batching import Batch, masked_mean
     from optjax.errors import UserError
+    from optjax.networks import flax_problem
     from optjax.optimizers import differentiable, rmsprop, safe_sqrt, with_weight_decay
-    from optjax.problems import Data, Problem, flax_problem, least_squares, quadratic
-    from optjax.trajectory import Records, Run, RunState, Status, Trajectory, make_run
+    from optjax.problems import Data, Problem, least_squares, quadratic
+    from optjax.scan import Records, RunState, Status, Trajectory
+    from optjax.trajectory import Run, make_run
 
 __version__ = "0.1.0"
 
@@ -26,14 +28,14 @@ _HOME = {
     "with_weight_decay": "optimizers",
     "Data": "problems",
     "Problem": "problems",
-    "flax_problem": "problems",
+    "flax_problem": "networks",
     "least_squares": "problems",
     "quadratic": "problems",
-    "Records": "trajectory",
+    "Records": "scan",
     "Run": "trajectory",
-    "RunState": "trajectory",
-    "Status": "trajectory",
-    "Trajectory": "trajectory",
+    "RunState": "scan",
+    "Status": "scan",
+    "Trajectory": "scan",
     "make_run": "trajectory",
 }
 

@@ -8,6 +8,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {"types", "errors"},
     {"problems", "optimizers", "batching"},
+    {"networks", "scan"},
     {"trajectory"},
     {"linear", "convnets"},
     {"colourisation"},

@@ -151,31 +151,31 @@ def test_l2_is_the_gradient_of_its_penalty(data, problem):
 
 
 def test_one_compilation_serves_every_value(problem):
-    from optjax import trajectory
+    from optjax import scan
 
     run = oj.make_run(problem, optax.adam, 3)
-    before = trajectory._run._cache_size()
+    before = scan.run._cache_size()
     for rate, size in [(0.1, 2), (0.2, 3), (0.3, 6)]:
         run({"learning_rate": rate, "batch_size": size}, KEY)
-    assert trajectory._run._cache_size() == before + 1
+    assert scan.run._cache_size() == before + 1
 
 
 def test_one_program_serves_every_data_set_of_a_shape(data):
-    from optjax import trajectory
+    from optjax import scan
 
     X, t, _ = data
-    before = trajectory._run._cache_size()
+    before = scan.run._cache_size()
     for scale in (1.0, 2.0):
         oj.make_run(oj.least_squares(scale * X, t), optax.sgd, 4)({"learning_rate": 0.01}, KEY)
-    assert trajectory._run._cache_size() == before + 1
+    assert scan.run._cache_size() == before + 1
 
 
 def test_data_are_arguments_of_the_program_not_constants():
     X = np.random.default_rng(1).normal(size=(64, 32))
     run = oj.make_run(oj.least_squares(X, X[:, 0]), optax.sgd, 2)
-    from optjax import trajectory
+    from optjax import scan
 
-    text = trajectory._run.lower(run.plan, run.problem.data, {"learning_rate": 0.1}, KEY).as_text()
+    text = scan.run.lower(run.plan, run.problem.data, {"learning_rate": 0.1}, KEY).as_text()
     assert "tensor<64x32xf64>" in text
     assert not re.search(r"constant dense<\"0x[0-9A-F]{1000,}", text)
 
@@ -287,14 +287,14 @@ def test_the_pure_form_takes_the_data_as_arguments():
 
 
 def test_number_types_share_a_program(problem):
-    from optjax import trajectory
+    from optjax import scan
 
     run = oj.make_run(problem, optax.sgd, 3)
     run({"learning_rate": 0.1}, KEY)
-    before = trajectory._run._cache_size()
+    before = scan.run._cache_size()
     for rate in (1, 0.2, np.float32(0.3), np.int64(1)):
         run({"learning_rate": rate}, KEY)
-    assert trajectory._run._cache_size() == before
+    assert scan.run._cache_size() == before
 
 
 def test_a_slot_count_without_a_size_is_drawn(problem):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from optjax.colourisation import sources
+from optjax.colourisation import cifar10, sources
 from optjax.errors import UserError
 
 DEMO_TRAIN = ("astronaut", "chelsea", "rocket")
@@ -155,8 +155,8 @@ def load_pictures(
     if data is None:
         return _demo(size)
     if data == "cifar10":
-        sources.class_index(class_name)
-        (train, validation), note = sources.read_cifar10(sources.fetch_cifar10(), class_name)
+        cifar10.class_index(class_name)
+        (train, validation), note = cifar10.read(cifar10.fetch(), class_name)
         return Pictures(train, validation, name=f"cifar10-{class_name}", note=note)
     path = Path(data)
     try:
@@ -172,7 +172,7 @@ def load_pictures(
     elif path.suffix.lower() == ".npz":
         (train, validation), note = sources.read_npz(path, seed)
     elif path.name.lower().endswith(".tar.gz"):
-        (train, validation), note = sources.read_cifar10(path, class_name)
+        (train, validation), note = cifar10.read(path, class_name)
     else:
         raise UserError(f"data {data!r}: expected cifar10, a file ending in .npz, or a FOLDER/")
     return Pictures(train, validation, name=path.resolve().stem, note=note)

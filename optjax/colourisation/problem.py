@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optjax.problems import Problem, flax_problem
+from optjax.networks import flax_problem
+from optjax.problems import Problem
 from optjax.types import Array
 
 

@@ -1,11 +1,10 @@
-"""Reads pictures from where a user keeps them: an .npz file, a folder, CIFAR-10's archive.
+"""Reads pictures from where a user keeps them: an .npz file or a folder.
 
 Every byte read here may be hostile: shapes and sizes are checked before anything is allocated,
 nothing is unpickled and nothing is extracted to disk.
 """
 
 import math
-import tarfile
 import warnings
 import zipfile
 import zlib
@@ -15,7 +14,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from optjax.errors import UserError, nearest
+from optjax.errors import UserError
 
 ARRAY_LIMIT_BYTES = 4 * 2**30
 """The most that the arrays of one .npz file may declare, together."""
@@ -25,26 +24,6 @@ BOMB_FLOOR_BYTES = 64 * 2**20
 PICTURE_LIMIT_PIXELS = 64_000_000
 FOLDER_LIMIT_BYTES = 4 * 2**30
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-
-CIFAR10_URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-CIFAR10_HASH = "md5:c32a1d4ab5d03f1284b67883e8d87530"
-CIFAR10_FOLDER = "cifar-10-batches-bin"
-CIFAR10_CLASSES = (
-    "airplane",
-    "automobile",
-    "bird",
-    "cat",
-    "deer",
-    "dog",
-    "frog",
-    "horse",
-    "ship",
-    "truck",
-)
-CIFAR10_TRAIN = tuple(f"data_batch_{i}.bin" for i in range(1, 6))
-CIFAR10_TEST = ("test_batch.bin",)
-CIFAR10_RECORD_BYTES = 1 + 3 * 32 * 32
-ARCHIVE_MEMBER_LIMIT = 100
 
 Split = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -213,7 +192,7 @@ def read_npz(path: Path, seed: int = 0) -> tuple[Split, str]:
     ) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{str(path)!r}: not a readable .npz file ({_one_line(error)})") from error
+        raise UserError(f"{str(path)!r}: not a readable .npz file ({one_line(error)})") from error
     if train.shape[1:] != held_out.shape[1:]:
         raise UserError(
             f"{str(path)!r}: {first!r} has shape {train.shape} and {second!r} {held_out.shape}; "
@@ -222,7 +201,8 @@ def read_npz(path: Path, seed: int = 0) -> tuple[Split, str]:
     return (train, held_out), f"arrays {first!r} and {second!r} as the file splits them"
 
 
-def _one_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An exception's text on one line of at most 200 characters, or the name of its type."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -256,7 +236,7 @@ def _read_picture(path: Path, size: int) -> NDArray[np.uint8]:
         ) from error
     except Exception as error:  # a decoder fed with hostile bytes raises nearly anything
         raise UserError(
-            f"{str(path)!r}: not a readable picture ({_one_line(error)}); repair or remove it"
+            f"{str(path)!r}: not a readable picture ({one_line(error)}); repair or remove it"
         ) from error
 
 
@@ -292,7 +272,7 @@ def read_folder(folder: Path, size: int = 32, seed: int = 0) -> tuple[Split, str
             and path.resolve().is_relative_to(root)
         )
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{str(folder)!r}: cannot be read ({_one_line(error)})") from error
+        raise UserError(f"{str(folder)!r}: cannot be read ({one_line(error)})") from error
     if not paths:
         raise UserError(
             f"{str(folder)!r}: no pictures in this folder; expected files ending in "
@@ -308,118 +288,3 @@ def read_folder(folder: Path, size: int = 32, seed: int = 0) -> tuple[Split, str
         f"{len(paths)} files cropped to a square of {size}; a sixth of the files split off for "
         f"validation by seed {seed}"
     )
-
-
-def class_index(class_name: str) -> int:
-    """CIFAR-10's label of a class name.
-
-    >>> class_index("horse")
-    7
-
-    Raises:
-        UserError: not one of the ten names; says which are near.
-    """
-    if class_name not in CIFAR10_CLASSES:
-        raise UserError(
-            f"class_name {class_name!r} is no CIFAR-10 class; "
-            + nearest(class_name, CIFAR10_CLASSES)
-        )
-    return CIFAR10_CLASSES.index(class_name)
-
-
-def read_cifar10(
-    archive: Path, class_name: str = "horse", records_per_file: int = 10_000
-) -> tuple[Split, str]:
-    """One class of CIFAR-10's binary archive, read from the tar without extracting it.
-
-    A record is 1 label byte and 3072 bytes: 1024 red, 1024 green, 1024 blue, row-major.
-
-    Args:
-        archive: cifar-10-binary.tar.gz.
-        class_name: one of the ten class names.
-        records_per_file: 10,000 in the published archive.
-
-    Returns:
-        (train, validation) uint8 (5000, 32, 32, 3) and (1000, 32, 32, 3), and a note.
-
-    Raises:
-        UserError: unknown class, unreadable archive, a missing file or one of the wrong size.
-
-    The archive is described at https://www.cs.toronto.edu/~kriz/cifar.html.
-    """
-    label = class_index(class_name)
-    wanted = {f"{CIFAR10_FOLDER}/{name}": name for name in CIFAR10_TRAIN + CIFAR10_TEST}
-    size = records_per_file * CIFAR10_RECORD_BYTES
-    found: dict[str, NDArray[np.uint8]] = {}
-    try:
-        with tarfile.open(archive, mode="r:gz") as tar:
-            for count, member in enumerate(tar):
-                # Skipping a member inflates it, so an archive of endless or huge ones is refused.
-                if count >= ARCHIVE_MEMBER_LIMIT or member.size > max(size, 2**20):
-                    raise UserError(
-                        f"{str(archive)!r}: not CIFAR-10's binary archive (member "
-                        f"{member.name[:80]!r} of {member.size} bytes); download it again"
-                    )
-                name = wanted.get(member.name)
-                if name is None or name in found:
-                    continue
-                if not member.isreg() or member.size != size:
-                    raise UserError(
-                        f"{str(archive)!r}: {name!r} holds {member.size} bytes, expected {size} "
-                        f"({records_per_file} records of {CIFAR10_RECORD_BYTES})"
-                    )
-                stream = tar.extractfile(member)
-                assert stream is not None
-                records = np.frombuffer(stream.read(size), np.uint8)
-                records = records.reshape(records_per_file, CIFAR10_RECORD_BYTES)
-                if records[:, 0].max() >= len(CIFAR10_CLASSES):
-                    raise UserError(
-                        f"{str(archive)!r}: {name!r} has label {records[:, 0].max()}, expected "
-                        "0 to 9; download it again"
-                    )
-                of_class = records[records[:, 0] == label, 1:]
-                found[name] = of_class.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-                if len(found) == len(wanted):
-                    break
-    except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(
-            f"{str(archive)!r}: not a readable .tar.gz archive ({_one_line(error)})"
-        ) from error
-    missing = sorted(set(wanted.values()) - set(found))
-    if missing:
-        raise UserError(
-            f"{str(archive)!r}: {missing[0]!r} is missing; expected CIFAR-10's binary version"
-        )
-    train = np.concatenate([found[name] for name in CIFAR10_TRAIN])
-    validation = np.concatenate([found[name] for name in CIFAR10_TEST])
-    for split, pictures in (("training", train), ("test", validation)):
-        if not len(pictures):
-            raise UserError(f"{str(archive)!r}: no {class_name!r} among the {split} pictures")
-    return (train, validation), f"CIFAR-10, class {class_name!r}, its own training and test split"
-
-
-def fetch_cifar10() -> Path:
-    """CIFAR-10's binary archive in the user's cache, downloaded once and checked by its hash.
-
-    Raises:
-        UserError: no network, an unwritable cache, or a hash that does not match.
-    """
-    import pooch
-
-    pooch.get_logger().setLevel("WARNING")
-    try:
-        return Path(
-            pooch.retrieve(
-                CIFAR10_URL,
-                known_hash=CIFAR10_HASH,
-                fname="cifar-10-binary.tar.gz",
-                path=pooch.os_cache("optjax"),
-            )
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"cifar10: the download failed ({_one_line(error)}); connect, or pass a local "
-            "cifar-10-binary.tar.gz, FILE.npz or FOLDER/"
-        ) from error

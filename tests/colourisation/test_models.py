@@ -169,7 +169,7 @@ def test_a_loss_that_is_not_one_value_an_example_is_refused():
 
 
 def test_equal_problems_share_a_program():
-    from optjax import trajectory
+    from optjax import scan
 
     x = np.linspace(-1, 1, 8, dtype=np.float32)[:, None]
     squared = lambda out, t: jnp.sum((out - t) ** 2, -1)  # noqa: E731
@@ -177,7 +177,7 @@ def test_equal_problems_share_a_program():
     for targets in (x, 2 * x):
         problem = oj.flax_problem(nn.Dense(1), x, targets, squared)
         oj.make_run(problem, optax.sgd, 2)({"learning_rate": 0.1}, KEY)
-        sizes.append(trajectory._run._cache_size())
+        sizes.append(scan.run._cache_size())
     assert sizes[0] == sizes[1]
 
 

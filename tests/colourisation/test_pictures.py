@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from optjax.colourisation import pictures, sources
+from optjax.colourisation import cifar10, pictures, sources
 from optjax.colourisation.pictures import Pictures, load_pictures
 from optjax.errors import UserError
 
@@ -353,13 +353,13 @@ def save_cifar(path, files, folder="cifar-10-batches-bin/"):
 
 @pytest.fixture
 def cifar_files():
-    names = sources.CIFAR10_TRAIN + sources.CIFAR10_TEST
+    names = cifar10.TRAIN + cifar10.TEST
     return {name: cifar_records(seed).tobytes() for seed, name in enumerate(names)}
 
 
 def cifar_refusal(path, **options):
     with pytest.raises(UserError) as caught:
-        sources.read_cifar10(path, **{"records_per_file": RECORDS, **options})
+        cifar10.read(path, **{"records_per_file": RECORDS, **options})
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -367,7 +367,7 @@ def cifar_refusal(path, **options):
 def test_cifar10_parser_reads_the_class(tmp_path, cifar_files):
     extra = {"batches.meta.txt": b"airplane\n", **cifar_files, "readme.html": b"x"}
     path = save_cifar(tmp_path / "c.tar.gz", extra)
-    (train, held_out), note = sources.read_cifar10(path, "horse", records_per_file=RECORDS)
+    (train, held_out), note = cifar10.read(path, "horse", records_per_file=RECORDS)
     assert train.shape == (10, 32, 32, 3)
     assert held_out.shape == (2, 32, 32, 3)
     assert "horse" in note
@@ -427,7 +427,7 @@ def test_cifar10_local_archive_is_dispatched(tmp_path, cifar_files):
 
 
 def test_cifar10_unknown_class_before_any_download(monkeypatch):
-    monkeypatch.setattr(sources, "CIFAR10_URL", "never://opened")
+    monkeypatch.setattr(cifar10, "URL", "never://opened")
     assert "known: 'airplane'" in refusal("cifar10", class_name="zebra")
 
 
@@ -438,7 +438,7 @@ def test_cifar10_without_network(tmp_path, monkeypatch):
         closed.bind(("127.0.0.1", 0))
         port = closed.getsockname()[1]
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(sources, "CIFAR10_URL", f"http://127.0.0.1:{port}/c.tar.gz")
+    monkeypatch.setattr(cifar10, "URL", f"http://127.0.0.1:{port}/c.tar.gz")
     assert "the download failed" in refusal("cifar10")
 
 
