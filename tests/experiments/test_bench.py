@@ -28,7 +28,7 @@ def test_the_cheap_benchmarks_leave_a_whole_record(tmp_path):
         [sys.executable, "-m", "optjax.experiments.bench", *words, "gradient", "--output", file],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert "vmap(run)" in done.stdout
