@@ -165,6 +165,10 @@ def _table(claims: Sequence[Claim], records: Sequence[Mapping[str, Any]]) -> str
     if not claims:
         return "<p>No claim has been checked yet.</p>"
     heads = ["Claim", "Verdict", "Source", "Measured", "95 % interval", "Runs", "Evidence"]
+
+    def cell(head: str, inside: str, kind: str = "") -> str:
+        return f'<td class="{kind}" data-head="{head}">{inside}</td>'  # shown where rows stack
+
     owner = {row["id"]: record for record in records for row in record["claims"]}
     rows = []
     for claim in claims:
@@ -178,11 +182,12 @@ def _table(claims: Sequence[Claim], records: Sequence[Mapping[str, Any]]) -> str
         rows.append(
             f'<tr id="claim-{_id(claim.id)}"><td class="what"><code>{escape(claim.id)}</code>{demo}'
             f"<div>{escape(claim.statement)}</div></td><td>{badge(claim.verdict)}</td>"
-            f'<td class="value">{show(claim.source)}</td>'
-            f'<td class="value">{show(claim.measured)}{tolerance}</td>'
-            f'<td class="value">{show(claim.interval)}</td>'
-            f'<td class="num">{show(claim.n_runs)}</td>'
-            f"<td>{_evidence(claim, record)}</td></tr>"
+            + cell("Source", show(claim.source), "value")
+            + cell("Measured", show(claim.measured) + tolerance, "value")
+            + cell("95 % interval", show(claim.interval), "value")
+            + cell("Runs", show(claim.n_runs), "num")
+            + cell("Evidence", _evidence(claim, record))
+            + "</tr>"
         )
     head = "".join(f'<th scope="col">{text}</th>' for text in heads)
     return (

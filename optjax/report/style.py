@@ -138,7 +138,7 @@ def _dress(ax: Axes) -> None:
     ax.spines[["top", "right"]].set_visible(False)
     for side in ("left", "bottom"):
         ax.spines[side].set_color("#777777")
-    ax.tick_params(colors=INK, labelsize=8.5, color="#777777")
+    ax.tick_params(which="both", colors=INK, labelsize=8.5, color="#777777")
     for label in (ax.xaxis.label, ax.yaxis.label):
         label.set_fontsize(9.5)
         label.set_color(INK)
