@@ -52,6 +52,28 @@ def test_other_pictures_leave_the_sources_figures_undecided(dataset):
     assert claim.n_runs == 2
 
 
+@pytest.mark.parametrize(
+    ("accuracy", "loss", "verdict"),
+    [(0.554, 1.147, "holds"), (0.536, 1.147, "corrected"), (0.554, 1.2, "corrected")],
+)
+def test_the_sources_pictures_and_protocol_decide(dataset, accuracy, loss, verdict):
+    means = [mean for _, mean in colourisation.HORSES.values()]
+    told = dataset.assign(mean_colour=dataset["mean_colour"].copy(data=means))
+    told["pictures"] = dataset["pictures"].copy(data=[5000, 1000])
+    told["validation_accuracy"] = 0 * dataset["validation_accuracy"] + accuracy
+    told["validation_loss"] = 0 * dataset["validation_loss"] + loss
+    told.attrs["protocol"] = 1
+    (claim,) = colourisation.claims(told)
+    assert claim.verdict == verdict
+    assert colourisation.claims(told.assign_attrs(protocol=0))[0].verdict == "not run"
+
+
+def test_the_default_number_of_epochs_is_the_protocols(pictures):
+    given = {name: value for name, value in SMALL.items() if name != "epochs"}
+    dataset = colourisation.run(Config(data=pictures, seeds=1, **given))
+    assert dataset.sizes["epoch"] == colourisation.PROTOCOL["epochs"]
+
+
 def test_figures_are_drawn(dataset):
     found = colourisation.figures(dataset)
     assert set(found) == {"curves", "pictures"}
