@@ -161,14 +161,21 @@ def _id(*parts: str) -> str:
     return escape("-".join(parts).replace("/", "-").replace(" ", "-"))
 
 
+_COLUMNS = {
+    "Claim": "what",
+    "Verdict": "",
+    "Source": "value",
+    "Measured": "value",
+    "95 % interval": "value",
+    "Runs": "num",
+    "Evidence": "",
+}
+"""Heads of the table of claims, and the style of their cells."""
+
+
 def _table(claims: Sequence[Claim], records: Sequence[Mapping[str, Any]]) -> str:
     if not claims:
         return "<p>No claim has been checked yet.</p>"
-    heads = ["Claim", "Verdict", "Source", "Measured", "95 % interval", "Runs", "Evidence"]
-
-    def cell(head: str, inside: str, kind: str = "") -> str:
-        return f'<td class="{kind}" data-head="{head}">{inside}</td>'  # shown where rows stack
-
     owner = {row["id"]: record for record in records for row in record["claims"]}
     rows = []
     for claim in claims:
@@ -179,17 +186,21 @@ def _table(claims: Sequence[Claim], records: Sequence[Mapping[str, Any]]) -> str
         )
         record = owner[claim.id]
         demo = ' <span class="tag">demo data</span>' if record["demo"] else ""
-        rows.append(
-            f'<tr id="claim-{_id(claim.id)}"><td class="what"><code>{escape(claim.id)}</code>{demo}'
-            f"<div>{escape(claim.statement)}</div></td><td>{badge(claim.verdict)}</td>"
-            + cell("Source", show(claim.source), "value")
-            + cell("Measured", show(claim.measured) + tolerance, "value")
-            + cell("95 % interval", show(claim.interval), "value")
-            + cell("Runs", show(claim.n_runs), "num")
-            + cell("Evidence", _evidence(claim, record))
-            + "</tr>"
+        cells = (
+            f"<code>{escape(claim.id)}</code>{demo}<div>{escape(claim.statement)}</div>",
+            badge(claim.verdict),
+            show(claim.source),
+            show(claim.measured) + tolerance,
+            show(claim.interval),
+            show(claim.n_runs),
+            _evidence(claim, record),
         )
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
+        row = "".join(  # the head is shown in the cell where a narrow screen stacks the row
+            f'<td class="{kind}" data-head="{head}">{inside}</td>'
+            for (head, kind), inside in zip(_COLUMNS.items(), cells, strict=True)
+        )
+        rows.append(f'<tr id="claim-{_id(claim.id)}">{row}</tr>')
+    head = "".join(f'<th scope="col">{text}</th>' for text in _COLUMNS)
     return (
         f'<div class="scroll" tabindex="0" role="region" aria-label="Claims"><table class="claims">'
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"

@@ -82,7 +82,7 @@ footer { margin-top: 4rem; border-top: 1px solid var(--line); padding-top: 1rem;
     gap: .2rem 1rem; padding: .6rem 0; border-bottom: 1px solid var(--line); }
   .claims td { border: 0; padding: .3rem .8rem; min-width: 0; max-width: none; text-align: left; }
   .claims .value:has(dl) { min-width: 0; }
-  .claims td[data-head]::before { content: attr(data-head); display: block; color: var(--soft);
+  .claims td:nth-child(n + 3)::before { content: attr(data-head); display: block; color: var(--soft);
     font-weight: 600; font-size: .8rem; }
 }
 @media (max-width: 40rem) {
