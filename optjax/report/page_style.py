@@ -75,15 +75,15 @@ figcaption { color: var(--soft); font-size: .92rem; max-width: 46rem; margin-top
 summary { cursor: pointer; font-weight: 600; font-size: .92rem; }
 tr:target, figure:target .card { outline: 2px solid var(--link); outline-offset: -1px; }
 footer { margin-top: 4rem; border-top: 1px solid var(--line); padding-top: 1rem; }
-@media screen and (max-width: 84rem) {
+@media screen and (max-width: 100rem) {
   .claims thead { display: none; }
   .claims tr { display: grid;
     grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr));
     gap: .2rem 1rem; padding: .6rem 0; border-bottom: 1px solid var(--line); }
   .claims td { border: 0; padding: .3rem .8rem; min-width: 0; max-width: none; text-align: left; }
   .claims .value:has(dl) { min-width: 0; }
-  .claims td:nth-child(n + 3)::before { content: attr(data-head); display: block; color: var(--soft);
-    font-weight: 600; font-size: .8rem; }
+  .claims td:nth-child(n + 3)::before { content: attr(data-head); display: block;
+    color: var(--soft); font-weight: 600; font-size: .8rem; }
 }
 @media (max-width: 40rem) {
   body { padding: 1.25rem 1rem; font-size: 15px; } h1 { font-size: 1.7rem; }
