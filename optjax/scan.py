@@ -123,6 +123,7 @@ def _split(
 
 @functools.partial(jax.jit, static_argnums=0)
 def init(plan: Plan, data: Data, hparams: HParams, key: Key) -> RunState:
+    """The state before the first step; a traced batch size out of range is diverged at 0."""
     params, model_state = plan.init(jax.random.fold_in(key, _INIT), data)
     tx, _, size = _split(plan, hparams, params)
     good = jnp.array(True)
@@ -231,6 +232,7 @@ def _scan(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def advance(plan: Plan, steps: int, data: Data, hparams: HParams, state: RunState):
+    """`steps` more steps: (the state after them, their `Records`)."""
     return _scan(plan, steps, data, hparams, state)
 
 
@@ -238,6 +240,7 @@ def advance(plan: Plan, steps: int, data: Data, hparams: HParams, state: RunStat
 def finish(
     plan: Plan, data: Data, hparams: HParams, start: PyTree, state: RunState, records: Records
 ) -> Trajectory:
+    """The outcome of a run from parameters `start` to `state`, with all its records."""
     numbers = _split(plan, hparams, state.params)[1]
     final_loss = plan.objective(state.params, state.model_state, data, numbers)
     finite = jnp.isfinite(final_loss)
@@ -268,6 +271,7 @@ def finish(
 
 @functools.partial(jax.jit, static_argnums=0)
 def run(plan: Plan, data: Data, hparams: HParams, key: Key) -> Trajectory:
+    """The whole run in one program."""
     start = init(plan, data, hparams, key)
     end, records = _scan(plan, plan.steps, data, hparams, start)
     return finish(plan, data, hparams, start.params, end, records)

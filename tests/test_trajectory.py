@@ -170,6 +170,22 @@ def test_one_program_serves_every_data_set_of_a_shape(data):
     assert scan.run._cache_size() == before + 1
 
 
+def test_a_problem_of_traced_data_is_the_problem_of_their_values(data):
+    X, t, w0 = data
+
+    def loss(X, t, w0):
+        run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 4)
+        return run({"learning_rate": 0.01, "batch_size": 2}, KEY).final_loss
+
+    scales = np.array([1.0, 2.0])
+    many = jax.vmap(lambda scale: loss(scale * X, t, w0))(scales)
+    np.testing.assert_allclose(many, [loss(scale * X, t, w0) for scale in scales], rtol=1e-12)
+    with pytest.raises(oj.UserError, match=r"X has shape .* and t"):
+        jax.jit(loss)(X, t[:-1], w0)
+    whole = jax.jit(lambda x: oj.least_squares(x, [1.0]).data.examples["x"])(np.ones((1, 2), int))
+    assert whole.dtype == np.float64
+
+
 def test_data_are_arguments_of_the_program_not_constants():
     X = np.random.default_rng(1).normal(size=(64, 32))
     run = oj.make_run(oj.least_squares(X, X[:, 0]), optax.sgd, 2)
