@@ -106,11 +106,11 @@ def _hyphens(word: str) -> str:
 
 
 def _list(words: list[str]) -> int:
-    from optjax.report import runner
+    from optjax.report import catalogue
 
     if _parse(_options("list"), words) is None:
         return 0
-    experiments = runner.discover().values()
+    experiments = catalogue.discover().values()
     width = max((len(e.name) for e in experiments), default=0)
     for experiment in experiments:
         cost = f"  [{experiment.cost}]" if experiment.cost else ""
@@ -149,20 +149,20 @@ def _report(words: list[str]) -> int:
 
 
 def _run(words: list[str]) -> int:
-    from optjax.report import runner
+    from optjax.report import catalogue, runner
 
     if not words or words[0] in ("-h", "--help"):
         text = "usage: optjax run NAME [--FIELD VALUE ...] [--results DIR] [--force]"
         if not words:
-            raise UserError(f"run needs an experiment's name; {nearest('', runner.discover())}")
+            raise UserError(f"run needs an experiment's name; {nearest('', catalogue.discover())}")
         print(
             f"{text}\n\n'optjax list' names the experiments; 'optjax run NAME --help' the fields."
         )
         return 0
     if words[0].startswith("-"):
         raise UserError(f"run needs the experiment's name first, before {words[0]!r}")
-    experiment = runner.find(words[0])
-    module = runner.load(experiment)
+    experiment = catalogue.find(words[0])
+    module = catalogue.load(experiment)
     if "-h" in words or "--help" in words:
         return _run_help(experiment.name, module.Config)
     groups = _groups(words[1:])

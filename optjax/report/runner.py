@@ -1,65 +1,29 @@
 """Run experiments, keep what they give, and run none twice for the same code and config."""
 
-import ast
 import dataclasses
-import importlib
-import importlib.util
 import json
-import os
-import re
 import shlex
-import sys
 import tempfile
 import time
 import traceback
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optjax.errors import UserError, nearest
+from optjax.errors import UserError
 from optjax.report import provenance
+from optjax.report.catalogue import Experiment, discover, find, load
 from optjax.report.claims import Claim, plain, write_claims, write_text
 from optjax.report.console import Console
+from optjax.report.store import read_attrs, read_dataset, save_dataset
 
 if TYPE_CHECKING:
     import xarray
 
-_DEFAULT_PACKAGE = "optjax.experiments"
 _PATH_FIELDS = ("data", "palette")
-
-
-@dataclasses.dataclass(frozen=True)
-class Experiment:
-    """What can be known of an experiment without importing it.
-
-    Args:
-        name: the file's name without ".py".
-        file: the file.
-        title: the first line of the module's docstring.
-        doc: the docstring of its Config.
-        cost: what the Config's docstring says after "Cost:", or "".
-    """
-
-    name: str
-    file: Path
-    title: str
-    doc: str
-    cost: str
-
-    @property
-    def seconds(self) -> float:
-        """The cost as seconds where it can be read so, else infinity.
-
-        >>> Experiment("a", Path("a.py"), "", "", "2 min on two cores").seconds
-        120.0
-        """
-        match = re.search(r"([\d.]+)\s*(s|sec|seconds?|min|minutes?|h|hours?)\b", self.cost)
-        if not match:
-            return float("inf")
-        return float(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2][0]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,62 +34,6 @@ class Outcome:
     path: Path
     ran: bool
     seconds: float
-
-
-def experiments_folder() -> Path:
-    """The folder that holds the experiments, in a checkout or installed."""
-    spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
-    if spec is None or not spec.submodule_search_locations:
-        raise UserError("the experiments are not installed; install optjax from its checkout")
-    return Path(next(iter(spec.submodule_search_locations)))
-
-
-def discover(folder: Path | None = None) -> dict[str, Experiment]:
-    """The experiments of a folder by name: its modules that define `Config` and `run`.
-
-    Nothing is imported, so this is quick and cannot fail on an experiment's dependencies.
-    """
-    found = {}
-    for file in sorted((folder or experiments_folder()).glob("*.py")):
-        try:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-        except SyntaxError:
-            continue
-        body = {getattr(node, "name", ""): node for node in tree.body}
-        config = body.get("Config")
-        if not isinstance(config, ast.ClassDef) or not isinstance(body.get("run"), ast.FunctionDef):
-            continue
-        doc = ast.get_docstring(config) or ""
-        cost = re.search(r"Cost:\s*(.+?)\s*(?:\n\s*\n|Expect:|$)", doc, re.DOTALL)
-        title = (ast.get_docstring(tree) or file.stem).splitlines()[0]
-        found[file.stem] = Experiment(
-            file.stem, file, title, doc, " ".join(cost[1].split()).rstrip(".") if cost else ""
-        )
-    return found
-
-
-def find(name: str, folder: Path | None = None) -> Experiment:
-    """The experiment of that name; hyphens and underscores are the same."""
-    known = discover(folder)
-    wanted = name.replace("-", "_")
-    if wanted not in known:
-        raise UserError(f"unknown experiment {name!r}; {nearest(wanted, known)}")
-    return known[wanted]
-
-
-def load(experiment: Experiment) -> types.ModuleType:
-    """Import an experiment afresh, whichever folder it lies in."""
-    folder = experiment.file.parent
-    package = _DEFAULT_PACKAGE
-    if folder.resolve() != experiments_folder().resolve():
-        package = f"_optjax_experiments_{abs(hash(folder))}"
-        parent = types.ModuleType(package)
-        parent.__path__ = [str(folder)]
-        sys.modules[package] = parent
-    # Afresh, since an experiment may set JAX's options as it is imported.
-    sys.modules.pop(f"{package}.{experiment.name}", None)
-    importlib.invalidate_caches()
-    return importlib.import_module(f"{package}.{experiment.name}")
 
 
 def run_experiment(
@@ -337,47 +245,6 @@ def command(name: str, config: Any) -> str:
     return shlex.join(words)
 
 
-def save_dataset(dataset: "xarray.Dataset", path: Path) -> None:
-    """Write a dataset as netCDF, whole or not at all."""
-    dataset = dataset.copy()
-    dataset.attrs = {key: _attr(value) for key, value in dataset.attrs.items() if value is not None}
-    encoding = {
-        name: {"zlib": True, "complevel": 4}
-        for name, variable in dataset.variables.items()
-        if variable.dtype.kind in "fiu" and variable.size > 10_000
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".nc")
-    os.close(handle)
-    try:
-        dataset.to_netcdf(name, engine="h5netcdf", encoding=encoding)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def read_dataset(path: Path) -> "xarray.Dataset":
-    """A saved dataset, wholly in memory."""
-    import xarray
-
-    with xarray.open_dataset(path, engine="h5netcdf") as dataset:
-        return dataset.load()
-
-
-def read_attrs(path: Path) -> Mapping[str, Any]:
-    """A saved dataset's attributes; none where the file is absent or not readable as netCDF."""
-    import h5netcdf
-
-    try:
-        with h5netcdf.File(path, "r") as file:
-            return dict(file.attrs)
-    except (OSError, ValueError, KeyError):
-        return {}
-
-
 def _run(
     experiment: Experiment, module: types.ModuleType, config: Any, console: Console
 ) -> tuple["xarray.Dataset", float]:
@@ -401,12 +268,6 @@ def _identity(experiment: Experiment, config: Any) -> dict[str, str]:
         "code_hash": provenance.code_hash(experiment.file),
         "inputs": json.dumps(inputs),
     }
-
-
-def _attr(value: Any) -> Any:
-    if isinstance(value, bool):
-        return int(value)
-    return json.dumps(plain(value)) if isinstance(value, Mapping) else value
 
 
 def _check_writable(results: Path, name: str) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from optjax import cli
 from optjax.errors import UserError
-from optjax.report import provenance, runner
+from optjax.report import catalogue, provenance, runner, store
 from optjax.report.claims import Claim, read_claims, write_claims
 from optjax.report.console import Console
 
@@ -58,14 +58,14 @@ def folder(tmp_path, monkeypatch):
     place = tmp_path / "experiments"
     place.mkdir()
     write(place, "tiny", tmp_path)
-    monkeypatch.setattr(runner, "experiments_folder", lambda: place)
-    monkeypatch.setattr(runner, "_DEFAULT_PACKAGE", f"_tiny_{tmp_path.name.replace('-', '_')}")
+    monkeypatch.setattr(catalogue, "experiments_folder", lambda: place)
+    monkeypatch.setattr(catalogue, "_DEFAULT_PACKAGE", f"_tiny_{tmp_path.name.replace('-', '_')}")
     import sys
     import types
 
-    package = types.ModuleType(runner._DEFAULT_PACKAGE)
+    package = types.ModuleType(catalogue._DEFAULT_PACKAGE)
     package.__path__ = [str(place)]
-    monkeypatch.setitem(sys.modules, runner._DEFAULT_PACKAGE, package)
+    monkeypatch.setitem(sys.modules, catalogue._DEFAULT_PACKAGE, package)
     monkeypatch.chdir(tmp_path)
     return place
 
@@ -168,15 +168,15 @@ def test_failed_write_leaves_the_old_dataset(tmp_path, monkeypatch):
     import xarray
 
     path = tmp_path / "a.nc"
-    runner.save_dataset(xarray.Dataset({"x": ("n", [1.0])}), path)
+    store.save_dataset(xarray.Dataset({"x": ("n", [1.0])}), path)
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(xarray.Dataset, "to_netcdf", full)
     with pytest.raises(UserError, match="No space left"):
-        runner.save_dataset(xarray.Dataset({"x": ("n", [2.0])}), path)
-    assert runner.read_dataset(path).x.item() == 1.0
+        store.save_dataset(xarray.Dataset({"x": ("n", [2.0])}), path)
+    assert store.read_dataset(path).x.item() == 1.0
     assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]
 
 

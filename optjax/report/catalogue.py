@@ -1,0 +1,101 @@
+"""Which experiments there are, found without importing them."""
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import re
+import sys
+import types
+from pathlib import Path
+
+from optjax.errors import UserError, nearest
+
+_DEFAULT_PACKAGE = "optjax.experiments"
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """What can be known of an experiment without importing it.
+
+    Args:
+        name: the file's name without ".py".
+        file: the file.
+        title: the first line of the module's docstring.
+        doc: the docstring of its Config.
+        cost: what the Config's docstring says after "Cost:", or "".
+    """
+
+    name: str
+    file: Path
+    title: str
+    doc: str
+    cost: str
+
+    @property
+    def seconds(self) -> float:
+        """The cost as seconds where it can be read so, else infinity.
+
+        >>> Experiment("a", Path("a.py"), "", "", "2 min on two cores").seconds
+        120.0
+        """
+        match = re.search(r"([\d.]+)\s*(s|sec|seconds?|min|minutes?|h|hours?)\b", self.cost)
+        if not match:
+            return float("inf")
+        return float(match[1]) * {"s": 1.0, "m": 60.0, "h": 3600.0}[match[2][0]]
+
+
+def experiments_folder() -> Path:
+    """The folder that holds the experiments, in a checkout or installed."""
+    spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError("the experiments are not installed; install optjax from its checkout")
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+def discover(folder: Path | None = None) -> dict[str, Experiment]:
+    """The experiments of a folder by name: its modules that define `Config` and `run`.
+
+    Nothing is imported, so this is quick and cannot fail on an experiment's dependencies.
+    """
+    found = {}
+    for file in sorted((folder or experiments_folder()).glob("*.py")):
+        try:
+            tree = ast.parse(file.read_text(encoding="utf-8"))
+        except SyntaxError:
+            continue
+        body = {getattr(node, "name", ""): node for node in tree.body}
+        config = body.get("Config")
+        if not isinstance(config, ast.ClassDef) or not isinstance(body.get("run"), ast.FunctionDef):
+            continue
+        doc = ast.get_docstring(config) or ""
+        cost = re.search(r"Cost:\s*(.+?)\s*(?:\n\s*\n|Expect:|$)", doc, re.DOTALL)
+        title = (ast.get_docstring(tree) or file.stem).splitlines()[0]
+        found[file.stem] = Experiment(
+            file.stem, file, title, doc, " ".join(cost[1].split()).rstrip(".") if cost else ""
+        )
+    return found
+
+
+def find(name: str, folder: Path | None = None) -> Experiment:
+    """The experiment of that name; hyphens and underscores are the same."""
+    known = discover(folder)
+    wanted = name.replace("-", "_")
+    if wanted not in known:
+        raise UserError(f"unknown experiment {name!r}; {nearest(wanted, known)}")
+    return known[wanted]
+
+
+def load(experiment: Experiment) -> types.ModuleType:
+    """Import an experiment afresh, whichever folder it lies in."""
+    folder = experiment.file.parent
+    package = _DEFAULT_PACKAGE
+    if folder.resolve() != experiments_folder().resolve():
+        package = f"_optjax_experiments_{abs(hash(folder))}"
+        parent = types.ModuleType(package)
+        parent.__path__ = [str(folder)]
+        sys.modules[package] = parent
+    # Afresh, since an experiment may set JAX's options as it is imported.
+    sys.modules.pop(f"{package}.{experiment.name}", None)
+    importlib.invalidate_caches()
+    return importlib.import_module(f"{package}.{experiment.name}")
