@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
+from flax.linen import Module
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -17,7 +18,9 @@ from optjax.colourisation.baseline import GreyLevelBaseline
 from optjax.colourisation.palette import grey, kmeans_palette, load_palette, nearest_colour
 from optjax.colourisation.pictures import load_pictures
 from optjax.colourisation.problem import colourisation_problem
+from optjax.convnets.layers import population_statistics
 from optjax.errors import UserError
+from optjax.problems import Data, Problem
 from optjax.report.claims import Claim, verdict
 from optjax.report.console import silent
 from optjax.report.style import COLOURS, MARKERS, caption, figure, pictures
@@ -119,6 +122,19 @@ def _in_epochs(run: Run, hparams: dict, keys: jax.Array, chunk: int, together: b
     return chunks()
 
 
+def _population_metrics(net: Module, problem: Problem, batch: int) -> Callable:
+    """(variables, data) → the validation metrics with population statistics."""
+
+    def metrics(variables: tuple, data: Data) -> dict[str, jax.Array]:
+        params, state = variables
+        stats = population_statistics(
+            net, {"params": params, **state}, data.examples["inputs"], batch
+        )
+        return problem.metrics(params, {"batch_stats": stats}, data, {})
+
+    return metrics
+
+
 def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
     """Train every network from every seed; validation after every epoch."""
     for name, least in (("epochs", 1), ("batch_size", 1), ("seeds", 1), ("colours", 2)):
@@ -168,6 +184,7 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
         for name in ("train_loss", "validation_loss", "validation_accuracy", "seconds_an_epoch")
     }
     parameters = np.zeros(len(nets), int)
+    population = {name: np.full(shape[:2], np.nan) for name in ("loss", "accuracy")}
     diverged_at = np.full(shape[:2], -1)
     shown = np.linspace(0, len(data.validation) - 1, min(8, len(data.validation))).astype(int)
     predicted = np.zeros((len(nets), len(shown), *data.size), np.int32)
@@ -183,6 +200,7 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
             max_batch_size=config.batch_size,
             record_every=per_epoch,
         )
+        again = jax.jit(jax.vmap(_population_metrics(net, problem, config.batch_size), (0, None)))
         epoch, lap = dict.fromkeys(range(seeds), 0), perf_counter()
         for which, states, records in _in_epochs(
             learn, {"learning_rate": config.learning_rate}, keys, per_epoch
@@ -201,6 +219,11 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
                 f"{name} seed {config.seed + which[0]}, epoch {e + 1}: {accuracy:.1%} right",
                 done / total,
             )
+            if e + 1 == epochs:
+                metrics = again((states.params, states.model_state), problem.data)
+                for metric, values in population.items():
+                    values[i, which] = np.asarray(metrics[f"validation_{metric}"])
+                lap = perf_counter()
             if 0 in which:
                 first = jax.tree.map(lambda leaf: leaf[0], (states.params, states.model_state))
         parameters[i] = sum(leaf.size for leaf in jax.tree.leaves(first[0]))
@@ -211,6 +234,7 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
     return xr.Dataset(
         {
             **{name: (dims, values) for name, values in curves.items()},
+            **{f"population_{name}": (dims[:2], values) for name, values in population.items()},
             "parameters": ("net", parameters),
             "diverged_at": (dims[:2], diverged_at),
             "baseline_accuracy": baseline.accuracy,
@@ -364,6 +388,11 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
                 measured={
                     "accuracy (%)": float(np.mean(accuracy[net])),
                     "loss (nats)": float(np.mean(loss[net])),
+                    **{
+                        f"{name} with population statistics ({unit})": factor
+                        * float(dataset[f"population_{name}"].sel(net=net).mean())
+                        for name, unit, factor in (("accuracy", "%", 100), ("loss", "nats", 1))
+                    },
                     "grey-level baseline accuracy (%)": 100 * float(dataset["baseline_accuracy"]),
                     "data": f"{_data_label(dataset)}, {palette}"
                     + ("" if missing is None else f" ({missing})"),

@@ -7,7 +7,7 @@ from jax.nn.initializers import variance_scaling
 
 from optjax.convnets.conv import Window, conv, conv_transpose
 from optjax.convnets.geometry import same_padding
-from optjax.types import Array, Key
+from optjax.types import Array, Key, PyTree
 
 
 def _window(size: tuple[int, int], kernel: int, stride: int) -> Window:
@@ -123,6 +123,44 @@ class BatchNorm(nn.Module):
                 running_var.value = (1 - m) * running_var.value + m * unbiased
         gain = scale * jax.lax.rsqrt(var + self.epsilon)
         return x * gain.reshape(1, 1, 1, -1) + (bias - mean * gain).reshape(1, 1, 1, -1)
+
+
+def population_statistics(model: nn.Module, variables: PyTree, inputs: Array, batch: int) -> PyTree:
+    """Batch statistics of fixed weights over many inputs, in place of the running averages.
+
+    μ = E[μ_B], σ² = E[N/(N − 1) σ_B²] over the whole batches B of `inputs`: what the running
+    averages of `BatchNorm` would come to if the weights stood still. While they move, the averages
+    lag behind them.
+
+    Args:
+      model: one whose statistics are kept by `BatchNorm`, called with ``train=True``.
+      variables: {"params": ..., "batch_stats": ...}.
+      inputs: (n, H, W, C). batch: pictures a batch, at most n; what n leaves over is not used.
+
+    Returns:
+      The new "batch_stats".
+
+    Source: Ioffe and Szegedy (2015), algorithm 2, steps 8 to 10.
+
+    >>> import jax, jax.numpy as jnp
+    >>> x = jnp.arange(4.0).reshape(4, 1, 1, 1)
+    >>> net = BatchNorm()
+    >>> fixed = net.init(jax.random.key(0), x, train=False)
+    >>> stats = population_statistics(net, fixed, x, batch=2)
+    >>> round(float(stats["mean"][0]), 5), round(float(stats["var"][0]), 5)
+    (1.5, 0.5)
+    """
+    batches = inputs[: len(inputs) - len(inputs) % batch].reshape(-1, batch, *inputs.shape[1:])
+    # From running averages of zero, one batch leaves momentum times its own statistics.
+    zero = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+
+    def one(x: Array) -> PyTree:
+        frozen = {"params": variables["params"], "batch_stats": zero}
+        return model.apply(frozen, x, train=True, mutable=["batch_stats"])[1]["batch_stats"]
+
+    return jax.tree.map(
+        lambda leaf: jnp.mean(leaf, axis=0) / BatchNorm.momentum, jax.lax.map(one, batches)
+    )
 
 
 def max_pool(x: Array) -> Array:

@@ -31,6 +31,9 @@ def test_every_epoch_of_every_seed_is_recorded(dataset):
     assert dict(dataset["validation_loss"].sizes) == {"net": 1, "seed": 2, "epoch": 2}
     for name in ("train_loss", "validation_loss", "validation_accuracy", "seconds_an_epoch"):
         assert np.all(np.isfinite(dataset[name]))
+    for name in ("population_loss", "population_accuracy"):
+        assert dataset[name].dims == ("net", "seed")
+        assert np.all(np.isfinite(dataset[name]))
     assert np.all(dataset["diverged_at"] == -1)
     assert dataset.attrs["protocol"] == 0
     assert float(dataset["baseline_accuracy"]) == 1.0  # grey decides the colour here
