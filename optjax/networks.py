@@ -40,7 +40,7 @@ class _Linen:
 
     def init(self, key: Key, inputs: Array) -> tuple[PyTree, PyTree]:
         variables = dict(self.model.init(key, inputs, **self._flags(train=False, mask=None)))
-        params = variables.pop("params")
+        params = variables.pop("params", {})
         return params, variables
 
     def apply(self, params, state, inputs, *, train: bool, mask=None, key=None):
@@ -56,7 +56,8 @@ class _Linen:
         )
         return out if train else (out, state)
 
-    def _flags(self, **flags: Any) -> dict[str, Any]:
+    def _flags(self, train: bool, mask: Array | None) -> dict[str, Any]:
+        flags = {"train": train, "training": train, "deterministic": not train, "mask": mask}
         return _taken(type(self.model), flags)
 
 
@@ -86,6 +87,25 @@ class _NNX:
         from flax import nnx
 
         return nnx.split(nnx.eval_shape(lambda: self.factory(nnx.Rngs(0))), nnx.Param, ...)[0]
+
+
+def boundary(model: Any) -> _Linen | _NNX:
+    """A Flax model as `init(key, inputs) -> (params, state)` and `apply(params, state, inputs)`.
+
+    Args:
+      model: a Linen module; or, for NNX, a function of `nnx.Rngs` that builds the module.
+
+    Raises:
+      UserError: neither.
+    """
+    from flax import linen, nnx
+
+    if isinstance(model, nnx.Module) or not callable(model):
+        raise UserError(
+            f"model is a {type(model).__name__}: expected a Linen module, or a function of "
+            "nnx.Rngs that builds an NNX one (for instance its class)"
+        )
+    return _Linen(model) if isinstance(model, linen.Module) else _NNX(model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,8 +196,9 @@ def flax_problem(
     Args:
       model: a Linen module; or, for NNX, a function of `nnx.Rngs` that builds the module (a run's
         key then decides its initial weights). Mutable state (batch statistics) is carried. A
-        Linen module's ``__call__`` may take ``train`` (True while training) and ``mask`` ((B,)
-        bool: the examples of a batch that count, for its batch statistics).
+        Linen module's ``__call__`` may take ``train`` or ``training`` (True while training),
+        ``deterministic`` (False then) and ``mask`` ((B,) bool: the examples of a batch that count,
+        for its batch statistics).
       inputs, targets: (n, ...) training examples.
       loss: (outputs (B, ...), targets (B, ...)) → (B,), one value an example.
       validation: (inputs, targets) held out; its mean loss is recorded as ``validation_loss``,
@@ -196,16 +217,9 @@ def flax_problem(
     >>> bool(run({"learning_rate": 0.05}, jax.random.key(0)).final_loss < 1e-2)
     True
     """
-    from flax import linen, nnx
-
-    if isinstance(model, nnx.Module) or not callable(model):
-        raise UserError(
-            f"model is a {type(model).__name__}: expected a Linen module, or a function of "
-            "nnx.Rngs that builds an NNX one (for instance its class)"
-        )
+    net = boundary(model)
     if chunk < 1:
         raise UserError(f"chunk is {chunk}: expected at least 1")
-    net = _Linen(model) if isinstance(model, linen.Module) else _NNX(model)
     held_out = None if validation is None else _examples("validation", *validation)
     training = _examples("training", inputs, targets)
     of = _Supervised(net, loss, score, chunk)

@@ -180,6 +180,10 @@ def _lax_to_kernel(x: Array, y: Array, *, window: Window) -> Array:
     return grad
 
 
+LAX_FORMS = {"conv": _cpu_conv, "conv_to_input": _lax_to_input, "conv_to_kernel": _lax_to_kernel}
+"""Each primitive as the one `jax.lax` convolution that it is: (a, b, window=...) → result."""
+
+
 # ------------------------------------------------------------------------------- the primitives
 
 

@@ -183,12 +183,16 @@ def same_padding(kernel: int, stride: int, size: int) -> Padding:
     >>> [same_padding(k, stride=2, size=32) for k in (3, 4)]
     [Padding(padding=1, output_padding=1), Padding(padding=1, output_padding=0)]
     """
-    _check(1, kernel=kernel, stride=stride, size=size)
+    _check(1, kernel=kernel, stride=stride)
+    if isinstance(size, int):
+        _check(1, size=size)
     if size % stride:
         raise UserError(
             f"stride {stride} does not divide size {size}; take a size of {size - size % stride} "
             f"or {size - size % stride + stride}"
         )
+    if not isinstance(size, int):
+        size = stride * kernel  # which paddings serve does not depend on the size
     small = size // stride
     down = {p.padding for p in solve_padding(kernel, stride, size, small)}
     up = solve_padding(kernel, stride, small, size, transposed=True)

@@ -7,6 +7,7 @@ from jax.nn.initializers import variance_scaling
 
 from optjax.convnets.conv import Window, conv, conv_transpose
 from optjax.convnets.geometry import same_padding
+from optjax.errors import UserError
 from optjax.types import Array, Key, PyTree
 
 
@@ -24,7 +25,8 @@ def _uniform_bias(fan_in: int):
     """U(±1/√fan_in), PyTorch's default for biases."""
 
     def init(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-        bound = fan_in**-0.5
+        known = isinstance(fan_in, int)  # else a symbol, of which only shapes are asked
+        bound = fan_in**-0.5 if known else jax.lax.rsqrt(jnp.asarray(fan_in, dtype))
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return init
@@ -163,16 +165,23 @@ def population_statistics(model: nn.Module, variables: PyTree, inputs: Array, ba
     )
 
 
+@jax.named_scope("max_pool")
 def max_pool(x: Array) -> Array:
     """2 × 2 max-pooling by reshape, (B, H, W, C) → (B, H/2, W/2, C).
 
     Its gradient is seven times faster on the CPU than that of a windowed reduction; between
     equal maxima it is shared, where PyTorch gives it to the first.
+
+    Raises:
+      UserError: H or W is odd.
     """
     b, h, w, c = x.shape
+    if h % 2 or w % 2:
+        raise UserError(f"2 x 2 pooling does not divide a picture of {h} x {w}; take even sizes")
     return jnp.max(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
 
 
+@jax.named_scope("upsample")
 def upsample(x: Array) -> Array:
     """Nearest-neighbour upsampling by 2, (B, H, W, C) → (B, 2H, 2W, C)."""
     b, h, w, c = x.shape
