@@ -67,7 +67,10 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
         progress("kernels", i / len(config.kernels))
         try:
             down = {p.padding for p in solve_padding(k, s, config.size, small)}
-            up = set(solve_padding(k, s, small, config.size, transposed=True))
+            up = {
+                (p.padding, p.output_padding)
+                for p in solve_padding(k, s, small, config.size, transposed=True)
+            }
         except UserError:
             down, up = set(), set()
         for j, p in enumerate(paddings.tolist()):

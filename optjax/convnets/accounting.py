@@ -31,7 +31,7 @@ COLUMNS = (
     "flops",
     "activation_bytes",
 )
-_MULTIPLES = (2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 5, 10, 20, 7, 14, 28)
+_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 5, 10, 20)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,26 +232,23 @@ def account(
     dims: dict[Any, Any] = _symbols(names)
     given: dict[str, Any] = dict(widths)
 
-    def traced(scaled: list[str], multiple: int) -> _Traced:
-        scale = dict.fromkeys(scaled, multiple)
-        scaled_dims: dict[Any, Any] = {n: dim * scale.get(n, 1) for n, dim in dims.items()}
-        build = _builder(model, {k: scaled_dims.get(v, v) for k, v in given.items()}, bool(given))
-        shape = tuple(scaled_dims.get(n, n) for n in input_shape)
-        return _trace(build, shape, batch, dtype)
+    def traced(lattice: _Lattice) -> _Traced:
+        placed: dict[Any, Any] = {n: lattice.place(n, dim) for n, dim in dims.items()}
+        build = _builder(model, {k: placed.get(v, v) for k, v in given.items()}, bool(given))
+        return _trace(build, tuple(placed.get(n, n) for n in input_shape), batch, dtype)
 
-    scaled, multiple, program = _whole(traced, sizes, names)
+    lattice, program = _whole(traced, sizes, names)
     forward, layout, step = program
     limits: counts.Limits = {}
     rows, uncounted = layout.rows(limits)
-    # Traced with H = multiple · h; JAX's symbol of that name stands for h.
-    back = {symbol(n): symbol(n) / multiple for n in scaled}
+    back = {symbol(n): lattice.back(symbol(n)) for n in lattice.names}
     return Accounting(
         rows=tuple(_mapped(row, lambda value: _put(value, back)) for row in rows),
         name=_name(model),
         input_shape=tuple(symbol(n) if isinstance(n, str) else n for n in input_shape),
         batch=batch,
-        multiples={symbol(n): multiple for n in scaled if multiple > 1},
-        least={s: int(least * s / back.get(s, s)) for s, least in limits.items() if least > 1},
+        multiples={symbol(n): lattice.multiple for n in lattice.names if lattice.multiple > 1},
+        least={s: least for s in map(symbol, names) if (least := lattice.least(s, limits)) > 1},
         uncounted=tuple(dict.fromkeys([*uncounted, *sorted(forward.names)])),
         step=step,
         substitution=back,
@@ -264,25 +261,52 @@ class _Traced(NamedTuple):
     step: Callable[[], Program]  # of a training step
 
 
-def _whole(
-    traced: Callable[[list[str], int], _Traced], sizes: list[str], names: list[str]
-) -> tuple[list[str], int, _Traced]:
-    """(symbols, their least multiple that no layer has to round, what it traces to).
+class _Lattice(NamedTuple):
+    """The sizes that a program is traced for: n = multiple · (h + offset), h = 1, 2, ...
 
-    The multiples of the picture's size come first, then of the widths too. Where every one is
-    rounded somewhere, the first that traces; the counts then hold ⌊ ⌋.
+    JAX's own symbol of that name stands for h.
     """
+
+    names: list[str]  # of the symbols that are so placed; the others are themselves
+    multiple: int
+    offset: int
+
+    def place(self, name: str, dim: Any) -> Any:
+        return self.multiple * (dim + self.offset) if name in self.names else dim
+
+    def back(self, n: sympy.Symbol) -> Any:
+        return n / self.multiple - self.offset
+
+    def least(self, n: sympy.Symbol, limits: counts.Limits) -> int:
+        least = limits.get(n, 1)
+        if str(n) not in self.names:
+            return least
+        return self.multiple * (least + self.offset) if least + self.offset > 1 else 1
+
+
+def _whole(
+    traced: Callable[[_Lattice], _Traced], sizes: list[str], names: list[str]
+) -> tuple[_Lattice, _Traced]:
+    """The first lattice of sizes on which no layer rounds a length, and the program there.
+
+    First multiples of the picture's size, then of the widths too, then from a size on that leaves
+    something of the picture behind layers that do not pad. Where every one rounds somewhere, the
+    first that traces; the counts then hold ⌊ ⌋.
+    """
+    lattices = [_Lattice([], 1, 0)]
+    for scaled, offset in ((sizes, 0), (sizes, 2), (names, 0), (names, 2)):
+        if scaled and (scaled is sizes or scaled != sizes):
+            lattices += [_Lattice(scaled, m, offset) for m in _MULTIPLES]
     refused, rounded = None, None
-    for scaled, multiples in (([], (1,)), (sizes, _MULTIPLES), (names, _MULTIPLES)):
-        for multiple in multiples if scaled or multiples == (1,) else ():
-            try:
-                program = traced(scaled, multiple)
-            except UserError as error:
-                refused = error
-                continue
-            if not _rounded(program.forward):
-                return scaled, multiple, program
-            rounded = rounded or (scaled, multiple, program)
+    for lattice in lattices:
+        try:
+            program = traced(lattice)
+        except UserError as error:
+            refused = error
+            continue
+        if not _rounded(program.forward):
+            return lattice, program
+        rounded = rounded or (lattice, program)
     if rounded is not None:
         return rounded
     raise refused or UserError("the model cannot be traced")

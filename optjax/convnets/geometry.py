@@ -1,6 +1,7 @@
 """Padding arithmetic: the sizes that convolutions give, and the paddings that give a size.
 
-One axis at a time, in Python integers: a size is static, so nothing here needs an array.
+One axis at a time, in Python integers: a size is static, so nothing here needs an array. Where
+networks use it (`same_padding`), a size may be one of JAX's symbols.
 The conventions are PyTorch's, whose transposed convolution takes padding *off* its output.
 """
 
@@ -10,10 +11,12 @@ from optjax.errors import UserError
 
 
 class Padding(NamedTuple):
-    """The padding of one axis, and the output padding of a transposed convolution (else 0)."""
+    """The padding of one axis, the output padding of a transposed convolution (else 0), and the
+    dilation of the kernel."""
 
     padding: int
     output_padding: int = 0
+    dilation: int = 1
 
 
 def _check(least: int, **values: int) -> None:
@@ -98,30 +101,39 @@ def transposed_output_size(
     return out
 
 
-def _conv_paddings(kernel: int, stride: int, size_in: int, size_out: int) -> list[Padding]:
-    # ⌊(in + 2p − k)/s⌋ + 1 = out  ⇔  s(out − 1) ≤ in + 2p − k < s·out
-    twice_least = stride * (size_out - 1) - size_in + kernel
-    twice_most = stride * size_out - 1 - size_in + kernel
-    return [Padding(p) for p in range(max(0, -(-twice_least // 2)), twice_most // 2 + 1)]
+def _conv_paddings(k: int, stride: int, size_in: int, size_out: int, dilation: int) -> list:
+    # ⌊(in + 2p − e)/s⌋ + 1 = out  ⇔  s(out − 1) ≤ in + 2p − e < s·out, e = d(k − 1) + 1
+    extent = dilation * (k - 1) + 1
+    twice_least = stride * (size_out - 1) - size_in + extent
+    twice_most = stride * size_out - 1 - size_in + extent
+    every = range(max(0, -(-twice_least // 2)), twice_most // 2 + 1)
+    return [Padding(p, 0, dilation) for p in every]
 
 
-def _transposed_paddings(kernel: int, stride: int, size_in: int, size_out: int) -> list[Padding]:
-    # (in − 1)s − 2p + k + o = out  ⇔  2p = (in − 1)s + k − out + o, with 0 ≤ o < s
-    spare = (size_in - 1) * stride + kernel - size_out
+def _transposed_paddings(k: int, stride: int, size_in: int, size_out: int, dilation: int) -> list:
+    # (in − 1)s − 2p + e + o = out  ⇔  2p = (in − 1)s + e − out + o, with 0 ≤ o < max(s, d)
+    spare = (size_in - 1) * stride + dilation * (k - 1) + 1 - size_out
     return [
-        Padding((spare + o) // 2, o)
-        for o in range(stride)
+        Padding((spare + o) // 2, o, dilation)
+        for o in range(max(stride, dilation))
         if spare + o >= 0 and (spare + o) % 2 == 0
     ]
 
 
 def solve_padding(
-    kernel: int, stride: int, size_in: int, size_out: int, transposed: bool = False
+    kernel: int,
+    stride: int,
+    size_in: int,
+    size_out: int,
+    transposed: bool = False,
+    dilation: int | None = 1,
 ) -> list[Padding]:
-    """Every padding that takes `size_in` to `size_out`, the smallest first.
+    """Every padding that takes `size_in` to `size_out`, the smallest dilation and padding first.
 
-    convolution: s(out − 1) ≤ in + 2p − k < s·out
-    transposed:  2p = (in − 1)s + k − out + o, 0 ≤ o < s (no dilation)
+    With e = d(k − 1) + 1, the pixels that the kernel spans,
+
+    convolution: s(out − 1) ≤ in + 2p − e < s·out
+    transposed:  2p = (in − 1)s + e − out + o, 0 ≤ o < max(s, d)
 
     Args:
         kernel: taps k.
@@ -129,40 +141,53 @@ def solve_padding(
         size_in: pixels in.
         size_out: pixels wanted.
         transposed: whether the convolution is a transposed one.
+        dilation: pixels d from one tap to the next; None for every one whose kernel fits into the
+            larger of the two pictures.
 
     Raises:
         UserError: none does; the message says why.
 
     >>> solve_padding(4, 2, 32, 16)
-    [Padding(padding=1, output_padding=0)]
-    >>> solve_padding(5, 2, 16, 32, transposed=True)
-    [Padding(padding=2, output_padding=1)]
+    [Padding(padding=1, output_padding=0, dilation=1)]
+    >>> [tuple(found) for found in solve_padding(5, 2, 16, 32, transposed=True)]
+    [(2, 1, 1)]
+    >>> [tuple(found) for found in solve_padding(3, 1, 8, 8, dilation=None)]
+    [(1, 0, 1), (2, 0, 2), (3, 0, 3)]
     """
     _check(1, kernel=kernel, stride=stride, size_in=size_in, size_out=size_out)
     solve = _transposed_paddings if transposed else _conv_paddings
-    solutions = solve(kernel, stride, size_in, size_out)
+    if dilation is None:
+        most = (max(size_in, size_out) - 1) // (kernel - 1) if kernel > 1 else 1
+        dilations = range(1, max(most, 1) + 1)
+    else:
+        _check(1, dilation=dilation)
+        dilations = range(dilation, dilation + 1)
+    solutions = [found for d in dilations for found in solve(kernel, stride, size_in, size_out, d)]
     if solutions:
-        return sorted(solutions)
+        return sorted(solutions, key=lambda found: (found.dilation, found))
+    extent = dilations[0] * (kernel - 1) + 1
     name = "transposed convolution" if transposed else "convolution"
     if transposed:
-        largest = (size_in - 1) * stride + kernel + stride - 1
+        spread = max(stride, dilations[0])
+        largest = (size_in - 1) * stride + extent + spread - 1
         why = (
             f"without padding and with the largest output padding it gives {largest}"
             if largest < size_out
-            else f"output sizes go in twos from {largest - stride + 1}, "
+            else f"output sizes go in twos from {largest - spread + 1}, "
             "and stride 1 has no output padding to make up the odd pixel"
         )
     else:
         # With p = 0 too many outputs already, or two neighbouring p that step over the target.
-        unpadded = (size_in - kernel) // stride + 1
+        unpadded = (size_in - extent) // stride + 1
         why = (
             f"without padding it gives {unpadded} already"
-            if size_in >= kernel and unpadded > size_out
+            if size_in >= extent and unpadded > size_out
             else "each step of padding adds two pixels, which steps over that size"
         )
+    given = f", dilation {dilation}" if dilation not in (None, 1) else ""
     raise UserError(
         f"no padding takes {size_in} to {size_out} with a {name} of kernel {kernel}, "
-        f"stride {stride}: {why}; change the kernel or the stride"
+        f"stride {stride}{given}: {why}; change the kernel or the stride"
     )
 
 
@@ -180,8 +205,8 @@ def same_padding(kernel: int, stride: int, size: int) -> Padding:
     Raises:
         UserError: `stride` does not divide `size`, or no padding serves both ways.
 
-    >>> [same_padding(k, stride=2, size=32) for k in (3, 4)]
-    [Padding(padding=1, output_padding=1), Padding(padding=1, output_padding=0)]
+    >>> [tuple(same_padding(k, stride=2, size=32)) for k in (3, 4)]
+    [(1, 1, 1), (1, 0, 1)]
     """
     _check(1, kernel=kernel, stride=stride)
     if isinstance(size, int):

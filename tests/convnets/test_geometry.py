@@ -1,5 +1,7 @@
 """Padding arithmetic against counting, against real convolutions, and its refusals."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -57,31 +59,49 @@ def test_a_transposed_convolution_covers_the_pixels_it_scatters_to(size, k, s, p
 
 
 @settings(max_examples=200, deadline=None)
-@given(small, small, sizes, st.integers(1, 60), st.booleans())
-def test_solve_padding_finds_what_trying_every_padding_finds(k, s, size_in, size_out, transposed):
+@given(small, small, sizes, st.integers(1, 60), st.booleans(), st.integers(1, 4))
+def test_solve_padding_finds_what_trying_every_padding_finds(
+    k, s, size_in, size_out, transposed, d
+):
     tried = []
-    for p in range(k + s * (size_in + size_out)):
-        for o in range(s if transposed else 1):
+    for p in range(d * k + s * (size_in + size_out)):
+        for o in range(max(s, d) if transposed else 1):
             try:
                 out = (
-                    transposed_output_size(size_in, k, s, p, o)
+                    transposed_output_size(size_in, k, s, p, o, d)
                     if transposed
-                    else conv_output_size(size_in, k, s, p)
+                    else conv_output_size(size_in, k, s, p, d)
                 )
             except UserError:
                 continue
             if out == size_out:
-                tried.append(Padding(p, o))
+                tried.append(Padding(p, o, d))
     if tried:
-        assert solve_padding(k, s, size_in, size_out, transposed) == tried
+        assert solve_padding(k, s, size_in, size_out, transposed, d) == tried
     else:
         with pytest.raises(UserError, match="no padding takes"):
-            solve_padding(k, s, size_in, size_out, transposed)
+            solve_padding(k, s, size_in, size_out, transposed, d)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(2, 9), small, sizes, sizes, st.booleans())
+def test_every_dilation_whose_kernel_fits_is_tried(k, s, size_in, size_out, transposed):
+    expected = []
+    for d in range(1, max(size_in, size_out) + 1):
+        if d > 1 and d * (k - 1) + 1 > max(size_in, size_out):
+            break
+        with contextlib.suppress(UserError):
+            expected += solve_padding(k, s, size_in, size_out, transposed, d)
+    if expected:
+        assert solve_padding(k, s, size_in, size_out, transposed, None) == expected
+    else:
+        with pytest.raises(UserError, match="no padding takes"):
+            solve_padding(k, s, size_in, size_out, transposed, None)
 
 
 @pytest.mark.parametrize("kernel", [3, 4, 5, 7])
 def test_same_padding_makes_a_real_convolution_halve_and_a_real_transposed_one_double(kernel):
-    p, o = same_padding(kernel, 2, 32)
+    p, o, _ = same_padding(kernel, 2, 32)
     weights = jnp.zeros((1, 1, kernel))
     down = jax.lax.conv_general_dilated(jnp.zeros((1, 1, 32)), weights, (2,), [(p, p)])
     q = kernel - 1 - p
@@ -93,9 +113,9 @@ def test_same_padding_makes_a_real_convolution_halve_and_a_real_transposed_one_d
     ("kernel", "expected"), [(3, (1, 1)), (4, (1, 0)), (5, (2, 1)), (7, (3, 1))]
 )
 def test_same_padding_of_the_kernels_that_the_nets_use(kernel, expected):
-    assert same_padding(kernel, 2, 32) == expected
+    assert same_padding(kernel, 2, 32) == (*expected, 1)
     if kernel % 2:
-        assert same_padding(kernel, 1, 32) == (expected[0], 0)
+        assert same_padding(kernel, 1, 32) == (expected[0], 0, 1)
 
 
 @pytest.mark.parametrize(
@@ -110,6 +130,8 @@ def test_same_padding_of_the_kernels_that_the_nets_use(kernel, expected):
         (lambda: solve_padding(4, 1, 8, 8), "steps over"),
         (lambda: solve_padding(4, 1, 8, 8, transposed=True), "go in twos"),
         (lambda: solve_padding(3, 2, 4, 40, transposed=True), "gives 10"),
+        (lambda: solve_padding(3, 1, 8, 40, dilation=0), "dilation is 0"),
+        (lambda: solve_padding(4, 1, 8, 8, dilation=3), "stride 1, dilation 3: each step"),
         (lambda: same_padding(3, 2, 33), "does not divide"),
         (lambda: same_padding(4, 1, 32), "change the kernel"),
     ],
