@@ -1,25 +1,21 @@
 """How many weights, outputs, connections and operations a network has: in numbers or in symbols."""
 
-import contextlib
 import dataclasses
-import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import sympy
-from jax import export
 from jax.typing import DTypeLike
 
 from optjax.convnets import counts
-from optjax.convnets.layout import Layout, Row
+from optjax.convnets.layout import Row
 from optjax.convnets.memory import peak_bytes
 from optjax.convnets.polynomials import latex, text
-from optjax.convnets.program import Dim, Program, Shape, flatten, symbol
+from optjax.convnets.program import Dim, Program, Shape, symbol
+from optjax.convnets.tracing import name_of, trace
 from optjax.errors import UserError
-from optjax.networks import boundary
 
 COLUMNS = (
     "weights",
@@ -31,7 +27,6 @@ COLUMNS = (
     "flops",
     "activation_bytes",
 )
-_MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 5, 10, 20)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,25 +221,14 @@ def account(
     >>> net.text("weights"), net.text("connections"), net.at(H=8, W=8, NF=2).connections
     ('27·NF', 'H·W·(27·NF)', 3456)
     """
-    _check_shape(input_shape, batch)
-    names = list(dict.fromkeys(n for n in (*input_shape, *widths.values()) if isinstance(n, str)))
-    sizes = [n for n in names if n in (input_shape[:-1] or input_shape)]
-    dims: dict[Any, Any] = _symbols(names)
-    given: dict[str, Any] = dict(widths)
-
-    def traced(lattice: _Lattice) -> _Traced:
-        placed: dict[Any, Any] = {n: lattice.place(n, dim) for n, dim in dims.items()}
-        build = _builder(model, {k: placed.get(v, v) for k, v in given.items()}, bool(given))
-        return _trace(build, tuple(placed.get(n, n) for n in input_shape), batch, dtype)
-
-    lattice, program = _whole(traced, sizes, names)
-    forward, layout, step = program
+    lattice, (forward, layout, step) = trace(model, input_shape, batch, dtype, widths)
+    names = [n for n in (*input_shape, *widths.values()) if isinstance(n, str)]
     limits: counts.Limits = {}
     rows, uncounted = layout.rows(limits)
     back = {symbol(n): lattice.back(symbol(n)) for n in lattice.names}
     return Accounting(
         rows=tuple(_mapped(row, lambda value: _put(value, back)) for row in rows),
-        name=_name(model),
+        name=name_of(model),
         input_shape=tuple(symbol(n) if isinstance(n, str) else n for n in input_shape),
         batch=batch,
         multiples={symbol(n): lattice.multiple for n in lattice.names if lattice.multiple > 1},
@@ -255,63 +239,6 @@ def account(
     )
 
 
-class _Traced(NamedTuple):
-    forward: Program  # of one example
-    layout: Layout
-    step: Callable[[], Program]  # of a training step
-
-
-class _Lattice(NamedTuple):
-    """The sizes that a program is traced for: n = multiple · (h + offset), h = 1, 2, ...
-
-    JAX's own symbol of that name stands for h.
-    """
-
-    names: list[str]  # of the symbols that are so placed; the others are themselves
-    multiple: int
-    offset: int
-
-    def place(self, name: str, dim: Any) -> Any:
-        return self.multiple * (dim + self.offset) if name in self.names else dim
-
-    def back(self, n: sympy.Symbol) -> Any:
-        return n / self.multiple - self.offset
-
-    def least(self, n: sympy.Symbol, limits: counts.Limits) -> int:
-        least = limits.get(n, 1)
-        if str(n) not in self.names:
-            return least
-        return self.multiple * (least + self.offset) if least + self.offset > 1 else 1
-
-
-def _whole(
-    traced: Callable[[_Lattice], _Traced], sizes: list[str], names: list[str]
-) -> tuple[_Lattice, _Traced]:
-    """The first lattice of sizes on which no layer rounds a length, and the program there.
-
-    First multiples of the picture's size, then of the widths too, then from a size on that leaves
-    something of the picture behind layers that do not pad. Where every one rounds somewhere, the
-    first that traces; the counts then hold ⌊ ⌋.
-    """
-    lattices = [_Lattice([], 1, 0)]
-    for scaled, offset in ((sizes, 0), (sizes, 2), (names, 0), (names, 2)):
-        if scaled and (scaled is sizes or scaled != sizes):
-            lattices += [_Lattice(scaled, m, offset) for m in _MULTIPLES]
-    refused, rounded = None, None
-    for lattice in lattices:
-        try:
-            program = traced(lattice)
-        except UserError as error:
-            refused = error
-            continue
-        if not _rounded(program.forward):
-            return lattice, program
-        rounded = rounded or (lattice, program)
-    if rounded is not None:
-        return rounded
-    raise refused or UserError("the model cannot be traced")
-
-
 def _put(value: Any, substitution: Mapping[sympy.Symbol, Any]) -> Any:
     return _tidy(sympy.sympify(value).subs(substitution, simultaneous=True))
 
@@ -319,141 +246,6 @@ def _put(value: Any, substitution: Mapping[sympy.Symbol, Any]) -> Any:
 def _mapped(row: Row, change: Callable[[Any], Any]) -> Row:
     counted = {column: change(getattr(row, column)) for column in COLUMNS}
     return row._replace(output=tuple(map(change, row.output)), **counted)
-
-
-def _check_shape(input_shape: tuple, batch: int) -> None:
-    if not isinstance(input_shape, tuple) or not input_shape:
-        raise UserError(f"input_shape is {input_shape!r}: expected a tuple such as (32, 32, 1)")
-    for n in (*input_shape, batch):
-        if isinstance(n, str):
-            if not n.isidentifier():
-                raise UserError(
-                    f"a length is {n!r}: expected a whole number, or a name for a symbol"
-                )
-        elif not isinstance(n, int) or isinstance(n, bool) or n < 1:
-            raise UserError(f"a length is {n!r}: expected a positive whole number or a name")
-
-
-def _symbols(names: list[str]) -> dict[str, Any]:
-    for name in names:
-        if not name.isidentifier():
-            raise UserError(f"symbol {name!r}: expected a name, such as NF; a number has no quotes")
-    names = list(dict.fromkeys(names))
-    if not names:
-        return {}
-    try:
-        return dict(zip(names, export.symbolic_shape(", ".join(names)), strict=True))
-    except ValueError as error:
-        raise UserError(f"symbols {', '.join(names)}: {error}") from None
-
-
-def _builder(model: Any, widths: dict[str, Any], make: bool) -> Any:
-    """The model itself, of those widths."""
-    if not make:
-        if isinstance(model, type):
-            return _no_arguments(model)
-        return model
-    from flax import nnx
-
-    if isinstance(model, type) and issubclass(model, nnx.Module):
-        nnx_class: Any = model
-        return lambda rngs: nnx_class(**widths, rngs=rngs)
-    if not callable(model):
-        raise UserError(
-            f"model is a {type(model).__name__} and widths are given: expected its class, or a "
-            "function that makes it of them"
-        )
-    try:
-        inspect.signature(model).bind(**widths)
-    except TypeError as error:
-        raise UserError(f"{_name(model)} is called with {', '.join(widths)}: {error}") from None
-    return model(**widths)
-
-
-def _no_arguments(model: Any) -> Any:
-    from flax import linen, nnx
-
-    kind: type = model
-    if issubclass(kind, nnx.Module):
-        return lambda rngs: model(rngs=rngs)
-    if not issubclass(kind, linen.Module):
-        raise UserError(f"{model.__name__} is no Flax module: expected one of Linen or NNX")
-    try:
-        return model()
-    except TypeError as error:
-        raise UserError(f"{model.__name__} wants arguments ({error}): give them by name") from None
-
-
-def _name(model: Any) -> str:
-    return getattr(model, "__name__", None) or type(model).__name__
-
-
-def _trace(build: Any, shape: Shape, batch: int, dtype: DTypeLike) -> _Traced:
-    """The forward program of one example, its layout, and how to trace a training step."""
-    net = boundary(build)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    one, many = (jax.ShapeDtypeStruct((b, *shape), dtype) for b in (1, batch))
-    with _naming_layer():
-        params, state = jax.eval_shape(net.init, key, one)
-        closed, out = jax.make_jaxpr(
-            lambda p, s, x: net.apply(p, s, x, train=False)[0], return_shape=True
-        )(params, state, one)
-        forward = flatten(closed)
-        paths = [
-            jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-            for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
-        ]
-        layout = Layout(forward, paths, len(jax.tree.leaves(state)))
-
-    def training() -> Program:
-        cotangent = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), out
-        )
-
-        def step(p: Any, s: Any, x: Any, ct: Any, k: Any) -> Any:
-            def apply(p: Any) -> Any:
-                return net.apply(p, s, x, train=True, mask=None, key=k)
-
-            _, vjp, state = jax.vjp(apply, p, has_aux=True)
-            return vjp(ct), state
-
-        with _naming_layer():
-            return flatten(jax.make_jaxpr(step)(params, state, many, cotangent, key))
-
-    return _Traced(forward, layout, training)
-
-
-@contextlib.contextmanager
-def _naming_layer() -> Iterator[None]:
-    """Errors of the model as one line that names the innermost Linen layer they rose in."""
-    from flax import linen
-
-    layers: list[str] = []
-
-    def watch(call: Callable, args: Any, kwargs: Any, context: Any) -> Any:
-        try:
-            return call(*args, **kwargs)
-        except Exception:
-            layers.append("/".join(context.module.path) or type(context.module).__name__)
-            raise
-
-    try:
-        with linen.intercept_methods(watch):
-            yield
-    except Exception as error:
-        where = f"layer {layers[0]}: " if layers else ""
-        line = " ".join(str(error).split())
-        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
-        raise UserError(where + kind + (line[:300] + "…" if len(line) > 300 else line)) from error
-
-
-def _rounded(program: Program) -> bool:
-    """Whether a length of the program is a quotient rounded down."""
-    return any(
-        isinstance(n, sympy.Expr) and n.has(sympy.floor, sympy.Max, sympy.Min)
-        for shape in program.shapes
-        for n in shape
-    )
 
 
 def _flops(program: Program) -> tuple[Dim, list[str]]:
