@@ -224,7 +224,7 @@ def account(
     lattice, (forward, layout, step) = trace(model, input_shape, batch, dtype, widths)
     names = [n for n in (*input_shape, *widths.values()) if isinstance(n, str)]
     limits: counts.Limits = {}
-    rows, uncounted = layout.rows(limits)
+    rows, _, uncounted = layout.rows(limits)
     back = {symbol(n): lattice.back(symbol(n)) for n in lattice.names}
     return Accounting(
         rows=tuple(_mapped(row, lambda value: _put(value, back)) for row in rows),

@@ -37,6 +37,14 @@ class Row(NamedTuple):
     activation_bytes: Dim = 0
 
 
+class Table(NamedTuple):
+    """The layers of a program."""
+
+    rows: list[Row]
+    ops: list[list[Op]]  # of each row
+    uncounted: list[str]  # primitives, and parameters that nothing reads
+
+
 class Layout:
     """Operations of a forward program of one example, told apart by what they read.
 
@@ -191,9 +199,9 @@ class Layout:
     def _made_of(self, value: int) -> frozenset[int]:
         return self.origins.get(value, frozenset()) if value not in self.reached else frozenset()
 
-    def rows(self, limits: Limits) -> tuple[list[Row], list[str]]:
-        """The table, and the primitives that were not counted; `limits` gathers where it holds."""
-        shapes, used, rows, uncounted = self.program.shapes, set(), [], []
+    def rows(self, limits: Limits) -> Table:
+        """The table of layers; `limits` gathers from where on its formulas hold."""
+        shapes, used, rows, kept, uncounted = self.program.shapes, set(), [], [], []
         for name, kind, ops in self.layers:
             total, weights, biases, outputs = Count(), 0, 0, 0
             result: int | None = None
@@ -223,10 +231,12 @@ class Layout:
                     used |= parameters
             if result is None or not (any(total) or weights or biases or outputs):
                 continue
+            kept.append(ops)
             held = self.size(result) * self.program.itemsizes[result]
             rows.append(Row(name, kind, shapes[result][1:], weights, biases, outputs, *total, held))
         idle = [path for value, path in self.parameters.items() if value not in used]
-        return _numbered(rows), [*uncounted, *(f"parameter {path} (not read)" for path in idle)]
+        uncounted += [f"parameter {path} (not read)" for path in idle]
+        return Table(_numbered(rows), kept, uncounted)
 
 
 def _more(a: Dim, b: Dim) -> bool:
