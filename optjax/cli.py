@@ -1,4 +1,4 @@
-"""The command line: list | run | reproduce | report.
+"""The command line: list | run | reproduce | report | account | padding.
 
 A user's mistake is one line on stderr and exit status 2. Everything heavy is imported late, so
 that help and the list answer at once.
@@ -176,6 +176,30 @@ def _run(words: list[str]) -> int:
     return 0
 
 
+def _account(words: list[str]) -> int:
+    from optjax import cli_convnets
+
+    if _help(words, cli_convnets.ACCOUNT_USAGE):
+        return 0
+    model = [word for word in words[:1] if not word.startswith("--")]
+    return cli_convnets.account(model, _groups(words[len(model) :]))
+
+
+def _padding(words: list[str]) -> int:
+    from optjax import cli_convnets
+
+    if _help(words, cli_convnets.PADDING_USAGE):
+        return 0
+    return cli_convnets.padding(_groups(words))
+
+
+def _help(words: list[str], usage: str) -> bool:
+    asked = "-h" in words or "--help" in words
+    if asked:
+        print(usage, end="")
+    return asked
+
+
 def _run_help(name: str, config: type) -> int:
     import tyro
 
@@ -279,6 +303,8 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "list": ("the experiments, what each asks and what it costs", _list),
     "run": ("run one experiment: optjax run NAME [--FIELD VALUE ...]", _run),
     "reproduce": ("run every experiment; write claims.json and the report", _reproduce),
+    "account": ("weights, outputs, connections and memory of a network, by layer", _account),
+    "padding": ("the paddings that take one size to another", _padding),
     "report": ("draw the figures and the report again from saved results", _report),
 }
 

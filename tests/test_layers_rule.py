@@ -14,7 +14,7 @@ LAYERS = [
     {"colourisation"},
     {"report"},
     {"experiments"},
-    {"cli"},
+    {"cli", "cli_convnets"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -89,7 +89,8 @@ def taps_with_padding(axis: Axis, limits: Limits | None = None) -> Dim:
     """The same by the convention that has no borders.
 
     A convolution gives each of its outputs k taps; a transposed one gives k to each of its inputs
-    (what falls outside its output counts, what falls on an inserted zero does not).
+    (what falls outside its output counts, what falls on an inserted zero does not). With stride 1
+    the two are the same program, and it counts as a convolution.
 
     >>> taps_with_padding(Axis(n=32, k=3, out=32, p=1))
     96
@@ -98,8 +99,12 @@ def taps_with_padding(axis: Axis, limits: Limits | None = None) -> Dim:
     """
     if axis.d == 1:
         return axis.out * axis.k
-    # Two of the three lengths bound the triples; the third is the one that padding cuts.
-    return _least(_lift(_unbounded_taps, axis, limits), axis.n * axis.k, axis.n * axis.out)
+    # Two of the three lengths bound the triples; the third is the one that padding cuts: the
+    # outputs of a transposed convolution, the taps in its gradient by the kernel.
+    bounds = [axis.n * axis.k, axis.n * axis.out]
+    if axis.s != 1:
+        bounds.append(_lift(_unbounded_taps, axis, limits))
+    return _least(*bounds)
 
 
 def _reach(axis: Axis) -> np.ndarray:

@@ -25,7 +25,7 @@ def text(value: Dim, sizes: Sequence[sympy.Symbol] = ()) -> str:
     return " + ".join(
         _sum(factor) if monomial == 1 else f"{_product(monomial)}·({_sum(factor)})"
         for monomial, factor in _collected(value, sizes)
-    ).replace("+ -", "− ")
+    ).replace("+ −", "− ")
 
 
 def latex(value: Dim, sizes: Sequence[sympy.Symbol] = ()) -> str:
@@ -60,7 +60,7 @@ def _collected(value: Expr, sizes: Sequence[sympy.Symbol]) -> list[tuple[Expr, E
 
 def _sum(value: Expr) -> str:
     terms = value.as_ordered_terms() if isinstance(value, sympy.Add) else [value]
-    return " + ".join(map(_product, terms)).replace("+ -", "- ").replace("- ", "− ")
+    return " + ".join(map(_product, terms)).replace("+ −", "− ")
 
 
 def _product(term: Expr) -> str:
@@ -70,7 +70,7 @@ def _product(term: Expr) -> str:
     factors = [_power(factor) for factor in sympy.Mul.make_args(rest)]
     top = "" if abs(number.p) == 1 else f"{abs(number.p)}·"
     below = "" if number.q == 1 else f"/{number.q}"
-    return ("-" if number < 0 else "") + top + "·".join(sorted(factors)) + below
+    return ("−" if number < 0 else "") + top + "·".join(sorted(factors)) + below
 
 
 def _power(factor: Expr) -> str:

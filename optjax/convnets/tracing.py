@@ -142,12 +142,12 @@ def built(model: Any, widths: Mapping[str, Any]) -> Any:
         if isinstance(model, type):
             return _no_arguments(model)
         return model
-    from flax import nnx
+    from flax import linen, nnx
 
     if isinstance(model, type) and issubclass(model, nnx.Module):
         nnx_class: Any = model
         return lambda rngs: nnx_class(**widths, rngs=rngs)
-    if not callable(model):
+    if isinstance(model, linen.Module | nnx.Module) or not callable(model):
         raise UserError(
             f"model is a {type(model).__name__} and widths are given: expected its class, or a "
             "function that makes it of them"

@@ -1,0 +1,412 @@
+"""The commands about networks: account and padding."""
+
+import dataclasses
+import importlib
+import json
+import re
+import sys
+import typing
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from optjax.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from optjax.convnets.accounting import Accounting
+
+ACCOUNT_USAGE = """\
+usage: optjax account MODEL [--input 32x32x1] [--symbolic] [--FIELD VALUE ...]
+
+Weights, outputs, connections, operations and memory of a network, by layer.
+
+MODEL        pool-upsample, conv-transpose, unet, or your own as package.module:Class
+--input      of one example: height x width x channels; a name makes a symbol, as in HxWxNIC
+--FIELD      a constructor argument of MODEL: --filters 64; a name makes a symbol: --filters NF
+--symbolic   all in symbols: the picture H x W x NIC and, for our nets, NF filters and NC colours
+--at         sizes at which symbolic totals are also written (32x32 64x64)
+--batch      examples of a training step (100)
+--dtype      of the input (float32)
+--receptive  the receptive field of every layer instead
+--latex      symbolic totals in LaTeX
+--json       for machines
+"""
+
+PADDING_USAGE = """\
+usage: optjax padding --kernel 5 --stride 2 --in 32 --out 16 [--transposed] [--dilation 1|all]
+
+Every (padding, output padding, dilation) that takes a size to another.
+
+--kernel, --stride   of the convolution (stride 1)
+--in, --out          pixels along one side, before and after
+--transposed         a transposed convolution: padding is taken off its output
+--dilation           a number (1), or all whose kernel fits into the picture
+--json               for machines
+"""
+
+_SYMBOLS = {"filters": "NF", "colours": "NC"}
+_FLAGS = ("symbolic", "json", "receptive", "latex", "transposed")
+_COUNTS = ("weights", "biases", "outputs", "connections", "connections_exact", "multiply_adds")
+
+
+class _Words:
+    """Options taken one by one; whatever is left in the end was a mistake."""
+
+    def __init__(self, groups: dict[str, list[str]], usage: str) -> None:
+        self.groups = groups
+        self.known = re.findall(r"--([a-z]+)", usage)
+        for name in set(groups) & set(_FLAGS) & set(self.known):
+            if groups[name]:
+                raise UserError(f"--{name} takes no value, got {' '.join(groups[name])!r}")
+
+    def flag(self, name: str) -> bool:
+        return self.groups.pop(name, None) is not None
+
+    def one(self, name: str, default: str | None = None) -> str:
+        words = self.groups.pop(name, [] if default is None else [default])
+        if len(words) != 1 or not words[0]:
+            got = " ".join(words) or "none"
+            raise UserError(f"--{name} takes one value, got {got!r}")
+        return words[0]
+
+    def number(self, name: str, default: str | None = None) -> int:
+        return _number(name, self.one(name, default))
+
+
+def _number(name: str, word: str) -> int:
+    if not re.fullmatch(r"\d{1,9}", word):
+        raise UserError(f"--{name} is {word!r}: expected a whole number")
+    return int(word)
+
+
+# ------------------------------------------------------------------------------------- account
+
+
+def account(model_words: list[str], groups: dict[str, list[str]]) -> int:
+    """optjax account: the table of a network's layers and totals."""
+    words = _Words(groups, ACCOUNT_USAGE)
+    if len(model_words) != 1:
+        raise UserError("account needs one MODEL: pool-upsample, unet or package.module:Class")
+    model, ours = find_model(model_words[0])
+    symbolic, as_json, latex, receptive = map(
+        words.flag, ("symbolic", "json", "latex", "receptive")
+    )
+    shape = _lengths("input", words.one("input", "HxWxNIC" if symbolic else "32x32x1"))
+    at = [_lengths("at", word) for word in words.groups.pop("at", ["32x32", "64x64"])]
+    batch, dtype = words.number("batch", "100"), _dtype(words.one("dtype", "float32"))
+    fields = _fields(model, words.groups)
+    if symbolic and ours:
+        fields = {**_SYMBOLS, **fields}
+    _wanted(model, fields)
+    if receptive:
+        return _receptive(model, shape, fields, dtype, as_json)
+    from optjax.convnets.accounting import account as count
+
+    found = count(model, shape, batch=batch, dtype=dtype, **fields)
+    if as_json:
+        print(json.dumps(_as_json(found), indent=1))
+        return 0
+    _show(found)
+    if found.symbols:
+        _show_totals(found, at, latex)
+    if found.uncounted:
+        print(f"not counted: {', '.join(found.uncounted)}")
+    return 0
+
+
+def find_model(name: str) -> tuple[Any, bool]:
+    """A network by its name or as package.module:Class, and whether it is one of ours.
+
+    Raises:
+      UserError: it is unknown, does not import, or is no Flax module.
+    """
+    from optjax.colourisation.models import MODELS
+
+    if ":" not in name:
+        if name not in MODELS:
+            hint = nearest(name, MODELS)
+            raise UserError(f"unknown MODEL {name!r}; {hint}; your own is package.module:Class")
+        return MODELS[name], True
+    module_name, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:
+        line = " ".join(str(error).split())
+        raise UserError(
+            f"MODEL {name!r}: {module_name} does not import ({type(error).__name__}: {line})"
+        ) from None
+    if not hasattr(module, attribute):
+        names = [n for n in vars(module) if not n.startswith("_")]
+        raise UserError(f"MODEL {name!r}: no {attribute!r} there; {nearest(attribute, names)}")
+    model = getattr(module, attribute)
+    from flax import linen, nnx
+
+    kinds = (linen.Module, nnx.Module)
+    if not isinstance(model, linen.Module) and not (
+        isinstance(model, type) and issubclass(model, kinds)
+    ):
+        raise UserError(f"MODEL {name!r} is no Flax module: expected a Linen or NNX class")
+    return model, False
+
+
+def _lengths(name: str, word: str) -> tuple[int | str, ...]:
+    parts = [part.strip() for part in re.split("[x×,]", word)]
+    for part in parts:
+        if not re.fullmatch(r"\d{1,9}|[A-Za-z_]\w*", part):
+            raise UserError(
+                f"--{name} is {word!r}: {part!r} is neither a number nor a name; "
+                "expected lengths such as 32x32x1 or HxWxNIC"
+            )
+    return tuple(int(part) if part.isdigit() else part for part in parts)
+
+
+def _dtype(word: str) -> Any:
+    import jax.numpy as jnp
+
+    try:
+        return jnp.dtype(word)
+    except TypeError:
+        raise UserError(f"--dtype is {word!r}: expected one such as float32 or int32") from None
+
+
+def _fields(model: Any, groups: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Constructor arguments: numbers as they are, and names as symbols unless the field is text."""
+    if not groups:
+        return {}
+    if not isinstance(model, type):
+        raise UserError(f"--{next(iter(groups))}: MODEL is made already and takes no arguments")
+    known, hints = _parameters(model), typing.get_type_hints(model.__init__)
+    if dataclasses.is_dataclass(model):
+        hints |= typing.get_type_hints(model)
+    fields = {}
+    for name, words in groups.items():
+        if name not in known:
+            options = re.findall(r"--([a-z]+)", ACCOUNT_USAGE)
+            raise UserError(f"unknown option '--{name}'; {nearest(name, [*known, *options])}")
+        if len(words) != 1:
+            raise UserError(f"--{name} takes one value, got {' '.join(words) or 'none'!r}")
+        fields[name] = _field_value(name, words[0], hints.get(name))
+    return fields
+
+
+def _field_value(name: str, word: str, hint: Any) -> Any:
+    if hint is str:
+        raise UserError(f"--{name} is text; only numbers and symbols can be given here")
+    if re.fullmatch(r"\d{1,9}|[A-Za-z_]\w*", word):
+        return int(word) if word.isdigit() else word
+    raise UserError(f"--{name} is {word!r}: expected a whole number, or a name for a symbol")
+
+
+def _parameters(model: Any) -> list[str]:
+    if dataclasses.is_dataclass(model):
+        return [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
+    import inspect
+
+    return [n for n in inspect.signature(model).parameters if n != "rngs"]
+
+
+def _wanted(model: Any, fields: Mapping[str, Any]) -> None:
+    """Refuse a constructor whose arguments are missing, by their names."""
+    if not isinstance(model, type):
+        return
+    import inspect
+
+    missing = [
+        p.name
+        for p in inspect.signature(model).parameters.values()
+        if p.default is p.empty
+        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and p.name not in fields
+        and p.name != "rngs"
+    ]
+    if missing:
+        given = " ".join(f"--{name} 32" for name in missing)
+        raise UserError(
+            f"{model.__name__} wants arguments: {', '.join(missing)}; give {given}, or a symbol"
+        )
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    # Off a terminal nobody's width is known, and a cut table is worth nothing.
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)
+
+
+def _show(found: "Accounting") -> None:
+    from rich import box
+    from rich.table import Table
+
+    from optjax.convnets.polynomials import text
+
+    shape = " × ".join(map(str, found.input_shape))
+    print(f"{found.name} on {shape}")
+    columns = ("weights", "outputs", "connections") if found.symbols else _COUNTS
+    extra = () if found.symbols else ("flops", "activation_bytes")
+    table = Table(box=box.SIMPLE, pad_edge=False, show_footer=not found.symbols)
+    table.add_column("layer", "all", overflow="fold")
+    table.add_column("kind")
+    table.add_column("output", justify="right")
+    for column in (*columns, *extra):
+        heading = {"connections_exact": "in the picture", "activation_bytes": "bytes"}
+        table.add_column(
+            heading.get(column, column.replace("_", "-")),
+            text(found.total(column)) if not found.symbols else "",
+            justify="left" if found.symbols else "right",
+            overflow="fold",
+        )
+    for row in found.rows:
+        if found.symbols and row.kind == "elementwise":
+            continue
+        numbers = (getattr(row, column) for column in (*columns, *extra))
+        cells = ("" if n == 0 else text(n) for n in numbers)
+        table.add_row(row.name, row.kind, "×".join(map(text, row.output)), *cells)
+    _console().print(table)
+    if not found.symbols:
+        _say_totals(found)
+
+
+def _say_totals(found: "Accounting") -> None:
+    parameters = found.parameters
+    print(f"parameters       {parameters:,} ({found.weights:,} weights, {found.biases:,} others)")
+    print(f"multiply-adds    {found.multiply_adds:,} an example, forward")
+    print(f"FLOPs            {found.flops:,} an example, forward")
+    print(
+        f"training step    {found.training_flops:,} FLOPs and about "
+        f"{found.training_bytes / 2**20:,.1f} MiB with Adam, batch {found.batch}"
+    )
+    if found.training_uncounted:
+        print(f"not counted in a training step: {', '.join(found.training_uncounted)}")
+
+
+def _show_totals(found: "Accounting", at: list[tuple[int | str, ...]], latex: bool) -> None:
+    written = found.latex if latex else found.text
+    for column in (*_COUNTS, "parameters", "flops", "training_flops"):
+        print(f"{column.replace('_', '-'):<18} {written(column)}")
+    sizes = [str(n) for n in found.input_shape[:-1] if not isinstance(n, int)]
+    for lengths in at if sizes else []:
+        if len(lengths) != len(sizes) or not all(isinstance(n, int) for n in lengths):
+            raise UserError(f"--at is {lengths}: expected a number for each of {', '.join(sizes)}")
+        put = found.at(**dict(zip(sizes, (int(n) for n in lengths), strict=True)))
+        print(f"\nat {' × '.join(map(str, lengths))}")
+        for column in ("weights", "outputs", "connections", "multiply_adds"):
+            line = put.latex(column) if latex else put.text(column)
+            print(f"{column.replace('_', '-'):<18} {line}")
+    conditions = [f"{s} a multiple of {m}" for s, m in found.multiples.items()]
+    conditions += [f"{s} at least {least}" for s, least in found.least.items()]
+    if conditions:
+        print(f"\nfor {', '.join(conditions)}")
+
+
+def _as_json(found: "Accounting") -> dict[str, Any]:
+    def value(count: Any) -> Any:
+        return count if isinstance(count, int) else str(count)
+
+    totals = (*_COUNTS, "parameters", "flops", "activation_bytes", "training_flops")
+    document: dict[str, Any] = {
+        "model": found.name,
+        "input": [value(n) for n in found.input_shape],
+        "batch": found.batch,
+        "totals": {column: value(found.total(column)) for column in totals},
+        "layers": [
+            {
+                key: value(v) if key not in ("name", "kind", "output") else v
+                for key, v in row.items()
+            }
+            | {"output": [value(n) for n in row["output"]]}
+            for row in (row._asdict() for row in found.rows)
+        ],
+        "not_counted": [*found.uncounted, *found.training_uncounted],
+    }
+    if found.symbols:
+        document["multiples"] = {str(s): m for s, m in found.multiples.items()}
+        document["least"] = {str(s): n for s, n in found.least.items()}
+    else:
+        document["totals"]["training_bytes"] = found.training_bytes
+    return document
+
+
+def _receptive(
+    model: Any, shape: tuple[int | str, ...], fields: dict[str, Any], dtype: Any, as_json: bool
+) -> int:
+    from rich import box
+    from rich.table import Table
+
+    from optjax.convnets.receptive import receptive_fields
+    from optjax.convnets.tracing import built
+
+    if any(isinstance(v, str) for v in (*shape, *fields.values())):
+        raise UserError("--receptive needs numbers: leave --symbolic and names out")
+    seen = receptive_fields(built(model, fields) if fields else model, shape, dtype)  # type: ignore[arg-type]
+    if as_json:
+        document = [
+            {
+                "layer": field.name,
+                "output": list(field.output),
+                "axes": [
+                    reach
+                    and {
+                        "size": reach.size,
+                        "stride": float(reach.stride),
+                        "offset": float(reach.offset),
+                        "first": reach.first,
+                        "last": reach.last,
+                        "shift": reach.shift,
+                    }
+                    for reach in field.axes
+                ],
+            }
+            for field in seen
+        ]
+        print(json.dumps(document, indent=1))
+        return 0
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for heading in ("layer", "output", "receptive field", "effective stride", "offset"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for field in seen:
+        cells = [
+            " × ".join("all" if r is None else str(getattr(r, of)) for r in field.axes)
+            for of in ("size", "stride", "offset")
+        ]
+        table.add_row(field.name, "×".join(map(str, field.output)), *cells)
+    _console().print(table)
+    print("pixels of the input; the offset is that of output 0's middle from pixel 0's")
+    return 0
+
+
+# ------------------------------------------------------------------------------------- padding
+
+
+def padding(groups: dict[str, list[str]]) -> int:
+    """optjax padding: every padding that takes one size to another."""
+    from optjax.convnets.geometry import solve_padding
+
+    words = _Words(groups, PADDING_USAGE)
+    transposed, as_json = words.flag("transposed"), words.flag("json")
+    missing = [name for name in ("kernel", "in", "out") if name not in groups]
+    if missing:
+        raise UserError(f"padding needs {', '.join(f'--{name}' for name in missing)}")
+    kernel, stride = words.number("kernel"), words.number("stride", "1")
+    size_in, size_out = words.number("in"), words.number("out")
+    word = words.one("dilation", "1")
+    dilation = None if word == "all" else _number("dilation", word)
+    if words.groups:
+        name = next(iter(words.groups))
+        raise UserError(f"unknown option '--{name}'; {nearest(name, words.known)}")
+    found = solve_padding(kernel, stride, size_in, size_out, transposed, dilation)
+    if as_json:
+        print(json.dumps([solution._asdict() for solution in found], indent=1))
+        return 0
+    name = "transposed convolution" if transposed else "convolution"
+    print(f"{name}, kernel {kernel}, stride {stride}, {size_in} → {size_out}")
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for heading in ("padding", *(("output padding",) if transposed else ()), "dilation"):
+        table.add_column(heading, justify="right")
+    for p, o, d in found:
+        table.add_row(str(p), *((str(o),) if transposed else ()), str(d))
+    _console().print(table)
+    return 0
