@@ -105,9 +105,10 @@ def account(model_words: list[str], groups: dict[str, list[str]]) -> int:
     if as_json:
         print(json.dumps(_as_json(found), indent=1))
         return 0
+    there = _at(found, at) if found.symbols else []
     _show(found)
     if found.symbols:
-        _show_totals(found, at, latex)
+        _show_totals(found, there, latex)
     if found.uncounted:
         print(f"not counted: {', '.join(found.uncounted)}")
     return 0
@@ -198,28 +199,24 @@ def _field_value(name: str, word: str, hint: Any) -> Any:
     raise UserError(f"--{name} is {word!r}: expected a whole number, or a name for a symbol")
 
 
-def _parameters(model: Any) -> list[str]:
-    if dataclasses.is_dataclass(model):
-        return [f.name for f in dataclasses.fields(model) if f.name not in ("parent", "name")]
+def _parameters(model: Any) -> dict[str, bool]:
+    """The constructor's arguments by name, and whether each has to be given."""
     import inspect
 
-    return [n for n in inspect.signature(model).parameters if n != "rngs"]
+    taken = list(inspect.signature(model.__init__).parameters.values())[1:]
+    return {
+        p.name: p.default is p.empty
+        for p in taken
+        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+        and p.name not in ("parent", "name", "rngs")
+    }
 
 
 def _wanted(model: Any, fields: Mapping[str, Any]) -> None:
     """Refuse a constructor whose arguments are missing, by their names."""
     if not isinstance(model, type):
         return
-    import inspect
-
-    missing = [
-        p.name
-        for p in inspect.signature(model).parameters.values()
-        if p.default is p.empty
-        and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        and p.name not in fields
-        and p.name != "rngs"
-    ]
+    missing = [n for n, needed in _parameters(model).items() if needed and n not in fields]
     if missing:
         given = " ".join(f"--{name} 32" for name in missing)
         raise UserError(
@@ -280,19 +277,29 @@ def _say_totals(found: "Accounting") -> None:
         print(f"not counted in a training step: {', '.join(found.training_uncounted)}")
 
 
-def _show_totals(found: "Accounting", at: list[tuple[int | str, ...]], latex: bool) -> None:
-    written = found.latex if latex else found.text
-    for column in (*_COUNTS, "parameters", "flops", "training_flops"):
-        print(f"{column.replace('_', '-'):<18} {written(column)}")
-    sizes = [str(n) for n in found.input_shape[:-1] if not isinstance(n, int)]
-    for lengths in at if sizes else []:
-        if len(lengths) != len(sizes) or not all(isinstance(n, int) for n in lengths):
-            raise UserError(f"--at is {lengths}: expected a number for each of {', '.join(sizes)}")
-        put = found.at(**dict(zip(sizes, (int(n) for n in lengths), strict=True)))
-        print(f"\nat {' × '.join(map(str, lengths))}")
-        for column in ("weights", "outputs", "connections", "multiply_adds"):
-            line = put.latex(column) if latex else put.text(column)
+def _at(found: "Accounting", sizes: list[tuple[int | str, ...]]) -> list[tuple[str, "Accounting"]]:
+    """The account at each of those sizes of the picture, and what to call it."""
+    names = [str(n) for n in found.input_shape[:-1] if not isinstance(n, int)]
+    there = []
+    for lengths in sizes if names else []:
+        if len(lengths) != len(names) or not all(isinstance(n, int) for n in lengths):
+            given = "x".join(map(str, lengths))
+            raise UserError(f"--at is {given}: expected a number for each of {', '.join(names)}")
+        put = dict(zip(names, (int(n) for n in lengths), strict=True))
+        there.append((" × ".join(map(str, lengths)), found.at(**put)))
+    return there
+
+
+def _show_totals(found: "Accounting", there: list[tuple[str, "Accounting"]], latex: bool) -> None:
+    def show(of: "Accounting", columns: tuple[str, ...]) -> None:
+        for column in columns:
+            line = of.latex(column) if latex else of.text(column)
             print(f"{column.replace('_', '-'):<18} {line}")
+
+    show(found, (*_COUNTS, "parameters", "flops", "training_flops"))
+    for size, put in there:
+        print(f"\nat {size}")
+        show(put, ("weights", "outputs", "connections", "multiply_adds"))
     conditions = [f"{s} a multiple of {m}" for s, m in found.multiples.items()]
     conditions += [f"{s} at least {least}" for s, least in found.least.items()]
     if conditions:

@@ -19,7 +19,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     >>> nearest("zzz", ["learning_rate", "eps"])
     "known: 'eps', 'learning_rate'"
     """
-    known = sorted(known)
+    known = sorted(set(known))
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"

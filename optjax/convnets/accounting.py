@@ -255,7 +255,7 @@ def _flops(program: Program) -> tuple[Dim, list[str]]:
         if not any(v in alive for v in op.ins):
             continue
         alive.update(op.outs)
-        found = counts.count(op, program.shapes)
+        found = counts.count(op, program.shapes, gradient=True)
         if found is None:
             uncounted.append(op.primitive)
         else:

@@ -85,8 +85,8 @@ def taps(axis: Axis, limits: Limits | None = None) -> Dim:
     return _lift(_taps, axis, limits)
 
 
-def taps_with_padding(axis: Axis, limits: Limits | None = None) -> Dim:
-    """The same by the convention that has no borders.
+def taps_with_padding(axis: Axis) -> Dim:
+    """The same by the convention that has no borders, for a layer of a network.
 
     A convolution gives each of its outputs k taps; a transposed one gives k to each of its inputs
     (what falls outside its output counts, what falls on an inserted zero does not). With stride 1
@@ -97,14 +97,16 @@ def taps_with_padding(axis: Axis, limits: Limits | None = None) -> Dim:
     >>> taps_with_padding(Axis(n=16, k=3, out=32, d=2, p=1))  # transposed, stride 2
     48
     """
-    if axis.d == 1:
-        return axis.out * axis.k
-    # Two of the three lengths bound the triples; the third is the one that padding cuts: the
-    # outputs of a transposed convolution, the taps in its gradient by the kernel.
-    bounds = [axis.n * axis.k, axis.n * axis.out]
-    if axis.s != 1:
-        bounds.append(_lift(_unbounded_taps, axis, limits))
-    return _least(*bounds)
+    return axis.k * (axis.out if axis.d == 1 else axis.n)
+
+
+def taps_of_gradient(axis: Axis) -> Dim:
+    """The same for a convolution that may be a gradient: as many as the layer itself has.
+
+    >>> taps_of_gradient(Axis(n=16, k=32, out=3, d=2, p=1))  # that layer's, by its kernel
+    48
+    """
+    return axis.out * axis.k if axis.d == 1 else _least(axis.n * axis.k, axis.n * axis.out)
 
 
 def _reach(axis: Axis) -> np.ndarray:
@@ -115,10 +117,6 @@ def _reach(axis: Axis) -> np.ndarray:
 def _taps(axis: Axis) -> int:
     i = _reach(axis)
     return int(np.sum((i >= 0) & (i % axis.d == 0) & (i // axis.d < axis.n)))
-
-
-def _unbounded_taps(axis: Axis) -> int:
-    return int(np.sum(_reach(axis) % axis.d == 0))
 
 
 _FAR = 48  # lengths beyond which the borders of a window no longer meet
@@ -175,7 +173,7 @@ def _least(*values: Dim) -> Dim:
     return min(values, key=far)
 
 
-def _conv(op: Op, ins: list[Shape], out: Shape, limits: Limits | None) -> Count:
+def _conv(op: Op, ins: list[Shape], out: Shape, limits: Limits | None, gradient: bool) -> Count:
     spec, p = op.params["dimension_numbers"], op.params
     lhs, rhs = ins
     pairs = out[spec.out_spec[0]] * out[spec.out_spec[1]] * rhs[spec.rhs_spec[1]]
@@ -192,7 +190,9 @@ def _conv(op: Op, ins: list[Shape], out: Shape, limits: Limits | None) -> Count:
             strict=True,
         )
     ]
-    terms = pairs * math.prod(taps_with_padding(axis, limits) for axis in axes)
+    terms = pairs * math.prod(map(taps_of_gradient if gradient else taps_with_padding, axes))
+    if gradient:
+        return Count(multiply_adds=terms, flops=2 * terms)
     exact = pairs * math.prod(taps(axis, limits) for axis in axes)
     return Count(terms, exact, terms, 2 * terms)
 
@@ -222,12 +222,18 @@ def _window(op: Op, ins: list[Shape], out: Shape, limits: Limits | None) -> Coun
     if op.primitive.startswith("select"):  # a pool's gradient: a comparison a tap
         least = _least(size(out), size(ins[0]))
         return Count(flops=least * math.prod(p["window_dimensions"]))
-    terms = math.prod(taps_with_padding(axis, limits) for axis in axes)
+    terms = math.prod(map(taps_with_padding, axes))
     return Count(terms, math.prod(taps(axis, limits) for axis in axes), flops=terms)
 
 
-def count(op: Op, shapes: list[Shape], limits: Limits | None = None) -> Count | None:
+def count(
+    op: Op, shapes: list[Shape], limits: Limits | None = None, *, gradient: bool = False
+) -> Count | None:
     """What one turn of the operation computes; None where it is not known.
+
+    Args:
+      op: of a forward program, or with `gradient` of one that holds gradients too (no connections).
+      shapes: of the program's values. limits: gathers from where on formulas in symbols hold.
 
     A product (convolution, dot product) makes one connection a term; a reduction or a pool one a
     value it takes in. FLOPs: two a multiply-add, one an elementwise operation (a comparison, a
@@ -239,7 +245,7 @@ def count(op: Op, shapes: list[Shape], limits: Limits | None = None) -> Count | 
     if name in DATA:
         return Count()
     if name == "conv_general_dilated":
-        return _conv(op, ins, out, limits)
+        return _conv(op, ins, out, limits, gradient)
     if name == "dot_general":
         return _dot(op, ins, out)
     if name in WINDOWS:

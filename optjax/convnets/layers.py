@@ -32,6 +32,11 @@ def _uniform_bias(fan_in: int):
     return init
 
 
+def _check_features(features: int) -> None:
+    if features < 1:
+        raise UserError(f"features is {features}: expected at least 1")
+
+
 class Conv(nn.Module):
     """2-D convolution, H → H/s, weights and biases U(±1/√(k²·C_in)) as PyTorch initialises them.
 
@@ -46,6 +51,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(B, H, W, C) → (B, H/s, W/s, features)."""
+        _check_features(self.features)
         k, c = self.kernel, x.shape[-1]
         uniform = variance_scaling(1 / 3, "fan_in", "uniform")
         w = self.param("kernel", uniform, (k, k, c, self.features), x.dtype)
@@ -71,6 +77,7 @@ class ConvTranspose(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(B, H, W, C) → (B, s·H, s·W, features)."""
+        _check_features(self.features)
         k, c = self.kernel, x.shape[-1]
         uniform = variance_scaling(1 / 3, "fan_in", "uniform")
         shape = (k, k, self.features, c)

@@ -53,18 +53,19 @@ class Layout:
     its module has several.
     """
 
-    def __init__(self, program: Program, parameters: list[str], states: int) -> None:
-        """`program` takes the parameters, then as many values of state, then one input."""
+    def __init__(self, program: Program, parameters: list[str], states: list[str]) -> None:
+        """`program` takes parameters, then state (both named by their paths), then an input."""
         self.program = program
         self.parameters = dict(zip(program.ins, parameters, strict=False))
-        self.input = set(program.ins[len(parameters) + states :])
+        self.names = dict(zip(program.ins, [*parameters, *states], strict=False))
+        self.input = set(program.ins[len(self.names) :])
         self.readers: dict[int, list[Op]] = {}
         for op in program.ops:
             for v in {v for v in op.ins if v is not None}:
                 self.readers.setdefault(v, []).append(op)
-        # of each value that the input does not reach, the parameters that it is made of
+        # of each value that the input does not reach, the parameters and state it is made of
         self.origins: dict[int, frozenset[int]] = {
-            v: frozenset({v} if v in self.parameters else ()) for v in program.ins
+            v: frozenset({v} if v in self.names else ()) for v in program.ins
         }
         self.reached = set(self.input)
         for op in program.ops:
@@ -104,7 +105,7 @@ class Layout:
         return size(self.program.shapes[value])
 
     def _weighs(self, value: int) -> bool:
-        return value not in self.reached and bool(self.origins[value])
+        return value not in self.reached and not self.origins[value].isdisjoint(self.parameters)
 
     def _grows(self, op: Op) -> bool:
         return _more(self.size(op.outs[0]), self.size(op.ins[0]))  # type: ignore[arg-type]
@@ -162,10 +163,10 @@ class Layout:
         mains = {id(op): kind for op in self.program.ops if (kind := self.kind(op))}
         of_path = Counter(op.path for op in self.program.ops if id(op) in mains)
         groups: dict[tuple, list[Op]] = {}
-        run, turn, previous = 0, 0, None
+        run, turn, previous, module = 0, 0, None, ""
         for op in self.program.ops:
             if op.path != previous:
-                run, turn, previous = run + 1, 0, op.path
+                run, turn, previous, module = run + 1, 0, op.path, ""
             whole = op.path not in inner and bool(op.path)
             if whole and of_path[op.path] <= 1:
                 key = (op.path, "")  # a module and all that it does, wherever it does it
@@ -173,11 +174,17 @@ class Layout:
                 # What comes before the first main operation of a call joins it.
                 turn += id(op) in mains
                 key = (op.path, run, max(turn, 1))
-            elif id(op) in mains:
-                turn += 1
-                key = (op.path, run, turn, "")
             else:
-                key = (op.path, run, turn, op.function or "elementwise")
+                # Inside several modules' parent; where a program names no modules (NNX), the
+                # parameters do.
+                turn += id(op) in mains
+                module = self._module(op) or ("" if op.function or id(op) in mains else module)
+                if op.path or not module:
+                    module = "" if op.path else module
+                    label = "" if id(op) in mains else op.function or "elementwise"
+                    key = (op.path, run, turn, label)
+                else:
+                    key = (op.path, module)
             groups.setdefault(key, []).append(op)
         layers = []
         for key, ops in groups.items():
@@ -185,16 +192,16 @@ class Layout:
             kind = mains[id(main)] if main else "elementwise"
             names = key[0][root:]
             if key[0] in inner or not names:
-                label = (main.function if main else key[-1]) or kind
-                names = (*names, label) if names else (self._module(ops) or label,)
+                label = (main.function if main and key[0] else "") or key[-1] or kind
+                names = (*names, label)
             layers.append(("/".join(names), kind, ops))
         return layers
 
-    def _module(self, ops: list[Op]) -> str:
-        """The module that the parameters are in, where the program does not say (NNX)."""
-        used = {p for op in ops for v in op.ins if v is not None for p in self._made_of(v)}
-        modules = sorted({self.parameters[p].rpartition("/")[0] for p in used})
-        return " and ".join(modules)
+    def _module(self, op: Op) -> str:
+        """The module that an operation's parameters or state are in."""
+        used = {p for v in op.ins if v is not None for p in self._made_of(v)}
+        modules = {self.names[p].rpartition("/")[0] for p in used}
+        return modules.pop() if len(modules) == 1 else ""
 
     def _made_of(self, value: int) -> frozenset[int]:
         return self.origins.get(value, frozenset()) if value not in self.reached else frozenset()
@@ -206,8 +213,9 @@ class Layout:
             total, weights, biases, outputs = Count(), 0, 0, 0
             result: int | None = None
             for op in ops:
-                parameters = {p for v in op.ins if v is not None for p in self._made_of(v)}
-                if not parameters and not any(v in self.reached for v in op.ins):
+                made_of = {p for v in op.ins if v is not None for p in self._made_of(v)}
+                parameters = made_of & set(self.parameters)
+                if not made_of and not any(v in self.reached for v in op.ins):
                     continue  # a constant, whatever the input and the parameters
                 main = self.kind(op)
                 found = count(op, shapes, limits)

@@ -5,6 +5,7 @@ convolutions, pools and upsamplings both repeat: first(o + P) = first(o) + Q, an
 that P of each say all. Q/P is the effective stride. Borders are left out: the axis has no end.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from fractions import Fraction
@@ -391,19 +392,29 @@ def measured_field(
     >>> measured_field(nn.Conv(4, (3, 3)), (8, 8, 1), (0, 4)).sum(0).tolist()  # its corner is cut
     [0, 0, 0, 2, 2, 2, 0, 0]
     """
-    net = boundary(built(model, {}))
+    if len(position) != len(input_shape) - 1:
+        raise UserError(f"position is {position}: expected an index for each axis of the picture")
     keys = jax.random.split(jax.random.key(seed), samples)
+    gradient = _gradient(built(model, {}), input_shape)
+    found = gradient(keys, tuple(jnp.int32(p) for p in position))
+    return np.asarray(jnp.any(found != 0, axis=(0, -1)))
 
-    @jax.jit
-    def gradient(key: jax.Array) -> jax.Array:
+
+@functools.lru_cache(maxsize=8)
+def _gradient(model: Any, input_shape: tuple[int, ...]) -> Callable:
+    """(keys, position) → the gradients of that output by the picture, one a key."""
+    net = boundary(model)
+
+    def one(key: jax.Array, position: tuple[jax.Array, ...]) -> jax.Array:
         of_weights, of_picture = jax.random.split(key)
-        picture = jax.random.uniform(of_picture, (1, *input_shape))
+        picture = jax.random.uniform(of_picture, (1, *input_shape), jnp.float32)
         params, state = net.init(of_weights, picture)
         # Positive weights: no unit is shut and nothing cancels.
         params = jax.tree.map(lambda leaf: jnp.abs(leaf) + jnp.asarray(0.01, leaf.dtype), params)
-        return jax.grad(
-            lambda x: jnp.sum(net.apply(params, state, x, train=False)[0][(0, *position)])
-        )(picture)[0]
 
-    found = jax.lax.map(gradient, keys)
-    return np.asarray(jnp.any(found != 0, axis=(0, -1)))
+        def output(x: jax.Array) -> jax.Array:
+            return jnp.sum(net.apply(params, state, x, train=False)[0][(0, *position)])
+
+        return jax.grad(output)(picture)[0]
+
+    return jax.jit(lambda keys, position: jax.lax.map(lambda key: one(key, position), keys))

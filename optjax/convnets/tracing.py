@@ -189,11 +189,7 @@ def _trace(build: Any, shape: Shape, batch: int, dtype: DTypeLike) -> Traced:
             lambda p, s, x: net.apply(p, s, x, train=False)[0], return_shape=True
         )(params, state, one)
         forward = flatten(closed)
-        paths = [
-            jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
-            for path, _ in jax.tree_util.tree_flatten_with_path(params)[0]
-        ]
-        layout = Layout(forward, paths, len(jax.tree.leaves(state)))
+        layout = Layout(forward, _paths(params), _paths(state))
 
     def training() -> Program:
         cotangent = jax.tree.map(
@@ -211,6 +207,13 @@ def _trace(build: Any, shape: Shape, batch: int, dtype: DTypeLike) -> Traced:
             return flatten(jax.make_jaxpr(step)(params, state, many, cotangent, key))
 
     return Traced(forward, layout, training)
+
+
+def _paths(tree: Any) -> list[str]:
+    return [
+        jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
+        for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
+    ]
 
 
 @contextlib.contextmanager

@@ -87,7 +87,9 @@ def test_a_training_step_multiplies_three_times_but_for_the_gradient_by_the_pict
     net, first_layer, multiply_adds
 ):
     program = account(net, (32, 32, 1), batch=3)._training
-    products = sum(op.times * count(op, program.shapes).multiply_adds for op in program.ops)
+    products = sum(
+        op.times * count(op, program.shapes, gradient=True).multiply_adds for op in program.ops
+    )
     assert products == 3 * (3 * multiply_adds - first_layer)
 
 
