@@ -430,21 +430,6 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
                 evidence=evidence,
             )
         )
-        count = {net: int(last["parameters"].sel(net=net)) for net in nets}
-        more = count["conv-transpose"] > count["pool-upsample"]
-        found.append(
-            Claim(
-                id="colourisation/why-more-parameters",
-                statement="It is better because transposed convolution has more parameters.",
-                source="more learnable parameters",
-                measured={f"parameters of {net}": count[net] for net in nets},
-                tolerance="exact",
-                n_runs=len(nets),
-                interval=None,
-                verdict=verdict(more),
-                evidence="colourisation.nc, variable parameters",
-            )
-        )
     return found
 
 

@@ -89,7 +89,10 @@ def check_chain(chain, data):
     mask = measured_field(net, (16, 16, 1), position, samples=128)
     assume(mask.any())
     for (first, last), seen in zip(derived, spans(mask), strict=True):
-        assert (max(first, 0), min(last, 15)) == seen
+        # Where the border cuts a view, a dilated window may skip the pixels next to the border.
+        assert seen[0] == first if first >= 0 else seen[0] >= 0
+        assert seen[1] == last if last <= 15 else seen[1] <= 15
+        assert first <= seen[0] <= seen[1] <= last
 
 
 def test_fields_of_known_layers():

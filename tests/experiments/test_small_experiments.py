@@ -1,4 +1,4 @@
-"""The five small experiments with small configs: claims, verdicts, figures, refusals."""
+"""The six small experiments with small configs: claims, verdicts, figures, refusals."""
 
 import jax
 import numpy as np
@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from optjax.errors import UserError
 from optjax.experiments import (
+    accounting,
     minimum_norm,
     one_step,
     padding,
@@ -38,6 +39,14 @@ SMALL = {
         weight_decay,
         weight_decay.Config(problems=6, sgd_steps=20, adaptive_steps=2000, spreads=(1, 10, 100)),
         {"weight-decay/equivalence": "holds", "weight-decay/adaptive-differs": "holds"},
+    ),
+    "accounting": (
+        accounting,
+        accounting.Config(points=1, sides=(16, 32), widths=(4, 8)),
+        {
+            **{f"accounting/{claim}": "holds" for claim in accounting.SOURCE},
+            "colourisation/why-more-parameters": "refuted",
+        },
     ),
     "padding": (
         padding,
