@@ -24,7 +24,7 @@ from optjax.errors import UserError, nearest
 from optjax.report.claims import write_text
 from optjax.report.provenance import commit, versions
 
-from . import least_squares, nets, start_up
+from . import accounts, least_squares, nets, start_up
 from .measure import Entry, cores, load_average, machine
 
 
@@ -137,6 +137,7 @@ def _chosen(only: list[str] | None, quick: bool) -> list[Entry]:
     known = [
         *start_up.entries(),
         *least_squares.entries(least_squares.QUICK if quick else least_squares.Sizes()),
+        *accounts.entries(2 if quick else 100),
         *nets.entries(nets.QUICK if quick else nets.Sizes()),
     ]
     names = {name for entry in known for name in (entry.name, entry.name.partition("/")[0])}
@@ -164,7 +165,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--only",
         action="append",
         metavar="NAME",
-        help="step, sweep, compile, start-up or gradient, or one such as step/unet; repeatable",
+        help="accounting, step, sweep, compile, start-up or gradient, or one such as step/unet; "
+        "repeatable",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument(

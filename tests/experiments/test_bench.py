@@ -24,6 +24,7 @@ def test_the_cheap_benchmarks_leave_a_whole_record(tmp_path):
     # A process of its own: the suite's float64 and strict promotion are not what is timed.
     file = tmp_path / "new" / "bench.json"
     words = ["--quick", "--repeats", "2", "--only", "start-up", "--only", "sweep", "--only"]
+    words += ["accounting", "--only"]
     done = subprocess.run(
         [sys.executable, "-m", "optjax.experiments.bench", *words, "gradient", "--output", file],
         capture_output=True,
@@ -40,7 +41,7 @@ def test_the_cheap_benchmarks_leave_a_whole_record(tmp_path):
     assert {"python", "jax", "optjax", "torch"} <= record["versions"].keys()
     assert {"processor", "cores", "memory_gib", "backend", "device"} <= record["machine"].keys()
     names = [entry["name"] for entry in record["benchmarks"]]
-    assert names == ["start-up/help", "start-up/import", "sweep", "gradient"]
+    assert names == ["start-up/help", "start-up/import", "sweep", "gradient", "accounting"]
     for entry in record["benchmarks"]:
         assert entry["reference"] in entry["sides"]
         assert entry["ratios"].keys() == entry["sides"].keys() - {entry["reference"]}
