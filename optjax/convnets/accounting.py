@@ -210,7 +210,8 @@ def account(
         length, and the counts expressions in it.
       batch: examples of a training step.
       dtype: of the input.
-      widths: constructor arguments of `model`; names make symbols.
+      widths: constructor arguments of `model`; names make symbols (of Linen models; the
+        initialisers that NNX runs refuse them from jax 0.11 on).
 
     Raises:
       UserError: a shape, symbol or model that will not do. A size that a stride does not divide

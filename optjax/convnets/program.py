@@ -139,12 +139,20 @@ class _Builder:
     def _scan(self, eqn: Any, ins: list, path: tuple, function: str, times: Dim) -> list[int]:
         params = eqn.params
         body, turns = _open(params["jaxpr"]), as_sympy(params["length"])
-        fixed = params["num_consts"] + params["num_carry"]
+
+        def sliced_or_stacked(outside: Any, inside: Any) -> bool:
+            return len(outside.aval.shape) != len(inside.aval.shape)
+
+        # Constants and carry come first, then what is sliced a turn: JAX 0.12 says no numbers.
+        fixed = sum(not sliced_or_stacked(*v) for v in zip(eqn.invars, body.invars, strict=True))
+        carried = sum(
+            not sliced_or_stacked(*v) for v in zip(eqn.outvars, body.outvars, strict=True)
+        )
+        constants = fixed - carried
         sliced = [
             self._append("scan_slice", {}, path, function, [v], [var], times)[0]
             for v, var in zip(ins[fixed:], body.invars[fixed:], strict=True)
         ]
-        carried, constants = params["num_carry"], params["num_consts"]
         into = [*ins[:fixed], *sliced]
         into[constants:fixed] = self._carry(params["jaxpr"], into, constants, path, times, carried)
         outs = self._call(params["jaxpr"], into, path, function, times * turns)

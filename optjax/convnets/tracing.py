@@ -56,14 +56,15 @@ def _whole(
 ) -> tuple[Lattice, Traced]:
     """The first lattice of sizes on which no layer rounds a length, and the program there.
 
-    First multiples of the picture's size, then of the widths too, then from a size on that leaves
-    something of the picture behind layers that do not pad. Where every one rounds somewhere, the
-    first that traces; the counts then hold ⌊ ⌋.
+    Multiples of the picture's size first, then of the widths, then of both; each first from 1 on,
+    then from a size that leaves something of the picture behind layers that do not pad. Where
+    every one rounds somewhere, the first that traces; the counts then hold ⌊ ⌋.
     """
-    groups = [group for group in (sizes, names if names != sizes else []) if group]
+    widths = [n for n in names if n not in sizes]
+    groups = [sizes, widths, names] if sizes and widths else [names]
     lattices = [Lattice([], 1, 0)] + [
         Lattice(group, multiple, offset)
-        for group in groups
+        for group in filter(None, groups)
         for offset in (0, 2)
         for multiple in _MULTIPLES
     ]
@@ -183,7 +184,7 @@ def _trace(build: Any, shape: Shape, batch: int, dtype: DTypeLike) -> Traced:
     net = boundary(build)
     key = jax.eval_shape(lambda: jax.random.key(0))
     one, many = (jax.ShapeDtypeStruct((b, *shape), dtype) for b in (1, batch))
-    with _naming_layer():
+    with _naming_layer(), _shapes_only():
         params, state = jax.eval_shape(net.init, key, one)
         closed, out = jax.make_jaxpr(
             lambda p, s, x: net.apply(p, s, x, train=False)[0], return_shape=True
@@ -203,10 +204,48 @@ def _trace(build: Any, shape: Shape, batch: int, dtype: DTypeLike) -> Traced:
             _, vjp, state = jax.vjp(apply, p, has_aux=True)
             return vjp(ct), state
 
-        with _naming_layer():
+        with _naming_layer(), _shapes_only():
             return flatten(jax.make_jaxpr(step)(params, state, many, cotangent, key))
 
     return Traced(forward, layout, training)
+
+
+@contextlib.contextmanager
+def _shapes_only() -> Iterator[None]:
+    """Linen parameters whose shape holds a symbol are zeros, whatever their initialiser.
+
+    Initialisers compute with their sizes (a fan-in in a square root, a comparison with 0), which
+    symbols do not allow everywhere; of a parameter nothing but the shape is asked here.
+    """
+    from flax import linen
+
+    original = linen.Module.param
+
+    def param(self: Any, name: str, init_fn: Callable, *args: Any, **kwargs: Any) -> Any:
+        given = [*args, *kwargs.values()]
+        shape = next(filter(_symbolic, given), None)
+        if shape is None:
+            return original(self, name, init_fn, *args, **kwargs)
+        dtype = next((a for a in given if a is not shape and _is_dtype(a)), jnp.float32)
+        unbox = {k: v for k, v in kwargs.items() if k == "unbox"}
+        return original(self, name, lambda key: jnp.zeros(shape, dtype), **unbox)
+
+    linen.Module.param = param
+    try:
+        yield
+    finally:
+        linen.Module.param = original
+
+
+def _symbolic(shape: Any) -> bool:
+    return isinstance(shape, tuple | list) and any(export.is_symbolic_dim(n) for n in shape)
+
+
+def _is_dtype(value: Any) -> bool:
+    try:
+        return jnp.dtype(value) is not None
+    except TypeError:
+        return False
 
 
 def _paths(tree: Any) -> list[str]:

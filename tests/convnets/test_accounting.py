@@ -268,6 +268,26 @@ def test_attention_in_the_length_of_its_input():
     assert not [row for row in found.rows if row.kind == "pool"]  # a softmax is none
 
 
+def test_a_transformer_block_in_the_textbooks_formula():
+    class Block(nn.Module):
+        width: int
+
+        @nn.compact
+        def __call__(self, x):
+            y = nn.LayerNorm()(x)
+            x = x + nn.MultiHeadDotProductAttention(num_heads=2)(y, y)
+            y = nn.gelu(nn.Dense(4 * self.width)(nn.LayerNorm()(x)))
+            return x + nn.Dense(self.width)(y)
+
+    found = account(Block, ("L", "D"), width="D")
+    L, D = (sympy.Symbol(n, integer=True, positive=True) for n in "LD")
+    assert sympy.expand(found.weights - 12 * D**2) == 0
+    assert sympy.expand(found.multiply_adds - (12 * L * D**2 + 2 * L**2 * D)) == 0
+    there = found.at(L=6, D=8)
+    assert there.parameters == account(Block(8), (6, 8)).parameters
+    assert there.training_flops == account(Block(8), (6, 8)).training_flops
+
+
 def test_normalisations_are_no_pools_and_resizing_is_upsampling():
     class Mixed(nn.Module):
         @nn.compact
