@@ -119,9 +119,6 @@ def _taps(axis: Axis) -> int:
     return int(np.sum((i >= 0) & (i % axis.d == 0) & (i // axis.d < axis.n)))
 
 
-_FAR = 48  # lengths beyond which the borders of a window no longer meet
-
-
 def _lift(count: Callable[[Axis], int], axis: Axis, limits: Limits | None) -> Dim:
     """`count` of lengths that may be linear in a symbol, as the line it follows for long axes."""
     symbols = set().union(*(v.free_symbols for v in axis if not isinstance(v, int)))
@@ -148,13 +145,17 @@ def _line(count: Callable[[Axis], int], axis: Axis, x: sympy.Symbol) -> tuple[in
     def at(value: int) -> int:
         return count(Axis(*(a * value + b for a, b in terms)))
 
-    slope, far = at(_FAR + 1) - at(_FAR), at(_FAR)
-    if any(at(_FAR + step) != far + slope * step for step in (2, 3, 5, 7, _FAR)):
+    # Beyond this value the borders of the window no longer meet.
+    _, kernel, _, stride, up, dilation, padding = (abs(a) + abs(b) for a, b in terms)
+    reach = kernel * dilation + padding + stride + up
+    start = 48 + reach
+    slope, far = at(start + 1) - at(start), at(start)
+    if any(at(start + step) != far + slope * step for step in (2, 3, 5, 7, 48)):
         raise UserError(f"the taps of one axis are not linear in {x}: give a number for it")
-    least = _FAR
-    while least > 1 and at(least - 1) == far + slope * (least - 1 - _FAR):
+    least = start
+    while least > 1 and at(least - 1) == far + slope * (least - 1 - start):
         least -= 1
-    return slope, far - slope * _FAR, least
+    return slope, far - slope * start, least
 
 
 def _linear(length: Any, x: sympy.Symbol) -> tuple[int, int]:

@@ -192,7 +192,8 @@ class Layout:
             kind = mains[id(main)] if main else "elementwise"
             names = key[0][root:]
             if key[0] in inner or not names:
-                label = (main.function if main and key[0] else "") or key[-1] or kind
+                given = key[-1] if isinstance(key[-1], str) else ""
+                label = (main.function if main and key[0] else "") or given or kind
                 names = (*names, label)
             layers.append(("/".join(names), kind, ops))
         return layers

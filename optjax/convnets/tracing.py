@@ -73,7 +73,7 @@ def _whole(
         try:
             program = traced(lattice)
         except UserError as error:
-            refused = error
+            refused = refused or error
             continue
         if not _rounded(program.forward):
             return lattice, program
