@@ -85,13 +85,16 @@ def account(model_words: list[str], groups: dict[str, list[str]]) -> int:
     """optjax account: the table of a network's layers and totals."""
     words = _Words(groups, ACCOUNT_USAGE)
     if len(model_words) != 1:
-        raise UserError("account needs one MODEL: pool-upsample, unet or package.module:Class")
+        raise UserError(
+            "account needs one MODEL: pool-upsample, conv-transpose, unet or package.module:Class"
+        )
     model, ours = find_model(model_words[0])
     symbolic, as_json, latex, receptive = map(
         words.flag, ("symbolic", "json", "latex", "receptive")
     )
     shape = _lengths("input", words.one("input", "HxWxNIC" if symbolic else "32x32x1"))
-    at = [_lengths("at", word) for word in words.groups.pop("at", ["32x32", "64x64"])]
+    given = words.groups.pop("at", None)
+    at = None if given is None else [_lengths("at", word) for word in given]
     batch, dtype = words.number("batch", "100"), _dtype(words.one("dtype", "float32"))
     fields = _fields(model, words.groups)
     if symbolic and ours:
@@ -132,7 +135,7 @@ def find_model(name: str) -> tuple[Any, bool]:
         sys.path.insert(0, "")
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         line = " ".join(str(error).split())
         raise UserError(
             f"MODEL {name!r}: {module_name} does not import ({type(error).__name__}: {line})"
@@ -192,11 +195,24 @@ def _fields(model: Any, groups: Mapping[str, list[str]]) -> dict[str, Any]:
 
 
 def _field_value(name: str, word: str, hint: Any) -> Any:
-    if hint is str:
-        raise UserError(f"--{name} is text; only numbers and symbols can be given here")
-    if re.fullmatch(r"\d{1,9}|[A-Za-z_]\w*", word):
-        return int(word) if word.isdigit() else word
-    raise UserError(f"--{name} is {word!r}: expected a whole number, or a name for a symbol")
+    """A number, true or false, or a symbol where the field is a whole number or says nothing."""
+    if hint is bool:
+        if word.lower() in ("true", "false"):
+            return word.lower() == "true"
+        raise UserError(f"--{name} is {word!r}: expected true or false")
+    if re.fullmatch(r"\d{1,9}", word):
+        return int(word)
+    if hint is float and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", word):
+        return float(word)
+    if re.fullmatch(r"[A-Za-z_]\w*", word) and hint in (int, int | None, None, Any):
+        return word
+    if hint in (int, None, Any):
+        raise UserError(f"--{name} is {word!r}: expected a whole number, or a name for a symbol")
+    kind = getattr(hint, "__name__", str(hint))
+    raise UserError(
+        f"--{name} is {word!r}, of type {kind}: only numbers, true, false and symbols of "
+        "whole numbers can be given here; for others write a class without arguments"
+    )
 
 
 def _parameters(model: Any) -> dict[str, bool]:
@@ -269,31 +285,49 @@ def _say_totals(found: "Accounting") -> None:
     print(f"parameters       {parameters:,} ({found.weights:,} weights, {found.biases:,} others)")
     print(f"multiply-adds    {found.multiply_adds:,} an example, forward")
     print(f"FLOPs            {found.flops:,} an example, forward")
-    print(
-        f"training step    {found.training_flops:,} FLOPs and about "
-        f"{found.training_bytes / 2**20:,.1f} MiB with Adam, batch {found.batch}"
-    )
+    try:
+        print(
+            f"training step    {found.training_flops:,} FLOPs and about "
+            f"{found.training_bytes / 2**20:,.1f} MiB with Adam, batch {found.batch}"
+        )
+    except UserError as error:
+        print(f"training step    not counted: {error}")
+        return
     if found.training_uncounted:
         print(f"not counted in a training step: {', '.join(found.training_uncounted)}")
 
 
-def _at(found: "Accounting", sizes: list[tuple[int | str, ...]]) -> list[tuple[str, "Accounting"]]:
-    """The account at each of those sizes of the picture, and what to call it."""
-    names = [str(n) for n in found.input_shape[:-1] if not isinstance(n, int)]
+def _at(
+    found: "Accounting", sizes: list[tuple[int | str, ...]] | None
+) -> list[tuple[str, "Accounting"]]:
+    """The account at each of those sizes of the picture (by default 32 and 64 pixels a side)."""
+    names = list(dict.fromkeys(str(n) for n in found.input_shape[:-1] if not isinstance(n, int)))
+    if not names:
+        if sizes is not None:
+            raise UserError("--at needs symbols for the picture's size, as --input HxWx3 has")
+        return []
     there = []
-    for lengths in sizes if names else []:
+    for lengths in [(side,) * len(names) for side in (32, 64)] if sizes is None else sizes:
         if len(lengths) != len(names) or not all(isinstance(n, int) for n in lengths):
             given = "x".join(map(str, lengths))
             raise UserError(f"--at is {given}: expected a number for each of {', '.join(names)}")
         put = dict(zip(names, (int(n) for n in lengths), strict=True))
-        there.append((" × ".join(map(str, lengths)), found.at(**put)))
+        title = ", ".join(f"{name} = {n}" for name, n in put.items())
+        try:
+            there.append((title, found.at(**put)))
+        except UserError:
+            if sizes is not None:
+                raise
     return there
 
 
 def _show_totals(found: "Accounting", there: list[tuple[str, "Accounting"]], latex: bool) -> None:
     def show(of: "Accounting", columns: tuple[str, ...]) -> None:
         for column in columns:
-            line = of.latex(column) if latex else of.text(column)
+            try:
+                line = of.latex(column) if latex else of.text(column)
+            except UserError as error:
+                line = f"not counted: {error}"
             print(f"{column.replace('_', '-'):<18} {line}")
 
     show(found, (*_COUNTS, "parameters", "flops", "training_flops"))
@@ -310,12 +344,19 @@ def _as_json(found: "Accounting") -> dict[str, Any]:
     def value(count: Any) -> Any:
         return count if isinstance(count, int) else str(count)
 
-    totals = (*_COUNTS, "parameters", "flops", "activation_bytes", "training_flops")
+    def training(name: str) -> Any:
+        try:
+            return value(getattr(found, name))
+        except UserError as error:
+            return f"not counted: {error}"
+
+    totals = (*_COUNTS, "parameters", "flops", "activation_bytes")
     document: dict[str, Any] = {
         "model": found.name,
         "input": [value(n) for n in found.input_shape],
         "batch": found.batch,
-        "totals": {column: value(found.total(column)) for column in totals},
+        "totals": {column: value(found.total(column)) for column in totals}
+        | {"training_flops": training("training_flops")},
         "layers": [
             {
                 key: value(v) if key not in ("name", "kind", "output") else v
@@ -324,13 +365,13 @@ def _as_json(found: "Accounting") -> dict[str, Any]:
             | {"output": [value(n) for n in row["output"]]}
             for row in (row._asdict() for row in found.rows)
         ],
-        "not_counted": [*found.uncounted, *found.training_uncounted],
+        "not_counted": list(found.uncounted),
     }
     if found.symbols:
         document["multiples"] = {str(s): m for s, m in found.multiples.items()}
         document["least"] = {str(s): n for s, n in found.least.items()}
     else:
-        document["totals"]["training_bytes"] = found.training_bytes
+        document["totals"]["training_bytes"] = training("training_bytes")
     return document
 
 

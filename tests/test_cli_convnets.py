@@ -37,7 +37,7 @@ def user_module(tmp_path, monkeypatch):
 def test_the_symbolic_account_prints_the_sources_polynomials(capsys):
     assert main(["account", "pool-upsample", "--symbolic"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    at_32 = lines[lines.index("at 32 × 32") :]
+    at_32 = lines[lines.index("at H = 32, W = 32") :]
     assert at_32[1].split("  ", 1)[1].strip() == "9·NC² + 9·NC·NF + 36·NF² + 9·NF·NIC"
     assert at_32[2].endswith(" 2304·NC + 2240·NF")
     assert at_32[3].endswith(" 9216·NC² + 2304·NC·NF + 1024·NC + 5760·NF² + 9216·NF·NIC + 1792·NF")
@@ -125,7 +125,10 @@ def test_help_tells_the_options(command, capsys):
         ("account mine_nets:Smal", "no 'Smal' there; did you mean 'Small'?"),
         ("account mine_nets:helper", "is no Flax module"),
         ("account mine_nets:Small", "Small wants arguments: features; give --features 32"),
-        ("account mine_nets:Small --features 2 --label x", "--label is text"),
+        (
+            "account mine_nets:Small --features 2 --label x",
+            "--label is 'x', of type str: only numbers",
+        ),
         ("account mine_nets:made --features 3", "MODEL is made already"),
         ("padding --kernel 5", "padding needs --in, --out"),
         ("padding --kernel 4 --in 8 --out 8", "change the kernel or the stride"),

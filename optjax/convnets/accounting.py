@@ -6,6 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 import sympy
 from jax.typing import DTypeLike
 
@@ -44,9 +45,16 @@ class Accounting:
       included; one an input of a pool, one an output of an upsampling.
       ``connections_exact`` leaves out what falls on padding or outside the output.
     - ``multiply_adds``: the connections of products, no multiplication by an inserted zero.
+
     - ``flops``: 2 a multiply-add, 1 an elementwise operation (a comparison, a root or an
       exponential too), 1 a value that a pool or a sum takes in.
     - ``activation_bytes``: each layer's result, once.
+
+    What is computed of parameters alone, whatever the input (a weight normalisation, a
+    hypernetwork), makes no connections; its products count in ``training_flops`` only. Zeros that
+    the program puts into the picture itself (`jnp.pad`, padding "CAUSAL") are part of the picture.
+    A resize other than the nearest is a product with fixed weights, as programs compute it. Of the
+    branches of a `cond` the longest counts.
 
     Attributes:
       rows: the layers, in order. name: of the model. input_shape: of one example.
@@ -54,6 +62,7 @@ class Accounting:
       multiples: a symbol → what its value has to be a multiple of.
       least: a symbol → its least value for which `connections_exact` holds.
       uncounted: what of the program was not counted.
+      leaves: arrays that the parameters are kept in.
     """
 
     rows: tuple[Row, ...]
@@ -63,6 +72,7 @@ class Accounting:
     multiples: Mapping[sympy.Symbol, int] = dataclasses.field(default_factory=dict)
     least: Mapping[sympy.Symbol, int] = dataclasses.field(default_factory=dict)
     uncounted: tuple[str, ...] = ()
+    leaves: int = 0
     step: Callable[[], Program] | None = dataclasses.field(default=None, repr=False, compare=False)
     substitution: Mapping[sympy.Symbol, Any] = dataclasses.field(default_factory=dict, repr=False)
 
@@ -112,9 +122,9 @@ class Accounting:
         """
         if self.substitution or self.symbols:
             raise UserError("memory needs numbers: account for the model at one size")
-        parameters = sum(row.weights + row.biases for row in self.rows)
-        itemsize = self._training.itemsizes[self._training.ins[0]] if parameters else 0
-        return peak_bytes(self._training) + 2 * parameters * itemsize
+        step = self._training
+        held = sum(counts.size(step.shapes[v]) * step.itemsizes[v] for v in step.ins[: self.leaves])
+        return peak_bytes(step) + 2 * held
 
     @cached_property
     def training_uncounted(self) -> tuple[str, ...]:
@@ -130,7 +140,7 @@ class Accounting:
         return tuple(sorted(found, key=str))
 
     def at(self, **values: int) -> "Accounting":
-        """The same account with numbers (or other symbols) for some of the symbols.
+        """The same account with numbers for some of the symbols.
 
         Raises:
           UserError: a name that is no symbol of this account, or a value that is too small or not
@@ -141,7 +151,8 @@ class Accounting:
             if name not in known:
                 raise UserError(f"no symbol {name!r}: expected {', '.join(known) or 'none'}")
             multiple = self.multiples.get(known[name], 1)
-            if not isinstance(value, int) or value < 1 or value % multiple:
+            whole = isinstance(value, int | np.integer) and not isinstance(value, bool)
+            if not whole or value < 1 or value % multiple:
                 raise UserError(f"{name} is {value!r}: expected a positive multiple of {multiple}")
             least = self.least.get(known[name], 1)
             if value < least:
@@ -149,7 +160,7 @@ class Accounting:
                     f"{name} is {value}: the formulas hold from {least} on; account for the "
                     "model at that size instead"
                 )
-        put = {known[name]: value for name, value in values.items()}
+        put = {known[name]: int(value) for name, value in values.items()}
 
         return dataclasses.replace(
             self,
@@ -235,6 +246,7 @@ def account(
         multiples={symbol(n): lattice.multiple for n in lattice.names if lattice.multiple > 1},
         least={s: least for s in map(symbol, names) if (least := lattice.least(s, limits)) > 1},
         uncounted=tuple(dict.fromkeys([*uncounted, *sorted(forward.names)])),
+        leaves=len(layout.parameters),
         step=step,
         substitution=back,
     )

@@ -216,8 +216,10 @@ class Layout:
             for op in ops:
                 made_of = {p for v in op.ins if v is not None for p in self._made_of(v)}
                 parameters = made_of & set(self.parameters)
-                if not made_of and not any(v in self.reached for v in op.ins):
-                    continue  # a constant, whatever the input and the parameters
+                if not any(v in self.reached for v in op.ins) and (
+                    not made_of or op.primitive in PRODUCTS
+                ):
+                    continue  # a constant, or a product of parameters alone
                 main = self.kind(op)
                 found = count(op, shapes, limits)
                 if found is None:
@@ -238,6 +240,7 @@ class Layout:
                     else:
                         biases += fresh
                     used |= parameters
+            # Of parameters alone: stated in `Accounting`, and left out of every column alike.
             if result is None or not (any(total) or weights or biases or outputs):
                 continue
             kept.append(ops)

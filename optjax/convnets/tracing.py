@@ -186,17 +186,13 @@ def _trace(build: Any, shape: Shape, batch: int, dtype: DTypeLike) -> Traced:
     one, many = (jax.ShapeDtypeStruct((b, *shape), dtype) for b in (1, batch))
     with _naming_layer(), _shapes_only():
         params, state = jax.eval_shape(net.init, key, one)
-        closed, out = jax.make_jaxpr(
-            lambda p, s, x: net.apply(p, s, x, train=False)[0], return_shape=True
-        )(params, state, one)
+        closed = jax.make_jaxpr(lambda p, s, x: net.apply(p, s, x, train=False)[0])(
+            params, state, one
+        )
         forward = flatten(closed)
         layout = Layout(forward, _paths(params), _paths(state))
 
     def training() -> Program:
-        cotangent = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((batch, *leaf.shape[1:]), leaf.dtype), out
-        )
-
         def step(p: Any, s: Any, x: Any, ct: Any, k: Any) -> Any:
             def apply(p: Any) -> Any:
                 return net.apply(p, s, x, train=True, mask=None, key=k)
@@ -205,6 +201,10 @@ def _trace(build: Any, shape: Shape, batch: int, dtype: DTypeLike) -> Traced:
             return vjp(ct), state
 
         with _naming_layer(), _shapes_only():
+            cotangent = jax.eval_shape(
+                lambda p, s, x, k: net.apply(p, s, x, train=True, mask=None, key=k)[0],
+                *(params, state, many, key),
+            )
             return flatten(jax.make_jaxpr(step)(params, state, many, cotangent, key))
 
     return Traced(forward, layout, training)
@@ -212,7 +212,7 @@ def _trace(build: Any, shape: Shape, batch: int, dtype: DTypeLike) -> Traced:
 
 @contextlib.contextmanager
 def _shapes_only() -> Iterator[None]:
-    """Linen parameters whose shape holds a symbol are zeros, whatever their initialiser.
+    """Linen parameters whose shape holds a symbol are zeros where their initialiser fails.
 
     Initialisers compute with their sizes (a fan-in in a square root, a comparison with 0), which
     symbols do not allow everywhere; of a parameter nothing but the shape is asked here.
@@ -228,7 +228,15 @@ def _shapes_only() -> Iterator[None]:
             return original(self, name, init_fn, *args, **kwargs)
         dtype = next((a for a in given if a is not shape and _is_dtype(a)), jnp.float32)
         unbox = {k: v for k, v in kwargs.items() if k == "unbox"}
-        return original(self, name, lambda key: jnp.zeros(shape, dtype), **unbox)
+        rest = {k: v for k, v in kwargs.items() if k != "unbox"}
+
+        def init(key: Any) -> Any:
+            try:
+                return init_fn(key, *args, **rest)
+            except Exception:
+                return jnp.zeros(shape, dtype)
+
+        return original(self, name, init, **unbox)
 
     linen.Module.param = param
     try:

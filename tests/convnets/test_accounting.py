@@ -383,6 +383,49 @@ def test_what_a_training_step_is_predicted_to_hold_is_what_xla_holds():
     assert 0.6 < ours / real < 1.6
 
 
+def test_a_module_of_several_operations_and_no_others():
+    class Bare(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.avg_pool(nn.relu(nn.max_pool(x, (2, 2), (2, 2))), (2, 2), (2, 2))
+
+    rows = account(Bare(), (8, 8, 1)).rows
+    assert [(row.kind, row.connections) for row in rows if row.outputs] == [
+        ("pool", 64),
+        ("pool", 16),
+    ]
+
+
+@pytest.mark.parametrize(("kernel", "dilation"), [(3, 128), (129, 1), (2, 512)])
+def test_windows_wider_than_pictures_count_right_in_symbols(kernel, dilation):
+    net = nn.Conv(1, (kernel,), kernel_dilation=dilation)
+    symbolic = account(net, ("T", 1))
+    for length in (1000, 2000):
+        numbers = account(net, (length, 1)).connections_exact
+        assert symbolic.at(T=length).connections_exact == numbers
+
+
+def test_a_training_step_of_outputs_without_a_batch_axis():
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            y = nn.Dense(3)(x)
+            return y, jnp.mean(jnp.square(y))
+
+    assert account(Two(), (4,), batch=5).training_flops > 2 * 5 * 2 * 12
+
+
+def test_moments_take_the_bytes_of_their_own_parameters():
+    class Mixed(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            self.param("idle", nn.initializers.zeros, (1000,), jnp.float32)
+            return nn.Dense(1, param_dtype=jnp.bfloat16, dtype=jnp.float32)(x)
+
+    bare, more = account(nn.Dense(1), (4,)), account(Mixed(), (4,))
+    assert more.training_bytes - bare.training_bytes > 2 * 4 * 1000
+
+
 def test_an_account_is_plain_data():
     found = account(UNet(filters=2, colours=3), (8, 8, 1))
     assert json.dumps([row._asdict() for row in found.rows])
