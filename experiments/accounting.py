@@ -278,9 +278,9 @@ def _scaling(dataset: xr.Dataset) -> Figure:
 
 def _receptive(dataset: xr.Dataset) -> Figure:
     nets = dataset["net"].values.tolist()
-    fig, axes = figure("wide", 1, len(nets), height=4.3)
+    fig, (axes, keys) = figure("wide", 2, len(nets), height=4.5, height_ratios=(3.2, 1))
     grey = dataset["picture"].values.mean(-1)
-    for ax, net in zip(axes, nets, strict=True):
+    for ax, key, net in zip(axes, keys, nets, strict=True):
         pictures(ax).imshow(grey, cmap="gray", vmin=0, vmax=330)
         here = np.flatnonzero(dataset["field_net"].values == net)
         for turn, k in enumerate(here):
@@ -296,7 +296,9 @@ def _receptive(dataset: xr.Dataset) -> Figure:
         seen = dataset["seen"].sel(net=net).values
         ax.contourf(seen, levels=[0.5, 1.5], colors=[COLOURS[4]], alpha=0.25)
         ax.set_title(net, fontsize=10)
-        ax.legend(fontsize=6.5, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncol=2)
+        pictures(key).legend(
+            *ax.get_legend_handles_labels(), fontsize=7, loc="upper center", ncol=2
+        )
     return caption(
         fig,
         "What the middle of each layer sees (boxes, derived from the program; the side in pixels "
