@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import keyword
 import re
 import sys
 import typing
@@ -157,7 +158,7 @@ def find_model(name: str) -> tuple[Any, bool]:
 def _lengths(name: str, word: str) -> tuple[int | str, ...]:
     parts = [part.strip() for part in re.split("[x×,]", word)]
     for part in parts:
-        if not re.fullmatch(r"\d{1,9}|[A-Za-z_]\w*", part):
+        if not re.fullmatch(r"\d{1,9}|[A-Za-z_]\w*", part) or keyword.iskeyword(part):
             raise UserError(
                 f"--{name} is {word!r}: {part!r} is neither a number nor a name; "
                 "expected lengths such as 32x32x1 or HxWxNIC"
@@ -414,12 +415,14 @@ def _receptive(
         table.add_column(heading, justify="left" if heading == "layer" else "right")
     for field in seen:
         cells = [
-            " × ".join("all" if r is None else str(getattr(r, of)) for r in field.axes)
+            " × ".join("?" if r is None else str(getattr(r, of)) for r in field.axes)
             for of in ("size", "stride", "offset")
         ]
         table.add_row(field.name, "×".join(map(str, field.output)), *cells)
     _console().print(table)
     print("pixels of the input; the offset is that of output 0's middle from pixel 0's")
+    if any(reach is None for field in seen for reach in field.axes):
+        print("?: all of the picture along that axis, or not known")
     return 0
 
 

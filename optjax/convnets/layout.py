@@ -216,10 +216,12 @@ class Layout:
             for op in ops:
                 made_of = {p for v in op.ins if v is not None for p in self._made_of(v)}
                 parameters = made_of & set(self.parameters)
-                if not any(v in self.reached for v in op.ins) and (
-                    not made_of or op.primitive in PRODUCTS
-                ):
-                    continue  # a constant, or a product of parameters alone
+                if not any(v in self.reached for v in op.ins):
+                    if not made_of:
+                        continue  # a constant
+                    if op.primitive in PRODUCTS:
+                        uncounted.append(f"{op.primitive} of parameters alone")
+                        continue
                 main = self.kind(op)
                 found = count(op, shapes, limits)
                 if found is None:

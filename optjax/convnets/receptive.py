@@ -140,7 +140,6 @@ def receptive_fields(
         raise UserError(f"input_shape is {input_shape}: a receptive field needs numbers")
     _, (_, layout, _) = trace(model, input_shape, dtype=dtype)
     views = Propagation(layout, len(input_shape) - 1).views
-    views = Propagation(layout, len(input_shape) - 1).views
     rows, operations, _ = layout.rows({})
     fields = []
     for row, ops in zip(rows, operations, strict=True):

@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import keyword
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -114,9 +115,11 @@ def trace(
 def _check_shape(input_shape: tuple, batch: int) -> None:
     if not isinstance(input_shape, tuple) or not input_shape:
         raise UserError(f"input_shape is {input_shape!r}: expected a tuple such as (32, 32, 1)")
-    for n in (*input_shape, batch):
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+        raise UserError(f"batch is {batch!r}: expected a positive whole number")
+    for n in input_shape:
         if isinstance(n, str):
-            if not n.isidentifier():
+            if not n.isidentifier() or keyword.iskeyword(n):
                 raise UserError(
                     f"a length is {n!r}: expected a whole number, or a name for a symbol"
                 )

@@ -341,6 +341,19 @@ def test_what_is_not_counted_is_named():
     assert "parameter idle (not read)" in named
 
 
+def test_products_of_parameters_alone_are_named():
+    class LowRank(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            init = nn.initializers.lecun_normal()
+            a, b = self.param("a", init, (16, 2)), self.param("b", init, (2, 16))
+            return x @ (a @ b)
+
+    found = account(LowRank(), (16,))
+    assert (found.weights, found.multiply_adds) == (64, 256)
+    assert found.uncounted == ("dot_general of parameters alone",)
+
+
 def test_nothing_is_allocated():
     # 8 TB of weights
     found = account(nn.Dense(1_000_000), (2_000_000,))
