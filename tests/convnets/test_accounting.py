@@ -346,7 +346,8 @@ def test_products_of_parameters_alone_are_named():
         @nn.compact
         def __call__(self, x):
             init = nn.initializers.lecun_normal()
-            a, b = self.param("a", init, (16, 2)), self.param("b", init, (2, 16))
+            a = self.param("a", init, (16, 2), jnp.float32)
+            b = self.param("b", init, (2, 16), jnp.float32)
             return x @ (a @ b)
 
     found = account(LowRank(), (16,))
