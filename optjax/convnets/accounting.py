@@ -222,7 +222,7 @@ def account(
       batch: examples of a training step.
       dtype: of the input.
       widths: constructor arguments of `model`; names make symbols (of Linen models; the
-        initialisers that NNX runs refuse them from jax 0.11 on).
+        initialisers that NNX runs refuse them with jax 0.12).
 
     Raises:
       UserError: a shape, symbol or model that will not do. A size that a stride does not divide
