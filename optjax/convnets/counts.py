@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -82,7 +82,20 @@ def taps(axis: Axis, limits: Limits | None = None) -> Dim:
     >>> taps(Axis(n=32, k=3, out=32, p=1))  # 32 · 3, less one at each end
     94
     """
-    return _lift(_taps, axis, limits)
+    symbols = set().union(*(v.free_symbols for v in axis if not isinstance(v, int)))
+    if not symbols:
+        return _taps(axis)
+    if len(symbols) > 1:
+        names = " and ".join(sorted(map(str, symbols)))
+        raise UserError(
+            f"one axis depends on {names}; its border cannot be counted in both: give numbers for "
+            "all but one"
+        )
+    (x,) = symbols
+    slope, constant, least = _line(axis, x)
+    if limits is not None:
+        limits[x] = max(limits.get(x, 1), least)
+    return slope * x + constant
 
 
 def taps_with_padding(axis: Axis) -> Dim:
@@ -109,41 +122,19 @@ def taps_of_gradient(axis: Axis) -> Dim:
     return axis.out * axis.k if axis.d == 1 else _least(axis.n * axis.k, axis.n * axis.out)
 
 
-def _reach(axis: Axis) -> np.ndarray:
-    o, t = np.arange(axis.out)[:, None], np.arange(axis.k)
-    return o * axis.s + t * axis.e - axis.p
-
-
 def _taps(axis: Axis) -> int:
-    i = _reach(axis)
+    o, t = np.arange(axis.out)[:, None], np.arange(axis.k)
+    i = o * axis.s + t * axis.e - axis.p
     return int(np.sum((i >= 0) & (i % axis.d == 0) & (i // axis.d < axis.n)))
 
 
-def _lift(count: Callable[[Axis], int], axis: Axis, limits: Limits | None) -> Dim:
-    """`count` of lengths that may be linear in a symbol, as the line it follows for long axes."""
-    symbols = set().union(*(v.free_symbols for v in axis if not isinstance(v, int)))
-    if not symbols:
-        return count(axis)
-    if len(symbols) > 1:
-        names = " and ".join(sorted(map(str, symbols)))
-        raise UserError(
-            f"one axis depends on {names}; its border cannot be counted in both: give numbers for "
-            "all but one"
-        )
-    (x,) = symbols
-    slope, constant, least = _line(count, axis, x)
-    if limits is not None:
-        limits[x] = max(limits.get(x, 1), least)
-    return slope * x + constant
-
-
 @functools.cache
-def _line(count: Callable[[Axis], int], axis: Axis, x: sympy.Symbol) -> tuple[int, int, int]:
-    """(slope, constant, the least x from which `count` follows that line)."""
+def _line(axis: Axis, x: sympy.Symbol) -> tuple[int, int, int]:
+    """(slope, constant, the least x from which the taps of a long axis follow that line)."""
     terms = [(0, v) if isinstance(v, int) else _linear(v, x) for v in axis]
 
     def at(value: int) -> int:
-        return count(Axis(*(a * value + b for a, b in terms)))
+        return _taps(Axis(*(a * value + b for a, b in terms)))
 
     # Beyond this value the borders of the window no longer meet.
     _, kernel, _, stride, up, dilation, padding = (abs(a) + abs(b) for a, b in terms)
