@@ -245,7 +245,7 @@ def account(
         batch=batch,
         multiples={symbol(n): lattice.multiple for n in lattice.names if lattice.multiple > 1},
         least={s: least for s in map(symbol, names) if (least := lattice.least(s, limits)) > 1},
-        uncounted=tuple(dict.fromkeys([*uncounted, *sorted(forward.names)])),
+        uncounted=tuple(dict.fromkeys([*uncounted, *sorted(forward.endless)])),
         leaves=len(layout.parameters),
         step=step,
         substitution=back,

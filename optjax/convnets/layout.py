@@ -77,8 +77,12 @@ class Layout:
 
     # ------------------------------------------------------------------------- what an op is
 
-    def kind(self, op: Op) -> str | None:
-        """What a main operation is called, or None for any other."""
+    @cached_property
+    def kinds(self) -> dict[int, str]:
+        """What each main operation is called, by its identity."""
+        return {id(op): kind for op in self.program.ops if (kind := self._kind(op))}
+
+    def _kind(self, op: Op) -> str | None:
         ins = [v for v in op.ins if v is not None]
         if not any(v in self.reached for v in ins):
             return None
@@ -160,7 +164,7 @@ class Layout:
         paths = {op.path for op in self.program.ops}
         inner = {path[:depth] for path in paths for depth in range(len(path))}
         root = 1 if len({path[:1] for path in paths if path}) == 1 else 0
-        mains = {id(op): kind for op in self.program.ops if (kind := self.kind(op))}
+        mains = self.kinds
         of_path = Counter(op.path for op in self.program.ops if id(op) in mains)
         groups: dict[tuple, list[Op]] = {}
         run, turn, previous, module = 0, 0, None, ""
@@ -222,7 +226,7 @@ class Layout:
                     if op.primitive in PRODUCTS:
                         uncounted.append(f"{op.primitive} of parameters alone")
                         continue
-                main = self.kind(op)
+                main = self.kinds.get(id(op))
                 found = count(op, shapes, limits)
                 if found is None:
                     uncounted.append(op.primitive)
@@ -242,7 +246,6 @@ class Layout:
                     else:
                         biases += fresh
                     used |= parameters
-            # Of parameters alone: stated in `Accounting`, and left out of every column alike.
             if result is None or not (any(total) or weights or biases or outputs):
                 continue
             kept.append(ops)

@@ -42,14 +42,14 @@ class Program(NamedTuple):
     outs: list[int]
     shapes: list[Shape]
     itemsizes: list[int]
-    names: set[str]  # of loops whose trip count the program does not say
+    endless: set[str]  # loops whose number of turns the program does not say
 
 
 def flatten(closed: ClosedJaxpr) -> Program:
     """The program of a jaxpr: calls inlined, a scan's body once with its number of turns.
 
     Of the branches of a `cond` the longest is taken; the body of a `while_loop` counts once and
-    the loop is named in `Program.names`.
+    the loop is named in `Program.endless`.
 
     >>> import jax.numpy as jnp
     >>> program = flatten(jax.make_jaxpr(lambda x: jax.nn.relu(x) + 1.0)(jnp.ones((2, 3))))
@@ -61,7 +61,7 @@ def flatten(closed: ClosedJaxpr) -> Program:
     ins = [builder.value(var.aval) for var in jaxpr.invars]
     constants = [builder.value(var.aval) for var in jaxpr.constvars]
     outs = builder.inline(jaxpr, constants + ins, (), "", 1)
-    return Program(builder.ops, ins, outs, builder.shapes, builder.itemsizes, builder.names)
+    return Program(builder.ops, ins, outs, builder.shapes, builder.itemsizes, builder.endless)
 
 
 class _Builder:
@@ -69,7 +69,7 @@ class _Builder:
         self.ops: list[Op] = []
         self.shapes: list[Shape] = []
         self.itemsizes: list[int] = []
-        self.names: set[str] = set()
+        self.endless: set[str] = set()
 
     def value(self, aval: Any) -> int:
         self.shapes.append(tuple(as_sympy(n) for n in getattr(aval, "shape", ())))
@@ -105,7 +105,7 @@ class _Builder:
         if name == "scan":
             return self._scan(eqn, ins, path, function, times)
         if name == "while":
-            self.names.add("while_loop (its number of turns is not in the program)")
+            self.endless.add("while_loop (its number of turns is not in the program)")
             cond_n, body_n = params["cond_nconsts"], params["body_nconsts"]
             body, fixed = params["body_jaxpr"], ins[cond_n : cond_n + body_n]
             carry = self._carry(body, [*fixed, *ins[cond_n + body_n :]], body_n, path, times)
