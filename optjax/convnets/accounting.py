@@ -1,6 +1,7 @@
 """How many weights, outputs, connections and operations a network has: in numbers or in symbols."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
@@ -45,7 +46,6 @@ class Accounting:
       included; one an input of a pool, one an output of an upsampling.
       ``connections_exact`` leaves out what falls on padding or outside the output.
     - ``multiply_adds``: the connections of products, no multiplication by an inserted zero.
-
     - ``flops``: 2 a multiply-add, 1 an elementwise operation (a comparison, a root or an
       exponential too), 1 a value that a pool or a sum takes in.
     - ``activation_bytes``: each layer's result, once.
@@ -62,7 +62,8 @@ class Accounting:
       multiples: a symbol → what its value has to be a multiple of.
       least: a symbol → its least value for which `connections_exact` holds.
       uncounted: what of the program was not counted.
-      leaves: arrays that the parameters are kept in.
+      leaves: arrays that the parameters are kept in. step: traces a training step.
+      substitutions: what its symbols stand for, put in one after the other.
     """
 
     rows: tuple[Row, ...]
@@ -74,7 +75,9 @@ class Accounting:
     uncounted: tuple[str, ...] = ()
     leaves: int = 0
     step: Callable[[], Program] | None = dataclasses.field(default=None, repr=False, compare=False)
-    substitution: Mapping[sympy.Symbol, Any] = dataclasses.field(default_factory=dict, repr=False)
+    substitutions: tuple[Mapping[sympy.Symbol, Any], ...] = dataclasses.field(
+        default=(), repr=False
+    )
 
     def total(self, column: str) -> Dim:
         """The sum of a column over the layers; `parameters` is weights + biases."""
@@ -103,12 +106,16 @@ class Accounting:
         return self.step()
 
     @cached_property
+    def _training_count(self) -> tuple[Dim, list[str]]:
+        return _flops(self._training)
+
+    @cached_property
     def training_flops(self) -> Dim:
         """Of one training step of `batch` examples: forward, and the gradient by the parameters.
 
         Loss and optimiser are left out. Traced when first asked for.
         """
-        return _put(_flops(self._training)[0], self.substitution)
+        return functools.reduce(_put, self.substitutions, self._training_count[0])
 
     @cached_property
     def training_bytes(self) -> int:
@@ -120,7 +127,7 @@ class Accounting:
         Raises:
           UserError: symbols are left; which moment needs most depends on them.
         """
-        if self.substitution or self.symbols:
+        if self.substitutions or self.symbols:
             raise UserError("memory needs numbers: account for the model at one size")
         step = self._training
         held = sum(counts.size(step.shapes[v]) * step.itemsizes[v] for v in step.ins[: self.leaves])
@@ -129,7 +136,7 @@ class Accounting:
     @cached_property
     def training_uncounted(self) -> tuple[str, ...]:
         """What of the training step is in no count (besides `uncounted`)."""
-        return tuple(dict.fromkeys(_flops(self._training)[1]))
+        return tuple(dict.fromkeys(self._training_count[1]))
 
     @cached_property
     def symbols(self) -> tuple[sympy.Symbol, ...]:
@@ -166,10 +173,7 @@ class Accounting:
             self,
             rows=tuple(_mapped(row, lambda value: _put(value, put)) for row in self.rows),
             input_shape=tuple(_put(n, put) for n in self.input_shape),
-            substitution={
-                **{s: _put(value, put) for s, value in self.substitution.items()},
-                **{s: value for s, value in put.items() if s not in self.substitution},
-            },
+            substitutions=(*self.substitutions, put),
             multiples={s: m for s, m in self.multiples.items() if s not in put},
             least={s: m for s, m in self.least.items() if s not in put},
         )
@@ -248,7 +252,7 @@ def account(
         uncounted=tuple(dict.fromkeys([*uncounted, *sorted(forward.endless)])),
         leaves=len(layout.parameters),
         step=step,
-        substitution=back,
+        substitutions=(back,) if back else (),
     )
 
 

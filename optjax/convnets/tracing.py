@@ -1,6 +1,7 @@
 """From a Flax model and a shape, in numbers or symbols, to its traced program."""
 
 import contextlib
+import functools
 import inspect
 import keyword
 from collections.abc import Callable, Iterator, Mapping
@@ -118,20 +119,14 @@ def _check_shape(input_shape: tuple, batch: int) -> None:
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         raise UserError(f"batch is {batch!r}: expected a positive whole number")
     for n in input_shape:
-        if isinstance(n, str):
-            if not n.isidentifier() or keyword.iskeyword(n):
-                raise UserError(
-                    f"a length is {n!r}: expected a whole number, or a name for a symbol"
-                )
-        elif not isinstance(n, int) or isinstance(n, bool) or n < 1:
+        if not isinstance(n, str) and (not isinstance(n, int) or isinstance(n, bool) or n < 1):
             raise UserError(f"a length is {n!r}: expected a positive whole number or a name")
 
 
 def _symbols(names: list[str]) -> dict[str, Any]:
     for name in names:
-        if not name.isidentifier():
+        if not name.isidentifier() or keyword.iskeyword(name):
             raise UserError(f"symbol {name!r}: expected a name, such as NF; a number has no quotes")
-    names = list(dict.fromkeys(names))
     if not names:
         return {}
     try:
@@ -195,6 +190,7 @@ def _trace(build: Any, shape: Shape, batch: int, dtype: DTypeLike) -> Traced:
         forward = flatten(closed)
         layout = Layout(forward, _paths(params), _paths(state))
 
+    @functools.cache  # an account at other sizes has the same step
     def training() -> Program:
         def step(p: Any, s: Any, x: Any, ct: Any, k: Any) -> Any:
             def apply(p: Any) -> Any:

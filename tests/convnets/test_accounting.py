@@ -463,7 +463,7 @@ class Needs(nn.Module):
         (lambda: account(UNet, (33, 32, 1)), "layer Conv_0: stride 2 does not divide size 33"),
         (lambda: account(UNet, (32, 34, 1)), "layer Conv_1: stride 2 does not divide size 17"),
         (lambda: account(PoolUpsampleNet, (30, 32, 1)), "does not divide a picture of 15 x 16"),
-        (lambda: account(UNet, (32, "3", 1)), "a length is '3'"),
+        (lambda: account(UNet, (32, "3", 1)), "symbol '3': expected a name"),
         (lambda: account(UNet, (32, -1, 1)), "a length is -1"),
         (lambda: account(UNet, [32, 32, 1]), "expected a tuple"),
         (lambda: account(UNet, (32, 32, 1), filters="3F"), "symbol '3F': expected a name"),
