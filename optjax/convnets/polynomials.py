@@ -17,6 +17,8 @@ def text(value: Dim, sizes: Sequence[sympy.Symbol] = ()) -> str:
     >>> h, c = sympy.symbols("h c")
     >>> text(sympy.expand(h**2 * (3 * c + c**2 / 2) + c), [h])
     'h²·(c²/2 + 3·c) + c'
+    >>> text(20 * h - 6400)
+    '20·h − 6400'
     >>> text(1234567)
     '1,234,567'
     """
@@ -66,7 +68,7 @@ def _sum(value: Expr) -> str:
 def _product(term: Expr) -> str:
     number, rest = term.as_coeff_Mul()
     if rest == 1:
-        return str(number)
+        return str(number).replace("-", "−")
     factors = [_power(factor) for factor in sympy.Mul.make_args(rest)]
     top = "" if abs(number.p) == 1 else f"{abs(number.p)}·"
     below = "" if number.q == 1 else f"/{number.q}"

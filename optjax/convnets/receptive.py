@@ -1,14 +1,8 @@
-"""What of the picture each layer's outputs see: receptive field, effective stride and offset.
-
-An output o of a layer sees, along one axis of the picture, the pixels first(o) to last(o). Through
-convolutions, pools and upsamplings both repeat: first(o + P) = first(o) + Q, and last likewise, so
-that P of each say all. Q/P is the effective stride. Borders are left out: the axis has no end.
-"""
+"""What of the picture each layer's outputs see: receptive field, effective stride and offset."""
 
 import functools
 import math
 from collections.abc import Callable
-from fractions import Fraction
 from typing import Any, NamedTuple
 
 import jax
@@ -19,92 +13,10 @@ from jax.typing import DTypeLike
 from optjax.convnets.counts import ELEMENTWISE, REDUCE, WINDOWS
 from optjax.convnets.layout import Layout
 from optjax.convnets.program import Op
+from optjax.convnets.reach import IDENTITY, Reach, repeated, union, windowed
 from optjax.convnets.tracing import built, trace
 from optjax.errors import UserError
 from optjax.networks import boundary
-
-
-class Reach(NamedTuple):
-    """The pixels that outputs 0 … P − 1 see along one axis; P outputs later, `shift` further on."""
-
-    first: tuple[int, ...]
-    last: tuple[int, ...]
-    shift: int
-
-    def at(self, o: int) -> tuple[int, int]:
-        """(first, last) pixel of output o, any integer; pixels off the picture are padding."""
-        turn, phase = divmod(o, len(self.first))
-        return self.first[phase] + turn * self.shift, self.last[phase] + turn * self.shift
-
-    @property
-    def size(self) -> int:
-        """Pixels seen by the output that sees most."""
-        return max(b - a + 1 for a, b in zip(self.first, self.last, strict=True))
-
-    @property
-    def stride(self) -> Fraction:
-        """Pixels from one output's view to the next's."""
-        return Fraction(self.shift, len(self.first))
-
-    @property
-    def offset(self) -> Fraction:
-        """The middle of output 0's view, in pixels from the middle of pixel 0."""
-        return Fraction(self.first[0] + self.last[0], 2)
-
-
-IDENTITY = Reach((0,), (0,), 1)
-
-
-def windowed(
-    reach: Reach, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1, up: int = 1
-) -> Reach:
-    """The reach behind a window: output o sees the inputs i with i·up = o·stride + t·dilation − p.
-
-    Args:
-      reach: of the inputs i. kernel: taps t = 0 … k − 1. stride, padding, dilation: of the window.
-      up: zeros inserted between inputs, plus one (a transposed convolution's stride).
-
-    >>> windowed(IDENTITY, kernel=3, stride=2, padding=1)
-    Reach(first=(-1,), last=(1,), shift=2)
-    """
-    period = len(reach.first) * up
-    period //= math.gcd(period, stride)
-    first, last = [], []
-    for o in range(period):
-        at = [o * stride + t * dilation - padding for t in range(kernel)]
-        seen = [reach.at(i // up) for i in at if i % up == 0]
-        if not seen:
-            raise UserError(
-                f"output {o} of a window of {kernel} taps over inputs {up} apart sees no input"
-            )
-        first.append(min(a for a, _ in seen))
-        last.append(max(b for _, b in seen))
-    after = period * stride // up
-    return Reach(tuple(first), tuple(last), reach.at(after)[0] - reach.at(0)[0])
-
-
-def repeated(reach: Reach, times: int) -> Reach:
-    """The reach behind nearest upsampling: output o sees what input ⌊o/times⌋ sees.
-
-    >>> repeated(IDENTITY, 2)
-    Reach(first=(0, 0), last=(0, 0), shift=1)
-    """
-    first = tuple(a for a in reach.first for _ in range(times))
-    last = tuple(b for b in reach.last for _ in range(times))
-    return Reach(first, last, reach.shift)
-
-
-def union(a: Reach, b: Reach) -> Reach | None:
-    """What either sees, for values that are added or laid side by side; None if strides differ."""
-    if a.stride != b.stride:
-        return None
-    period = math.lcm(len(a.first), len(b.first))
-    at = [(a.at(o), b.at(o)) for o in range(period)]
-    return Reach(
-        tuple(min(x[0], y[0]) for x, y in at),
-        tuple(max(x[1], y[1]) for x, y in at),
-        a.shift * period // len(a.first),
-    )
 
 
 class Field(NamedTuple):
@@ -185,25 +97,13 @@ class Propagation:
             return tuple(view and self._reshaped(view, op) for view in first)
         if name == "conv_general_dilated" and seen[0] and not seen[1]:
             return tuple(view and self._convolved(view, op) for view in first)
-        if name in WINDOWS and seen[0]:
-            return tuple(view and self._pooled(view, params) for view in first)
         if name in REDUCE:
             return tuple(view and self._reduced(view, params["axes"], op) for view in first)
         if name == "dot_general":
             return self._product(seen, params["dimension_numbers"], op)
-        if name == "slice" and seen[0]:
-            strides = params["strides"] or (1,) * len(params["start_indices"])
-            return tuple(
-                view
-                and self._windowed(view, lambda d: (1, strides[d], -params["start_indices"][d]))
-                for view in first
-            )
-        if name == "pad" and seen[0]:
-            edges = params["padding_config"]
-            if all(inside == 0 for *_, inside in edges):
-                return tuple(
-                    view and self._windowed(view, lambda d: (1, 1, edges[d][0])) for view in first
-                )
+        if name in _SLIDES and seen[0]:
+            of = _SLIDES[name](params)
+            return tuple(view and of and _slid(view, of) for view in first)
         if name == "concatenate":
             return tuple(
                 None if view and params["dimension"] in view.dims else view
@@ -235,12 +135,6 @@ class Propagation:
             out.append(merged)
         return tuple(out)
 
-    def _windowed(self, view: View, of: Any) -> View | None:
-        if len(view.dims) != 1:
-            return view if all(of(d) == (1, 1, 0) for d in view.dims) else None
-        kernel, stride, before = of(view.dims[0])
-        return View(view.dims, windowed(view.reach, kernel, stride, before))
-
     def _convolved(self, view: View, op: Op) -> View | None:
         params, spec = op.params, op.params["dimension_numbers"]
         kernel = self.shape(op.ins[1])
@@ -256,18 +150,6 @@ class Propagation:
             params["lhs_dilation"][axis],
         )
         return View((spec.out_spec[2:][axis],), reach)
-
-    def _pooled(self, view: View, params: Any) -> View | None:
-        kernel, stride, padding = (
-            params[k] for k in ("window_dimensions", "window_strides", "padding")
-        )
-        if len(view.dims) != 1:
-            return view if all(kernel[d] == stride[d] == 1 for d in view.dims) else None
-        (d,) = view.dims
-        dilation = params.get("window_dilation", (1,) * len(kernel))[d]
-        up = params.get("base_dilation", (1,) * len(kernel))[d]
-        reach = windowed(view.reach, kernel[d], stride[d], padding[d][0], dilation, up)
-        return View((d,), reach)
 
     def _reduced(self, view: View, axes: tuple[int, ...], op: Op) -> View | None:
         shape = self.shape(op.ins[0])
@@ -350,6 +232,50 @@ def _moved(view: View, where: Callable[[int], int | None]) -> View | None:
     dims = [where(d) for d in view.dims]
     kept = tuple(d for d in dims if d is not None)
     return View(kept, view.reach) if len(kept) == len(dims) else None
+
+
+class Window(NamedTuple):
+    """How an operation slides along one axis; by default not at all."""
+
+    kernel: int = 1
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    up: int = 1
+
+
+def _slid(view: View, of: Callable[[int], Window]) -> View | None:
+    if len(view.dims) == 1:
+        return View(view.dims, windowed(view.reach, *of(view.dims[0])))
+    # Where several axes spell a position, none of them may slide.
+    return view if all(of(d) == Window() for d in view.dims) else None
+
+
+def _pool(params: Any) -> Callable[[int], Window]:
+    ones = (1,) * len(params["window_dimensions"])
+    kernel, stride = params["window_dimensions"], params["window_strides"]
+    dilation = params.get("window_dilation", ones)
+    up = params.get("base_dilation", ones)
+    return lambda d: Window(kernel[d], stride[d], params["padding"][d][0], dilation[d], up[d])
+
+
+def _slice(params: Any) -> Callable[[int], Window]:
+    start, strides = (
+        params["start_indices"],
+        params["strides"] or (1,) * len(params["start_indices"]),
+    )
+    return lambda d: Window(stride=strides[d], padding=-start[d])
+
+
+def _pad(params: Any) -> Callable[[int], Window] | None:
+    edges = params["padding_config"]
+    if any(inside for *_, inside in edges):
+        return None
+    return lambda d: Window(padding=edges[d][0])
+
+
+_SLIDES = {"slice": _slice, "pad": _pad, **dict.fromkeys(WINDOWS, _pool)}
+"""For a primitive that slides along axes: how along each, None where that is not known."""
 
 
 def _squeezed(propagation: Propagation, op: Op) -> Any:

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import inspect
 import keyword
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from optjax.convnets.program import Program, Shape, flatten
 from optjax.errors import UserError
 from optjax.networks import boundary
 
+_LARGEST = 4096
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 5, 10, 20)
 
 
@@ -36,7 +38,7 @@ class Lattice(NamedTuple):
     JAX's own symbol of that name stands for h.
     """
 
-    names: list[str]  # of the symbols that are so placed; the others are themselves
+    names: tuple[str, ...]  # of the symbols that are so placed; the others are themselves
     multiple: int
     offset: int
 
@@ -59,27 +61,37 @@ def _whole(
     """The first lattice of sizes on which no layer rounds a length, and the program there.
 
     Multiples of the picture's size first, then of the widths, then of both; each first from 1 on,
-    then from a size that leaves something of the picture behind layers that do not pad. Where
-    every one rounds somewhere, the first that traces; the counts then hold ⌊ ⌋.
+    then from a size that leaves something of the picture behind layers that do not pad. When those
+    are tried, the programs that rounded say by what to multiply. Where every one rounds somewhere,
+    the first that traces; the counts then hold ⌊ ⌋.
     """
     widths = [n for n in names if n not in sizes]
     groups = [sizes, widths, names] if sizes and widths else [names]
-    lattices = [Lattice([], 1, 0)] + [
-        Lattice(group, multiple, offset)
+    ahead = [Lattice((), 1, 0)] + [
+        Lattice(tuple(group), multiple, offset)
         for group in filter(None, groups)
         for offset in (0, 2)
         for multiple in _MULTIPLES
     ]
+    tried: set[Lattice] = set()
     refused, rounded = None, None
-    for lattice in lattices:
+    while ahead:
+        lattice = ahead.pop(0)
+        if lattice in tried:
+            continue
+        tried.add(lattice)
         try:
             program = traced(lattice)
         except UserError as error:
             refused = refused or error
             continue
-        if not _rounded(program.forward):
+        divisor, of = _rounding(program.forward)
+        if not of:
             return lattice, program
         rounded = rounded or (lattice, program)
+        if lattice.multiple * divisor <= _LARGEST:
+            named = lattice.names or tuple(n for n in names if n in of)
+            ahead += [Lattice(named, lattice.multiple * divisor, offset) for offset in (0, 2)]
     if rounded is not None:
         return rounded
     raise refused or UserError("the model cannot be traced")
@@ -286,10 +298,15 @@ def _naming_layer() -> Iterator[None]:
         raise UserError(where + kind + (line[:300] + "…" if len(line) > 300 else line)) from error
 
 
-def _rounded(program: Program) -> bool:
-    """Whether a length of the program is a quotient rounded down."""
-    return any(
-        isinstance(n, sympy.Expr) and n.has(sympy.floor, sympy.Max, sympy.Min)
+def _rounding(program: Program) -> tuple[int, set[str]]:
+    """What the rounded lengths of a program are divided by, and the symbols that they are in."""
+    rounded: set[Any] = {
+        part
         for shape in program.shapes
         for n in shape
-    )
+        if isinstance(n, sympy.Expr)
+        for part in n.atoms(sympy.floor, sympy.Max, sympy.Min)
+    }
+    divisors = [part.args[0].as_numer_denom()[1] for part in rounded if part.func is sympy.floor]
+    divisor = math.lcm(*(int(d) for d in divisors if d.is_Integer))
+    return divisor, {str(x) for part in rounded for x in part.free_symbols}
