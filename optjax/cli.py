@@ -7,17 +7,14 @@ that help and the list answer at once.
 import argparse
 import contextlib
 import dataclasses
-import io
-import math
 import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from optjax.commands.words import flag, grouped, one, typed
 from optjax.errors import UserError, nearest
-
-_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -94,9 +91,9 @@ def _parse(parser: _Parser, words: list[str]) -> argparse.Namespace | None:
         return None
     words = [_hyphens(word) for word in words]
     known = [option for action in parser._actions for option in action.option_strings]
-    for flag in (word.split("=", 1)[0] for word in words if word.startswith("--")):
-        if flag not in known:
-            raise UserError(f"unknown option {flag!r} of {parser.prog!r}; {nearest(flag, known)}")
+    for option in (word.split("=", 1)[0] for word in words if word.startswith("--")):
+        if option not in known:
+            raise UserError(f"unknown option {option!r} of {parser.prog!r}; {nearest(option, known)}")
     return parser.parse_args(words)
 
 
@@ -165,8 +162,8 @@ def _run(words: list[str]) -> int:
     module = catalogue.load(experiment)
     if "-h" in words or "--help" in words:
         return _run_help(experiment.name, module.Config)
-    groups = _groups(words[1:])
-    results = _one(groups, "results", "results")
+    groups = grouped(words[1:])
+    results = one(groups, "results", "results")
     force = "force" in groups
     if groups.pop("force", []):
         raise UserError("--force takes no value")
@@ -177,20 +174,20 @@ def _run(words: list[str]) -> int:
 
 
 def _account(words: list[str]) -> int:
-    from optjax import cli_convnets
+    from optjax.commands import account
 
-    if _help(words, cli_convnets.ACCOUNT_USAGE):
+    if _help(words, account.USAGE):
         return 0
     model = [word for word in words[:1] if not word.startswith("--")]
-    return cli_convnets.account(model, _groups(words[len(model) :]))
+    return account.account(model, grouped(words[len(model) :]))
 
 
 def _padding(words: list[str]) -> int:
-    from optjax import cli_convnets
+    from optjax.commands import padding
 
-    if _help(words, cli_convnets.PADDING_USAGE):
+    if _help(words, padding.USAGE):
         return 0
-    return cli_convnets.padding(_groups(words))
+    return padding.padding(grouped(words))
 
 
 def _help(words: list[str], usage: str) -> bool:
@@ -207,31 +204,6 @@ def _run_help(name: str, config: type) -> int:
         tyro.cli(config, args=["--help"], prog=f"optjax run {name}")
     print("also: --results DIR (results), --force (run again what has been run)")
     return 0
-
-
-def _groups(words: list[str]) -> dict[str, list[str]]:
-    """The words after each flag; a flag's underscores and hyphens are the same."""
-    groups: dict[str, list[str]] = {}
-    name = None
-    for word in words:
-        if word.startswith("--") and len(word) > 2:
-            flag, equals, value = word[2:].partition("=")
-            name = flag.replace("-", "_")
-            if name in groups:
-                raise UserError(f"--{flag} is given twice")
-            groups[name] = [value] if equals else []
-        elif name is None:
-            raise UserError(f"unexpected {word!r}; fields are given as --field value")
-        else:
-            groups[name].append(word)
-    return groups
-
-
-def _one(groups: dict[str, list[str]], name: str, default: str) -> str:
-    words = groups.pop(name, [default])
-    if len(words) != 1 or not words[0]:
-        raise UserError(f"--{name} takes one value, got {' '.join(words) or 'none'!r}")
-    return words[0]
 
 
 def config_from(config: type, groups: dict[str, list[str]]) -> Any:
@@ -254,49 +226,14 @@ def config_from(config: type, groups: dict[str, list[str]]) -> Any:
     for name, words in groups.items():
         if name not in fields and name.startswith("no_") and hints.get(name[3:]) is bool:
             if words:
-                raise UserError(f"--{_flag(name)} takes no value")
+                raise UserError(f"--{flag(name)} takes no value")
             values[name[3:]] = False
         elif name not in fields:
-            known = [_flag(field) for field in (*fields, "results", "force")]
-            raise UserError(f"unknown field '--{_flag(name)}'; {nearest(_flag(name), known)}")
+            known = [flag(field) for field in (*fields, "results", "force")]
+            raise UserError(f"unknown field '--{flag(name)}'; {nearest(flag(name), known)}")
         else:
-            values[name] = _value(name, hints[name], words)
+            values[name] = typed(name, hints[name], words)
     return config(**values)
-
-
-def _value(name: str, kind: Any, words: list[str]) -> Any:
-    if kind is bool:
-        text = " ".join(words).lower()
-        if text and text not in _BOOLEANS:
-            raise _bad(name, kind, words)
-        return _BOOLEANS.get(text, True)
-    if typing.get_origin(kind) is tuple and len(words) == 1 and "," in words[0]:
-        words = [word for word in words[0].split(",") if word]
-    if kind is str and len(words) == 1:
-        return words[0]
-    import tyro
-
-    try:
-        with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
-            value = tyro.cli(kind, args=words)
-    except SystemExit:
-        raise _bad(name, kind, words) from None
-    for item in value if isinstance(value, tuple) else (value,):
-        if isinstance(item, float) and not math.isfinite(item):
-            raise _bad(name, kind, words)
-    return value
-
-
-def _bad(name: str, kind: Any, words: list[str]) -> UserError:
-    expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
-    if expected == "float":
-        expected = "a finite float"
-    got = repr(" ".join(words)) if words else "no value"
-    return UserError(f"--{_flag(name)} got {got}, expected {expected}")
-
-
-def _flag(name: str) -> str:
-    return name.replace("_", "-")
 
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {

@@ -14,7 +14,8 @@ LAYERS = [
     {"colourisation"},
     {"report"},
     {"experiments"},
-    {"cli", "cli_convnets"},
+    {"commands"},
+    {"cli"},
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 

@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 from optjax.convnets.counts import Limits
 from optjax.convnets.layout import Layout
 from optjax.convnets.program import Program, Shape, flatten
-from optjax.errors import UserError
+from optjax.errors import UserError, nearest
 from optjax.networks import boundary
 
 _LARGEST = 4096
@@ -149,39 +149,39 @@ def _symbols(names: list[str]) -> dict[str, Any]:
 
 def built(model: Any, widths: Mapping[str, Any]) -> Any:
     """The model of those constructor arguments: a Linen module, or a function of `nnx.Rngs`."""
-    if not widths:
-        if isinstance(model, type):
-            return _no_arguments(model)
-        return model
     from flax import linen, nnx
 
-    if isinstance(model, type) and issubclass(model, nnx.Module):
-        nnx_class: Any = model
-        return lambda rngs: nnx_class(**widths, rngs=rngs)
+    if not widths and not isinstance(model, type):
+        return model
     if isinstance(model, linen.Module | nnx.Module) or not callable(model):
         raise UserError(
             f"model is a {type(model).__name__} and widths are given: expected its class, or a "
             "function that makes it of them"
         )
-    try:
-        inspect.signature(model).bind(**widths)
-    except TypeError as error:
-        raise UserError(f"{name_of(model)} is called with {', '.join(widths)}: {error}") from None
+    if isinstance(model, type) and not issubclass(model, linen.Module | nnx.Module):
+        raise UserError(f"{model.__name__} is no Flax module: expected one of Linen or NNX")
+    _check_arguments(model, widths)
+    if isinstance(model, type) and issubclass(model, nnx.Module):
+        nnx_class: Any = model
+        return lambda rngs: nnx_class(**widths, rngs=rngs)
     return model(**widths)
 
 
-def _no_arguments(model: Any) -> Any:
-    from flax import linen, nnx
-
-    kind: type = model
-    if issubclass(kind, nnx.Module):
-        return lambda rngs: model(rngs=rngs)
-    if not issubclass(kind, linen.Module):
-        raise UserError(f"{model.__name__} is no Flax module: expected one of Linen or NNX")
-    try:
-        return model()
-    except TypeError as error:
-        raise UserError(f"{model.__name__} wants arguments ({error}): give them by name") from None
+def _check_arguments(model: Any, widths: Mapping[str, Any]) -> None:
+    bound = model.__init__ if isinstance(model, type) else model
+    taken = list(inspect.signature(bound).parameters.values())[isinstance(model, type) :]
+    named = [p for p in taken if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    missing = [
+        p.name for p in named if p.default is p.empty and p.name not in widths and p.name != "rngs"
+    ]
+    if missing:
+        raise UserError(
+            f"{name_of(model)} wants arguments: {', '.join(missing)}; give them by name"
+        )
+    known = [p.name for p in named]
+    for name in widths:
+        if name not in known and not any(p.kind is p.VAR_KEYWORD for p in taken):
+            raise UserError(f"{name_of(model)} takes no {name!r}; {nearest(name, known)}")
 
 
 def name_of(model: Any) -> str:

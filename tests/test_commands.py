@@ -125,10 +125,10 @@ def test_help_tells_the_options(command, capsys):
         ("account broken_nets:Net", "broken_nets does not import (ModuleNotFoundError"),
         ("account mine_nets:Smal", "no 'Smal' there; did you mean 'Small'?"),
         ("account mine_nets:helper", "is no Flax module"),
-        ("account mine_nets:Small", "Small wants arguments: features; give --features 32"),
+        ("account mine_nets:Small", "Small wants arguments: features; give them by name"),
         (
             "account mine_nets:Small --features 2 --label x",
-            "--label is 'x', of type str: only numbers",
+            "--label is of type str: numbers, true",
         ),
         ("account mine_nets:made --features 3", "MODEL is made already"),
         ("padding --kernel 5", "padding needs --in, --out"),

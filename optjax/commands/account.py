@@ -1,21 +1,19 @@
-"""The commands about networks: account and padding."""
+"""optjax account: the table of a network's layers, its totals, and what its layers see."""
 
-import dataclasses
-import importlib
 import json
 import keyword
 import re
 import sys
-import typing
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from optjax.errors import UserError, nearest
+from optjax.commands.models import find_model, model_fields
+from optjax.commands.words import number, one, switch
+from optjax.errors import UserError
 
 if TYPE_CHECKING:
     from optjax.convnets.accounting import Accounting
 
-ACCOUNT_USAGE = """\
+USAGE = """\
 usage: optjax account MODEL [--input 32x32x1] [--symbolic] [--FIELD VALUE ...]
 
 Weights, outputs, connections, operations and memory of a network, by layer.
@@ -32,75 +30,27 @@ MODEL        pool-upsample, conv-transpose, unet, or your own as package.module:
 --json       for machines
 """
 
-PADDING_USAGE = """\
-usage: optjax padding --kernel 5 --stride 2 --in 32 --out 16 [--transposed] [--dilation 1|all]
-
-Every (padding, output padding, dilation) that takes a size to another.
-
---kernel, --stride   of the convolution (stride 1)
---in, --out          pixels along one side, before and after
---transposed         a transposed convolution: padding is taken off its output
---dilation           a number (1), or all whose kernel fits into the picture
---json               for machines
-"""
-
 _SYMBOLS = {"filters": "NF", "colours": "NC"}
-_FLAGS = ("symbolic", "json", "receptive", "latex", "transposed")
 _COUNTS = ("weights", "biases", "outputs", "connections", "connections_exact", "multiply_adds")
-
-
-class _Words:
-    """Options taken one by one; whatever is left in the end was a mistake."""
-
-    def __init__(self, groups: dict[str, list[str]], usage: str) -> None:
-        self.groups = groups
-        self.known = re.findall(r"--([a-z]+)", usage)
-        for name in set(groups) & set(_FLAGS) & set(self.known):
-            if groups[name]:
-                raise UserError(f"--{name} takes no value, got {' '.join(groups[name])!r}")
-
-    def flag(self, name: str) -> bool:
-        return self.groups.pop(name, None) is not None
-
-    def one(self, name: str, default: str | None = None) -> str:
-        words = self.groups.pop(name, [] if default is None else [default])
-        if len(words) != 1 or not words[0]:
-            got = " ".join(words) or "none"
-            raise UserError(f"--{name} takes one value, got {got!r}")
-        return words[0]
-
-    def number(self, name: str, default: str | None = None) -> int:
-        return _number(name, self.one(name, default))
-
-
-def _number(name: str, word: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", word):
-        raise UserError(f"--{name} is {word!r}: expected a whole number")
-    return int(word)
-
-
-# ------------------------------------------------------------------------------------- account
 
 
 def account(model_words: list[str], groups: dict[str, list[str]]) -> int:
     """optjax account: the table of a network's layers and totals."""
-    words = _Words(groups, ACCOUNT_USAGE)
     if len(model_words) != 1:
         raise UserError(
             "account needs one MODEL: pool-upsample, conv-transpose, unet or package.module:Class"
         )
     model, ours = find_model(model_words[0])
-    symbolic, as_json, latex, receptive = map(
-        words.flag, ("symbolic", "json", "latex", "receptive")
+    symbolic, as_json, latex, receptive = (
+        switch(groups, name) for name in ("symbolic", "json", "latex", "receptive")
     )
-    shape = _lengths("input", words.one("input", "HxWxNIC" if symbolic else "32x32x1"))
-    given = words.groups.pop("at", None)
+    shape = _lengths("input", one(groups, "input", "HxWxNIC" if symbolic else "32x32x1"))
+    given = groups.pop("at", None)
     at = None if given is None else [_lengths("at", word) for word in given]
-    batch, dtype = words.number("batch", "100"), _dtype(words.one("dtype", "float32"))
-    fields = _fields(model, words.groups)
+    batch, dtype = number(groups, "batch", "100"), _dtype(one(groups, "dtype", "float32"))
+    fields = model_fields(model, groups, re.findall(r"--([a-z]+)", USAGE))
     if symbolic and ours:
         fields = {**_SYMBOLS, **fields}
-    _wanted(model, fields)
     if receptive:
         return _receptive(model, shape, fields, dtype, as_json)
     from optjax.convnets.accounting import account as count
@@ -116,43 +66,6 @@ def account(model_words: list[str], groups: dict[str, list[str]]) -> int:
     if found.uncounted:
         print(f"not counted: {', '.join(found.uncounted)}")
     return 0
-
-
-def find_model(name: str) -> tuple[Any, bool]:
-    """A network by its name or as package.module:Class, and whether it is one of ours.
-
-    Raises:
-      UserError: it is unknown, does not import, or is no Flax module.
-    """
-    from optjax.colourisation.models import MODELS
-
-    if ":" not in name:
-        if name not in MODELS:
-            hint = nearest(name, MODELS)
-            raise UserError(f"unknown MODEL {name!r}; {hint}; your own is package.module:Class")
-        return MODELS[name], True
-    module_name, _, attribute = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        line = " ".join(str(error).split())
-        raise UserError(
-            f"MODEL {name!r}: {module_name} does not import ({type(error).__name__}: {line})"
-        ) from None
-    if not hasattr(module, attribute):
-        names = [n for n in vars(module) if not n.startswith("_")]
-        raise UserError(f"MODEL {name!r}: no {attribute!r} there; {nearest(attribute, names)}")
-    model = getattr(module, attribute)
-    from flax import linen, nnx
-
-    kinds = (linen.Module, nnx.Module)
-    if not isinstance(model, linen.Module) and not (
-        isinstance(model, type) and issubclass(model, kinds)
-    ):
-        raise UserError(f"MODEL {name!r} is no Flax module: expected a Linen or NNX class")
-    return model, False
 
 
 def _lengths(name: str, word: str) -> tuple[int | str, ...]:
@@ -173,72 +86,6 @@ def _dtype(word: str) -> Any:
         return jnp.dtype(word)
     except TypeError:
         raise UserError(f"--dtype is {word!r}: expected one such as float32 or int32") from None
-
-
-def _fields(model: Any, groups: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Constructor arguments: numbers as they are, and names as symbols unless the field is text."""
-    if not groups:
-        return {}
-    if not isinstance(model, type):
-        raise UserError(f"--{next(iter(groups))}: MODEL is made already and takes no arguments")
-    known, hints = _parameters(model), typing.get_type_hints(model.__init__)
-    if dataclasses.is_dataclass(model):
-        hints |= typing.get_type_hints(model)
-    fields = {}
-    for name, words in groups.items():
-        if name not in known:
-            options = re.findall(r"--([a-z]+)", ACCOUNT_USAGE)
-            raise UserError(f"unknown option '--{name}'; {nearest(name, [*known, *options])}")
-        if len(words) != 1:
-            raise UserError(f"--{name} takes one value, got {' '.join(words) or 'none'!r}")
-        fields[name] = _field_value(name, words[0], hints.get(name))
-    return fields
-
-
-def _field_value(name: str, word: str, hint: Any) -> Any:
-    """A number, true or false, or a symbol where the field is a whole number or says nothing."""
-    if hint is bool:
-        if word.lower() in ("true", "false"):
-            return word.lower() == "true"
-        raise UserError(f"--{name} is {word!r}: expected true or false")
-    if re.fullmatch(r"\d{1,9}", word):
-        return int(word)
-    if hint is float and re.fullmatch(r"[-+]?[\d.]+(e[-+]?\d+)?", word):
-        return float(word)
-    if re.fullmatch(r"[A-Za-z_]\w*", word) and hint in (int, int | None, None, Any):
-        return word
-    if hint in (int, None, Any):
-        raise UserError(f"--{name} is {word!r}: expected a whole number, or a name for a symbol")
-    kind = getattr(hint, "__name__", str(hint))
-    raise UserError(
-        f"--{name} is {word!r}, of type {kind}: only numbers, true, false and symbols of "
-        "whole numbers can be given here; for others write a class without arguments"
-    )
-
-
-def _parameters(model: Any) -> dict[str, bool]:
-    """The constructor's arguments by name, and whether each has to be given."""
-    import inspect
-
-    taken = list(inspect.signature(model.__init__).parameters.values())[1:]
-    return {
-        p.name: p.default is p.empty
-        for p in taken
-        if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
-        and p.name not in ("parent", "name", "rngs")
-    }
-
-
-def _wanted(model: Any, fields: Mapping[str, Any]) -> None:
-    """Refuse a constructor whose arguments are missing, by their names."""
-    if not isinstance(model, type):
-        return
-    missing = [n for n, needed in _parameters(model).items() if needed and n not in fields]
-    if missing:
-        given = " ".join(f"--{name} 32" for name in missing)
-        raise UserError(
-            f"{model.__name__} wants arguments: {', '.join(missing)}; give {given}, or a symbol"
-        )
 
 
 def _console() -> Any:
@@ -423,41 +270,4 @@ def _receptive(
     print("pixels of the input; the offset is that of output 0's middle from pixel 0's")
     if any(reach is None for field in seen for reach in field.axes):
         print("?: all of the picture along that axis, or not known")
-    return 0
-
-
-# ------------------------------------------------------------------------------------- padding
-
-
-def padding(groups: dict[str, list[str]]) -> int:
-    """optjax padding: every padding that takes one size to another."""
-    from optjax.convnets.geometry import solve_padding
-
-    words = _Words(groups, PADDING_USAGE)
-    transposed, as_json = words.flag("transposed"), words.flag("json")
-    missing = [name for name in ("kernel", "in", "out") if name not in groups]
-    if missing:
-        raise UserError(f"padding needs {', '.join(f'--{name}' for name in missing)}")
-    kernel, stride = words.number("kernel"), words.number("stride", "1")
-    size_in, size_out = words.number("in"), words.number("out")
-    word = words.one("dilation", "1")
-    dilation = None if word == "all" else _number("dilation", word)
-    if words.groups:
-        name = next(iter(words.groups))
-        raise UserError(f"unknown option '--{name}'; {nearest(name, words.known)}")
-    found = solve_padding(kernel, stride, size_in, size_out, transposed, dilation)
-    if as_json:
-        print(json.dumps([solution._asdict() for solution in found], indent=1))
-        return 0
-    name = "transposed convolution" if transposed else "convolution"
-    print(f"{name}, kernel {kernel}, stride {stride}, {size_in} → {size_out}")
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    for heading in ("padding", *(("output padding",) if transposed else ()), "dilation"):
-        table.add_column(heading, justify="right")
-    for p, o, d in found:
-        table.add_row(str(p), *((str(o),) if transposed else ()), str(d))
-    _console().print(table)
     return 0
