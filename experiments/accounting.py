@@ -124,7 +124,6 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
             "picture": (("y", "x", "channel"), photograph),
             "parameters": ("net", [symbolic[n].at(**here).parameters for n in nets]),
             "parameters_in_symbols": ("net", [symbolic[n].text("parameters") for n in nets]),
-            "general": (("net", "count"), [[symbolic[n].text(c) for c in COUNTS] for n in nets]),
         },
         coords={
             "claim": list(SOURCE),
@@ -135,15 +134,11 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
         },
         attrs={
             "points": config.points,
-            "more_parameters": text(difference) if difference != 0 else "0",
-            "transpose_has_more": int(difference != 0 and bool(_positive(difference))),
+            "more_parameters": text(difference),
+            # A polynomial of positive symbols, as far as its signs tell.
+            "transpose_has_more": int(bool(difference.is_positive)),
         },
     )
-
-
-def _positive(difference: sympy.Expr) -> bool:
-    """Whether a polynomial of positive symbols is above 0, as far as its signs tell."""
-    return bool(difference.is_positive)
 
 
 def _at_random_points(

@@ -1,6 +1,6 @@
 """Which of the source's three networks colours grey pictures best, and how well?"""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from time import perf_counter
 
@@ -9,22 +9,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
-from flax.linen import Module
 from matplotlib.figure import Figure
-from scipy import stats
 
 from optjax.colourisation import models
 from optjax.colourisation.baseline import GreyLevelBaseline
 from optjax.colourisation.palette import grey, kmeans_palette, load_palette, nearest_colour
 from optjax.colourisation.pictures import load_pictures
 from optjax.colourisation.problem import colourisation_problem
-from optjax.convnets.layers import population_statistics
+from optjax.colourisation.training import in_epochs, population_metrics
 from optjax.errors import UserError
-from optjax.problems import Data, Problem
-from optjax.report.claims import Claim, verdict
+from optjax.report.claims import Claim, mean_interval, verdict
 from optjax.report.console import silent
 from optjax.report.style import COLOURS, MARKERS, caption, figure, pictures
-from optjax.trajectory import Records, Run, RunState, make_run
+from optjax.trajectory import make_run
 
 SOURCE = {
     "pool-upsample": {"accuracy": (41.1, 41.1), "loss": (1.588, 1.588)},
@@ -86,53 +83,6 @@ class Config:
     """Side in pixels of the demo's tiles and of a folder's pictures."""
     seed: int = 0
     """First seed of the runs, and that of the palette and of a folder's split."""
-
-
-def _in_epochs(run: Run, hparams: dict, keys: jax.Array, chunk: int, together: bool | None = None):
-    """The runs of all keys in chunks: at once on an accelerator, one by one on the CPU.
-
-    Yields (index of the keys, states, records), the leading axis over those keys.
-    """
-    together = jax.default_backend() != "cpu" if together is None else together
-
-    def lift(one: RunState | Records) -> RunState | Records:
-        return jax.tree.map(lambda leaf: leaf[None], one)
-
-    def chunks() -> Iterator[tuple[list[int], RunState, Records]]:
-        if together:
-            # The step is the same in every lane: left out of the batch, an epoch's end stays a
-            # branch that is rarely taken.
-            lanes = RunState(**dict.fromkeys(RunState._fields, 0) | {"step": None})
-            states = jax.vmap(lambda key: run.init(hparams, key), out_axes=lanes)(keys)
-            advance = jax.jit(
-                jax.vmap(
-                    lambda state, data: run.advance(state, hparams, chunk, data),
-                    in_axes=(lanes, None),
-                    out_axes=(lanes, 0),
-                )
-            )
-            for _ in range(run.plan.steps // chunk):
-                states, records = advance(states, run.problem.data)
-                yield list(range(len(keys))), states, records
-            return
-        for index, key in enumerate(keys):
-            for state, records in run.chunks(hparams, key, chunk):
-                yield [index], lift(state), lift(records)
-
-    return chunks()
-
-
-def _population_metrics(net: Module, problem: Problem, batch: int) -> Callable:
-    """(variables, data) → the validation metrics with population statistics."""
-
-    def metrics(variables: tuple, data: Data) -> dict[str, jax.Array]:
-        params, state = variables
-        stats = population_statistics(
-            net, {"params": params, **state}, data.examples["inputs"], batch
-        )
-        return problem.metrics(params, {"batch_stats": stats}, data, {})
-
-    return metrics
 
 
 def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
@@ -200,9 +150,9 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
             max_batch_size=config.batch_size,
             record_every=per_epoch,
         )
-        again = jax.jit(jax.vmap(_population_metrics(net, problem, config.batch_size), (0, None)))
+        again = jax.jit(jax.vmap(population_metrics(net, problem, config.batch_size), (0, None)))
         epoch, lap = dict.fromkeys(range(seeds), 0), perf_counter()
-        for which, states, records in _in_epochs(
+        for which, states, records in in_epochs(
             learn, {"learning_rate": config.learning_rate}, keys, per_epoch
         ):
             e = epoch[which[0]]
@@ -341,14 +291,6 @@ def _pictures(dataset: xr.Dataset) -> Figure:
 # -------------------------------------------------------------------------------------- claims
 
 
-def _interval(values: np.ndarray) -> list[float] | None:
-    """95 % of Student's t for the mean."""
-    if len(values) < 2:
-        return None
-    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return [float(values.mean() - half), float(values.mean() + half)]
-
-
 def _is_sources(dataset: xr.Dataset) -> str | None:
     """None where the run is the source's protocol on its pictures, else what was missing."""
     for i, (count, mean) in enumerate(HORSES.values()):
@@ -400,8 +342,8 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
                 tolerance="1 point and 0.02 nats",
                 n_runs=seeds,
                 interval={
-                    "accuracy (%)": _interval(accuracy[net]),
-                    "loss (nats)": _interval(loss[net]),
+                    "accuracy (%)": mean_interval(accuracy[net]),
+                    "loss (nats)": mean_interval(loss[net]),
                 },
                 # A figure that does not come out is corrected: both stand side by side.
                 verdict="not run" if missing else verdict(near, reasoning=True),
@@ -410,7 +352,7 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
         )
     if {"pool-upsample", "conv-transpose"} <= set(nets):
         gain = accuracy["conv-transpose"] - accuracy["pool-upsample"]
-        interval = _interval(gain)
+        interval = mean_interval(gain)
         found.append(
             Claim(
                 id="colourisation/transpose-beats-pool",

@@ -91,9 +91,9 @@ def _parse(parser: _Parser, words: list[str]) -> argparse.Namespace | None:
         return None
     words = [_hyphens(word) for word in words]
     known = [option for action in parser._actions for option in action.option_strings]
-    for option in (word.split("=", 1)[0] for word in words if word.startswith("--")):
-        if option not in known:
-            raise UserError(f"unknown option {option!r} of {parser.prog!r}; {nearest(option, known)}")
+    for given in (word.split("=", 1)[0] for word in words if word.startswith("--")):
+        if given not in known:
+            raise UserError(f"unknown option {given!r} of {parser.prog!r}; {nearest(given, known)}")
     return parser.parse_args(words)
 
 

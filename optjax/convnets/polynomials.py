@@ -22,8 +22,8 @@ def text(value: Dim, sizes: Sequence[sympy.Symbol] = ()) -> str:
     >>> text(1234567)
     '1,234,567'
     """
-    if isinstance(value, int):
-        return f"{value:,}"
+    if isinstance(value, int) or value.is_Integer:
+        return f"{int(value):,}"
     return " + ".join(
         _sum(factor) if monomial == 1 else f"{_product(monomial)}·({_sum(factor)})"
         for monomial, factor in _collected(value, sizes)

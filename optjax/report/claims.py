@@ -111,6 +111,24 @@ def verdict(holds: Any, *, reasoning: Any = False) -> Verdict:
     return "corrected" if bool(reasoning) else "refuted"
 
 
+def mean_interval(values: Any) -> list[float] | None:
+    """95 % of Student's t for the mean; None for fewer than two values.
+
+    m ± t₀.₉₇₅,ₙ₋₁ · s/√n
+
+    >>> [round(end, 3) for end in mean_interval([1.0, 2.0, 3.0])]
+    [-0.484, 4.484]
+    """
+    import numpy as np
+    from scipy import stats
+
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        return None
+    half = stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return [float(values.mean() - half), float(values.mean() + half)]
+
+
 def in_order(claims: Iterable[Claim]) -> list[Claim]:
     """Claims in the source's order, the later of two with one id kept."""
     latest = {claim.id: claim for claim in claims}

@@ -10,7 +10,14 @@ import pytest
 import optjax as oj
 from optjax.colourisation.models import model
 from optjax.colourisation.problem import colourisation_problem
-from optjax.convnets.layers import BatchNorm, Conv, ConvTranspose, max_pool, upsample
+from optjax.convnets.layers import (
+    BatchNorm,
+    Conv,
+    ConvTranspose,
+    max_pool,
+    population_statistics,
+    upsample,
+)
 
 KEY = jax.random.key(0)
 
@@ -183,7 +190,7 @@ def test_equal_problems_share_a_program():
 
 def test_seeds_together_and_one_by_one_learn_the_same():
     """What an accelerator does (all seeds in one program) is what the CPU does in turn."""
-    from optjax.experiments.colourisation import _in_epochs
+    from optjax.colourisation.training import in_epochs
 
     x = np.linspace(-1, 1, 12)[:, None]
     problem = oj.flax_problem(
@@ -195,7 +202,7 @@ def test_seeds_together_and_one_by_one_learn_the_same():
         together: np.concatenate(
             [
                 np.asarray(records.loss).ravel()
-                for _, _, records in _in_epochs(run, {"learning_rate": 0.01}, keys, 3, together)
+                for _, _, records in in_epochs(run, {"learning_rate": 0.01}, keys, 3, together)
             ]
         )
         for together in (False, True)
@@ -204,3 +211,19 @@ def test_seeds_together_and_one_by_one_learn_the_same():
     np.testing.assert_allclose(
         losses[True].reshape(2, 2).T, losses[False].reshape(2, 2), rtol=1e-10
     )
+
+
+def test_population_statistics_of_one_batch_give_that_batch_its_training_output():
+    net = model("conv-transpose", filters=2, colours=3)
+    x = jax.random.uniform(KEY, (6, 8, 8, 1))
+    variables = net.init(KEY, x)
+    expected, _ = net.apply(variables, x, train=True, mutable=["batch_stats"])
+    stats = population_statistics(net, variables, x, batch=6)
+    # Training divides by the batch's own variance, not by its unbiased estimate.
+    pixels = {"BatchNorm_0": 16, "BatchNorm_1": 4, "BatchNorm_2": 16, "BatchNorm_3": 64}
+    for name, each in pixels.items():
+        stats[name]["var"] *= (6 * each - 1) / (6 * each)
+    found = net.apply({"params": variables["params"], "batch_stats": stats}, x)
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+    halves = population_statistics(net, variables, x, batch=3)["BatchNorm_0"]["mean"]
+    np.testing.assert_allclose(halves, stats["BatchNorm_0"]["mean"], rtol=1e-12)
