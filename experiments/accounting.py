@@ -12,13 +12,13 @@ from matplotlib.patches import Rectangle
 
 from optjax.colourisation.models import MODELS
 from optjax.colourisation.pictures import shrink
+from optjax.console import silent
 from optjax.convnets.accounting import Accounting, account
 from optjax.convnets.polynomials import text
 from optjax.convnets.program import symbol
 from optjax.convnets.receptive import measured_field, receptive_fields
 from optjax.errors import UserError
 from optjax.report.claims import Claim, verdict
-from optjax.report.console import silent
 from optjax.report.style import COLOURS, MARKERS, caption, figure, pictures
 
 NIC, NF, NC = symbol("NIC"), symbol("NF"), symbol("NC")

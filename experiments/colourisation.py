@@ -17,9 +17,9 @@ from optjax.colourisation.palette import grey, kmeans_palette, load_palette, nea
 from optjax.colourisation.pictures import load_pictures
 from optjax.colourisation.problem import colourisation_problem
 from optjax.colourisation.training import in_epochs, population_metrics
+from optjax.console import silent
 from optjax.errors import UserError
 from optjax.report.claims import Claim, mean_interval, verdict
-from optjax.report.console import silent
 from optjax.report.style import COLOURS, MARKERS, caption, figure, pictures
 from optjax.trajectory import make_run
 

@@ -11,9 +11,9 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from optjax import linear
+from optjax.console import silent
 from optjax.problems import least_squares
 from optjax.report.claims import Claim, verdict
-from optjax.report.console import silent
 from optjax.report.style import COLOURS, caption, figure
 from optjax.trajectory import make_run
 

@@ -10,10 +10,10 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from optjax.console import silent
 from optjax.convnets.geometry import conv_output_size, solve_padding, transposed_output_size
 from optjax.errors import UserError
 from optjax.report.claims import Claim, verdict
-from optjax.report.console import silent
 from optjax.report.style import COLOURS, caption, figure
 
 SOURCE = {4: (1, 0), 5: (2, 1)}

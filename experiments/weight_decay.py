@@ -10,10 +10,10 @@ import optax
 import xarray as xr
 from matplotlib.figure import Figure
 
+from optjax.console import silent
 from optjax.optimizers import rmsprop, with_weight_decay
 from optjax.problems import least_squares
 from optjax.report.claims import Claim, verdict
-from optjax.report.console import silent
 from optjax.report.style import COLOURS, band, caption, figure
 from optjax.trajectory import make_run
 

@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 LAYERS = [
-    {"types", "errors"},
+    {"types", "errors", "console", "files", "provenance"},
     {"problems", "optimizers", "batching"},
     {"networks", "scan"},
     {"trajectory"},

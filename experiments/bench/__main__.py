@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from optjax.errors import UserError, nearest
-from optjax.report.claims import write_text
-from optjax.report.provenance import commit, versions
+from optjax.files import write_text
+from optjax.provenance import commit, versions
 
 from . import accounts, least_squares, nets, start_up
 from .measure import Entry, cores, load_average, machine

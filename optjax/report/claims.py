@@ -1,16 +1,14 @@
 """A claim of the source, what was measured, and the verdict that follows."""
 
 import json
-import math
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from optjax.errors import UserError
+from optjax.files import plain, write_text
 
 Verdict = Literal["holds", "corrected", "refuted", "not run"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -158,54 +156,3 @@ def read_claims(path: str | Path) -> list[Claim]:
         return [Claim(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is not a list of claims ({error}); remove it") from error
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON can hold it: numpy's and JAX's arrays as lists, no NaN, no infinity.
-
-    >>> plain({"loss": float("nan"), "steps": (1, 2)})
-    {'loss': None, 'loss_text': 'nan', 'steps': [1, 2]}
-    """
-    if isinstance(value, Mapping):
-        result: dict[str, Any] = {}
-        for key, item in value.items():
-            result[str(key)] = plain(item)
-            if odd := _odd(item):
-                result[f"{key}_text"] = odd
-        return result
-    if hasattr(value, "tolist"):
-        return plain(value.tolist())
-    if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | bool | int):
-        return value
-    return str(value)
-
-
-def _odd(value: Any) -> str | None:
-    if hasattr(value, "tolist"):
-        value = value.tolist()
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if isinstance(value, list | tuple) and any(
-        isinstance(item, float) and not math.isfinite(item) for item in value
-    ):
-        return ", ".join(str(item) for item in value)
-    return None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        # mkstemp makes files that only their owner can read.
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

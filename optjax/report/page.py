@@ -8,8 +8,9 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from optjax.report import provenance
-from optjax.report.claims import VERDICTS, Claim, in_order, write_text
+from optjax import provenance
+from optjax.files import write_text
+from optjax.report.claims import VERDICTS, Claim, in_order
 from optjax.report.page_style import STYLE
 
 SYMBOLS = {"holds": "✓", "corrected": "≈", "refuted": "✕", "not run": "–"}

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from optjax import provenance
+from optjax.console import Console
 from optjax.errors import UserError
-from optjax.report import provenance
+from optjax.files import plain, read_attrs, read_dataset, save_dataset, write_text
 from optjax.report.catalogue import Experiment, discover, find, load
-from optjax.report.claims import Claim, plain, write_claims, write_text
-from optjax.report.console import Console
-from optjax.report.store import read_attrs, read_dataset, save_dataset
+from optjax.report.claims import Claim, write_claims
 
 if TYPE_CHECKING:
     import xarray

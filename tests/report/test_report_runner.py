@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-from optjax import cli
+from optjax import cli, files, provenance
+from optjax.console import Console
 from optjax.errors import UserError
-from optjax.report import catalogue, provenance, runner, store
+from optjax.report import catalogue, runner
 from optjax.report.claims import Claim, read_claims, write_claims
-from optjax.report.console import Console
 
 TINY = '''"""Is one <b>one</b>?"""
 from dataclasses import dataclass
@@ -168,15 +168,15 @@ def test_failed_write_leaves_the_old_dataset(tmp_path, monkeypatch):
     import xarray
 
     path = tmp_path / "a.nc"
-    store.save_dataset(xarray.Dataset({"x": ("n", [1.0])}), path)
+    files.save_dataset(xarray.Dataset({"x": ("n", [1.0])}), path)
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(xarray.Dataset, "to_netcdf", full)
     with pytest.raises(UserError, match="No space left"):
-        store.save_dataset(xarray.Dataset({"x": ("n", [2.0])}), path)
-    assert store.read_dataset(path).x.item() == 1.0
+        files.save_dataset(xarray.Dataset({"x": ("n", [2.0])}), path)
+    assert files.read_dataset(path).x.item() == 1.0
     assert [file.name for file in tmp_path.iterdir()] == ["a.nc"]
 
 

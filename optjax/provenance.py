@@ -9,9 +9,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 LIBRARIES = ("jax", "jaxlib", "optax", "flax", "numpy")
-PACKAGE = Path(__file__).resolve().parents[1]
+PACKAGE = Path(__file__).resolve().parent
 _DRAWING = ("figures", "claims")
-_EXCLUDED = ("optjax.report", "optjax.cli", "optjax.__main__")
+_EXCLUDED = (
+    "optjax.report",
+    "optjax.console",
+    "optjax.files",
+    "optjax.provenance",
+    "optjax.cli",
+    "optjax.__main__",
+)
 
 
 def versions() -> dict[str, str]:
