@@ -20,7 +20,7 @@ class Batch(NamedTuple):
     """What a loss sees of the data at one step."""
 
     examples: PyTree  # every leaf (B, ...)
-    mask: Array | None  # (B,) bool, True where the slot counts; None when every slot does
+    mask: Array | None  # (B,) bool, True where the slot counts, or how often it does; None: all do
     key: Key  # () for dropout and other noise of this step
     shared: PyTree  # what every batch sees: held-out data, constants of the loss
 
@@ -30,19 +30,44 @@ def masked_mean(values: Array, mask: Array | None) -> Array:
 
     Args:
       values: one value an example, (B,); or any (B, ...), whose trailing axes are averaged too.
-      mask: (B,) bool, or None when every slot counts.
+      mask: (B,) bool; or how often each example counts, a number; or None when every slot does.
 
     >>> import jax.numpy as jnp
     >>> float(masked_mean(jnp.array([1.0, 2.0, 9.0]), jnp.array([True, True, False])))
     1.5
+    >>> float(masked_mean(jnp.array([1.0, 2.0, 9.0]), jnp.array([3.0, 1.0, 0.0])))
+    1.25
     """
     if mask is None:
         return jnp.mean(values)
     mask = mask.reshape(mask.shape + (1,) * (values.ndim - 1))
-    total = jnp.sum(jnp.where(mask, values, jnp.zeros_like(values)))
+    if mask.dtype == bool:
+        total = jnp.sum(jnp.where(mask, values, jnp.zeros_like(values)))
+    else:
+        total = jnp.sum(mask * values)
     slots_per_example = values.size // values.shape[0]
     count = jnp.maximum(jnp.sum(mask), 1) * slots_per_example
     return total / count.astype(values.dtype)
+
+
+def counts(indices: Array, mask: Array | None, n: int, dtype: Any) -> Array:
+    """How often each of the n examples is drawn, (n,): a mean over a batch as one over all data.
+
+    .. math:: \\frac1b \\sum_{i ∈ S} v_i = \\sum_j m_j v_j / \\sum_j m_j
+
+    Runs side by side then share one matrix product with all examples, in place of a gather each.
+
+    Args:
+      indices: (B,) int32. mask: (B,) bool, True where the slot counts; None: all do.
+
+    >>> import jax.numpy as jnp
+    >>> counts(jnp.array([2, 0, 2, 1]), jnp.array([True, True, True, False]), 4, float).tolist()
+    [1.0, 0.0, 2.0, 0.0]
+    """
+    hit_Bn = indices[:, None] == jnp.arange(n, dtype=indices.dtype)[None]
+    if mask is not None:
+        hit_Bn &= mask[:, None]
+    return jnp.sum(hit_Bn, axis=0).astype(dtype)
 
 
 def no_order() -> Array:

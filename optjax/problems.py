@@ -52,6 +52,8 @@ class Problem:
       metrics: the same arguments → named scalars, taken at every record.
       data: the examples and what is shared; arguments of the compiled program.
       hparams: names of the hyperparameters that the problem itself reads.
+      weighted: whether `loss` takes a batch of all examples with how often each was drawn for its
+        mask, as a loss by `masked_mean` does; a sweep then may run so, where it is faster.
       name: for messages.
 
     Two problems with equal functions and data of equal shapes share one compiled program.
@@ -63,6 +65,7 @@ class Problem:
     data: Data
     metrics: Callable[[PyTree, PyTree, Data, HParams], Metrics] = _no_metrics
     hparams: frozenset[str] = frozenset()
+    weighted: bool = False
     name: str = "problem"
 
     @property
@@ -141,6 +144,7 @@ def least_squares(
             {"x": x.astype(dtype), "t": y.astype(dtype)},
             {"w0": start, "scale": jnp.asarray(scale, dtype)},
         ),
+        weighted=True,
         name="least squares",
     )
 

@@ -50,8 +50,16 @@ class RunState(NamedTuple):
     diverged_at: Array  # () int32, the first step whose loss or gradient was not finite; −1
 
 
+class Outcome(NamedTuple):
+    """Where a run has come to, judged at its last state."""
+
+    final_loss: Array  # () loss over all training data at the final parameters, without l2 term
+    status: Array  # () int32, a Status
+    diverged_at: Array  # () int32, the step at which a value stopped being finite; −1 if none did
+
+
 class Trajectory(NamedTuple):
-    """The outcome of a run."""
+    """A whole run: what was recorded along it, and its outcome."""
 
     step: Array  # (R,) int32, updates done when the record was taken: k, 2k, …, T
     loss: Array  # (R,) mean mini-batch loss over the k steps up to the record, without l2 term
@@ -78,6 +86,7 @@ class Plan:
     n: int
     slots: int
     whole: bool  # without a batch size, every step sees all examples
+    counts: bool  # a batch is all n examples and how often each was drawn; the draws are the same
     record_every: int
     record_path: bool
     tolerance: float | None
@@ -105,7 +114,7 @@ def _traced(hparams: HParams) -> Iterator[None]:
         ) from None
 
 
-def _split(
+def split(
     plan: Plan, hparams: HParams, params: PyTree
 ) -> tuple[Any, dict[str, Array], Array | None]:
     """The optimiser, all hyperparameters in the parameters' dtype, and the batch size."""
@@ -125,7 +134,7 @@ def _split(
 def init(plan: Plan, data: Data, hparams: HParams, key: Key) -> RunState:
     """The state before the first step; a traced batch size out of range is diverged at 0."""
     params, model_state = plan.init(jax.random.fold_in(key, _INIT), data)
-    tx, _, size = _split(plan, hparams, params)
+    tx, _, size = split(plan, hparams, params)
     good = jnp.array(True)
     if size is not None and plan.n:
         good = (size >= 1) & (size <= plan.slots)
@@ -141,8 +150,9 @@ def init(plan: Plan, data: Data, hparams: HParams, key: Key) -> RunState:
     )
 
 
-def _step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[RunState, Array]:
-    tx, numbers, size = _split(plan, hparams, state.params)
+def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[RunState, Array]:
+    """One update of the parameters: the state after it, and the mini-batch loss before it."""
+    tx, numbers, size = split(plan, hparams, state.params)
     if size is not None and plan.n:
         size = jnp.clip(size, 1, plan.slots)
     indices, mask, order = None, None, state.order
@@ -153,7 +163,9 @@ def _step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Ru
             sampler, draws, state.step, state.order, plan.n, plan.slots, size
         )
     examples = data.examples
-    if indices is not None:
+    if indices is not None and plan.counts:
+        mask = batching.counts(indices, mask, plan.n, _dtype(state.params))
+    elif indices is not None:
         examples = jax.tree.map(lambda a: a[indices], examples)
     noise = jax.random.fold_in(jax.random.fold_in(state.key, _NOISE), state.step)
     batch = Batch(examples, mask, noise, data.shared)
@@ -214,7 +226,7 @@ def _scan(
     every = plan.record_every
 
     def one(state: RunState, _: None) -> tuple[RunState, Array]:
-        return _step(plan, data, hparams, state)
+        return step(plan, data, hparams, state)
 
     def record(state: RunState, _: None) -> tuple[RunState, Records]:
         if every == 1:
@@ -222,7 +234,7 @@ def _scan(
         else:
             state, losses = jax.lax.scan(one, state, None, length=every)
             loss = jnp.mean(losses)
-        numbers = _split(plan, hparams, state.params)[1]
+        numbers = split(plan, hparams, state.params)[1]
         metrics = plan.metrics(state.params, state.model_state, data, numbers)
         path = state.params if plan.record_path else None
         return state, Records(state.step, loss, metrics, path)
@@ -236,12 +248,9 @@ def advance(plan: Plan, steps: int, data: Data, hparams: HParams, state: RunStat
     return _scan(plan, steps, data, hparams, state)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def finish(
-    plan: Plan, data: Data, hparams: HParams, start: PyTree, state: RunState, records: Records
-) -> Trajectory:
-    """The outcome of a run from parameters `start` to `state`, with all its records."""
-    numbers = _split(plan, hparams, state.params)[1]
+def outcome(plan: Plan, data: Data, hparams: HParams, state: RunState) -> Outcome:
+    """What a run that ends in `state` has reached."""
+    numbers = split(plan, hparams, state.params)[1]
     final_loss = plan.objective(state.params, state.model_state, data, numbers)
     finite = jnp.isfinite(final_loss)
     for leaf in jax.tree.leaves(state.params):
@@ -251,6 +260,14 @@ def finish(
     if plan.tolerance is not None:
         status = jnp.where(state.gradient <= plan.tolerance, Status.CONVERGED, status)
     status = jnp.where(diverged_at >= 0, Status.DIVERGED, status).astype(jnp.int32)
+    return Outcome(final_loss, status, diverged_at)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def finish(
+    plan: Plan, data: Data, hparams: HParams, start: PyTree, state: RunState, records: Records
+) -> Trajectory:
+    """The outcome of a run from parameters `start` to `state`, with all its records."""
     path = None
     if plan.record_path:
         path = jax.tree.map(
@@ -263,9 +280,7 @@ def finish(
         path=path,
         params=state.params,
         model_state=state.model_state,
-        final_loss=final_loss,
-        status=status,
-        diverged_at=diverged_at,
+        **outcome(plan, data, hparams, state)._asdict(),
     )
 
 

@@ -39,11 +39,11 @@ class Run:
         ``jax.jit(run)`` makes the data constants of the program it compiles (any array that a
         function closes over is); ``jax.jit(run.pure)(run.problem.data, hparams, key)`` does not.
         """
-        return scan.run(self.plan, data, self._checked(hparams), key)
+        return scan.run(self.plan, data, self.checked(hparams), key)
 
     def init(self, hparams: HParams, key: Key) -> RunState:
         """The state before the first step."""
-        return scan.init(self.plan, self.problem.data, self._checked(hparams), key)
+        return scan.init(self.plan, self.problem.data, self.checked(hparams), key)
 
     def advance(
         self, state: RunState, hparams: HParams, steps: int, data: Data | None = None
@@ -60,11 +60,11 @@ class Run:
         if steps < 1 or steps % every:
             raise UserError(f"steps is {steps}: expected a positive multiple of {every}")
         data = self.problem.data if data is None else data
-        return scan.advance(self.plan, steps, data, self._checked(hparams), state)
+        return scan.advance(self.plan, steps, data, self.checked(hparams), state)
 
     def finish(self, start: RunState, end: RunState, records: Records, hparams: HParams):
         """The `Trajectory` of a run that was advanced from `start` to `end` in chunks."""
-        hparams = self._checked(hparams)
+        hparams = self.checked(hparams)
         return scan.finish(self.plan, self.problem.data, hparams, start.params, end, records)
 
     def chunks(self, hparams: HParams, key: Key, steps: int) -> Iterator[tuple[RunState, Records]]:
@@ -80,7 +80,7 @@ class Run:
             state, records = self.advance(state, hparams, steps)
             yield state, records
 
-    def _checked(self, hparams: HParams) -> HParams:
+    def checked(self, hparams: HParams) -> HParams:
         """Names against the factory's, and concrete values against what they can be."""
         plan = self.plan
         known = plan.own | {"l2", "batch_size"} | self.problem.hparams
@@ -208,6 +208,7 @@ def make_run(
         n=n,
         slots=n if max_batch_size is None else max_batch_size,
         whole=max_batch_size is None and sampler in ("replacement", "full"),
+        counts=False,
         record_every=record_every,
         record_path=record_path,
         tolerance=None if tolerance is None else float(tolerance),

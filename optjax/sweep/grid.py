@@ -1,0 +1,235 @@
+"""Which points a sweep visits: a product of axes, axes zipped, a table, or draws from ranges.
+
+Every grid comes to the same thing: named columns of P values each, and the axes by which the P
+results are laid out.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from optjax.errors import UserError, nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """P points: one value a point for every name, and how the points lie on axes.
+
+    Attributes:
+      columns: name → P values.
+      axes: name of an axis → its length, P their product; a product grid has an axis a name,
+        the others the one axis ``point``.
+    """
+
+    columns: Mapping[str, Sequence[Any]]
+    axes: Mapping[str, int]
+
+    def __len__(self) -> int:
+        return math.prod(self.axes.values())
+
+    def point(self, index: int) -> dict[str, Any]:
+        """The values of one point."""
+        return {name: column[index] for name, column in self.columns.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Span:
+    """A range to draw from, low to high, on a linear or logarithmic scale."""
+
+    low: float
+    high: float
+    log: bool
+
+    def at(self, u: np.ndarray) -> np.ndarray:
+        """The values at u in [0, 1): low + u(high − low), or low (high / low)ᵘ."""
+        if self.log:
+            return self.low * (self.high / self.low) ** u
+        return self.low + u * (self.high - self.low)
+
+
+def span(low: float, high: float, *, log: bool = False) -> Span:
+    """A range for `drawn`.
+
+    Raises:
+      UserError: no finite low below high, or a logarithmic scale from 0 or below.
+
+    >>> span(1e-4, 1e-1, log=True).at(np.array([0.0, 0.5])).round(5).tolist()
+    [0.0001, 0.00316]
+    """
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UserError(f"span from {low} to {high}: expected finite numbers, the first smaller")
+    if log and low <= 0:
+        raise UserError(f"span from {low} on a log scale: expected a start above 0; or log=False")
+    return Span(float(low), float(high), log)
+
+
+def product(axes: Mapping[str, Any]) -> Grid:
+    """Every combination of the values of each axis; what `sweep` makes of a plain dict.
+
+    Raises:
+      UserError: an axis is empty or repeats a value.
+
+    >>> grid = product({"learning_rate": [0.1, 0.2], "batch_size": [1, 4, 8]})
+    >>> len(grid), grid.point(4)
+    (6, {'learning_rate': 0.2, 'batch_size': 4})
+    """
+    values = {name: _axis(name, given) for name, given in axes.items()}
+    for name, axis in values.items():
+        _no_repeats(name, axis)
+    lengths = {name: len(axis) for name, axis in values.items()}
+    places = np.indices(tuple(lengths.values())).reshape(len(values), -1)
+    columns = {
+        name: [axis[i] for i in where]
+        for (name, axis), where in zip(values.items(), places, strict=True)
+    }
+    return Grid(columns, lengths)
+
+
+def zipped(axes: Mapping[str, Any]) -> Grid:
+    """The first values of every axis together, then the second, …; one axis, ``point``.
+
+    >>> zipped({"learning_rate": [0.1, 0.2], "batch_size": [4, 8]}).point(1)
+    {'learning_rate': 0.2, 'batch_size': 8}
+    """
+    columns = {name: _axis(name, given) for name, given in axes.items()}
+    lengths = {name: len(column) for name, column in columns.items()}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise UserError(f"zipped axes differ in length: {said}; expected equal lengths")
+    return _points(columns)
+
+
+def table(rows: Iterable[Mapping[str, Any]]) -> Grid:
+    """Points given one by one; one axis, ``point``.
+
+    >>> len(table([{"learning_rate": 0.1}, {"learning_rate": 0.5}]))
+    2
+    """
+    rows = [dict(row) for row in rows]
+    if not rows:
+        raise UserError("the table of points is empty: expected at least one row")
+    names = list(rows[0])
+    for i, row in enumerate(rows):
+        if row.keys() != rows[0].keys():
+            raise UserError(f"row {i} of the table has {sorted(row)}: expected {sorted(names)}")
+    return _points({name: _axis(name, [row[name] for row in rows]) for name in names})
+
+
+def drawn(
+    count: int,
+    ranges: Mapping[str, Any],
+    *,
+    method: Literal["sobol", "random"] = "sobol",
+    seed: int = 0,
+) -> Grid:
+    """Points drawn from ranges; one axis, ``point``.
+
+    Args:
+      count: P. ranges: name → a `span`, or a list to choose from.
+      method: ``"sobol"``, a scrambled quasi-random sequence, whose first points are the same for
+        every count; or ``"random"``, independent and uniform.
+      seed: of the draw.
+
+    >>> grid = drawn(8, {"learning_rate": span(1e-4, 1e-1, log=True), "batch_size": [8, 32]})
+    >>> sorted(set(grid.columns["batch_size"]))
+    [8, 32]
+
+    Source: Bergstra and Bengio (2012); Owen (1998) for the scrambling (scipy.stats.qmc.Sobol).
+    """
+    if count < 1:
+        raise UserError(f"{count} points to draw: expected at least 1")
+    if not ranges:
+        raise UserError("no ranges to draw from: give at least one name")
+    if method == "sobol":
+        from scipy.stats import qmc
+
+        sequence = qmc.Sobol(len(ranges), rng=np.random.default_rng(seed))
+        u = sequence.random_base2(math.ceil(math.log2(count)) if count > 1 else 0)[:count]
+    elif method == "random":
+        u = np.random.default_rng(seed).random((count, len(ranges)))
+    else:
+        raise UserError(f"unknown method {method!r}: {nearest(str(method), ['sobol', 'random'])}")
+    columns: dict[str, Sequence[Any]] = {}
+    for (name, given), part in zip(ranges.items(), u.T, strict=True):
+        if isinstance(given, Span):
+            columns[name] = given.at(part).tolist()
+        else:
+            axis = _axis(name, given)
+            columns[name] = [axis[int(x * len(axis))] for x in part]
+    return _points(columns)
+
+
+def as_grid(given: Any) -> Grid:
+    """A grid, or a plain dict of axes as the product of them; {} is the one empty point."""
+    if isinstance(given, Grid):
+        return given
+    if isinstance(given, Mapping):
+        return product(given)
+    raise UserError(
+        f"grid is a {type(given).__name__}: expected a dict of axes, or oj.zipped, oj.table, "
+        "oj.drawn"
+    )
+
+
+def _points(columns: Mapping[str, Sequence[Any]]) -> Grid:
+    count = len(next(iter(columns.values()), [None]))
+    rows = list(zip(*columns.values(), strict=True))
+    seen: set[str] = set()
+    for row in rows:
+        if repr(row) in seen:
+            said = ", ".join(f"{k} = {_said(v)}" for k, v in zip(columns, row, strict=True))
+            raise UserError(f"the point {said} is given twice: expected each point once")
+        seen.add(repr(row))
+    return Grid(columns, {"point": count})
+
+
+def _axis(name: str, given: Any) -> list[Any]:
+    """The values of an axis as plain Python values."""
+    if not isinstance(name, str) or name in ("seed", "step", "point"):
+        raise UserError(f"an axis is named {name!r}: expected a hyperparameter's name")
+    if isinstance(given, Span):
+        raise UserError(f"{name} is a span: draw from it with oj.drawn(count, {{...}})")
+    if isinstance(given, str | bytes | Mapping) or callable(given):
+        raise UserError(f"{name} is {given!r}: expected a list of values")
+    try:
+        values = np.asarray(given).tolist() if hasattr(given, "__array__") else list(given)
+    except TypeError:
+        raise UserError(f"{name} is {given!r}: expected a list of values, [{given!r}]") from None
+    if not isinstance(values, list) or not values:
+        raise UserError(f"the axis {name} is empty: expected at least one value")
+    values = [v.item() if isinstance(v, np.generic) else v for v in values]
+    for value in values:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{name} holds {value}: expected finite numbers")
+        if isinstance(value, list | dict):
+            raise UserError(f"{name} holds {value!r}: expected one number a point")
+    return values
+
+
+def _no_repeats(name: str, axis: Sequence[Any]) -> None:
+    seen: list[Any] = []
+    for value in axis:
+        if any(value is old or value == old for old in seen):
+            raise UserError(f"{name} holds {_said(value)} twice: expected each value once")
+        seen.append(value)
+
+
+def _said(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else label(value)
+
+
+def label(value: Any) -> Any:
+    """A value as a coordinate: numbers and text as they are, others by their name.
+
+    >>> label(0.1), label(math.sqrt)
+    (0.1, 'sqrt')
+    """
+    if isinstance(value, bool) or value is None:
+        return str(value)
+    if isinstance(value, int | float | str):
+        return value
+    name = getattr(value, "__name__", None) or getattr(value, "name", None)
+    return name if isinstance(name, str) else " ".join(repr(value).split())[:60]

@@ -1,0 +1,157 @@
+"""When a run of a sweep stops before its last step.
+
+A rule sees what a run records, record by record, inside the compiled program: a run that stops
+keeps the state of that record, whatever the chunks in which the sweep was cut. `Halving` compares
+runs with each other and is applied between chunks, at steps known beforehand.
+
+A run that has diverged leaves the sweep in any case (unless `keep_diverged` says otherwise).
+"""
+
+import dataclasses
+from typing import Any, Literal, Protocol
+
+import jax.numpy as jnp
+import numpy as np
+
+from optjax.errors import UserError
+from optjax.types import Array, PyTree
+
+
+class Rule(Protocol):
+    """A rule of one run: pure, written for one run, traced once.
+
+    `init` gives its state; `update` takes the state, the step of the record and what was recorded
+    (``loss`` and the problem's metrics) and gives the new state and whether the run stops.
+    """
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def metric(self) -> str: ...
+    def init(self) -> PyTree: ...
+    def update(
+        self, state: PyTree, step: Array, values: dict[str, Array]
+    ) -> tuple[PyTree, Array]: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """Stop at the first record whose metric has reached a value.
+
+    Args:
+      value: the target.
+      metric: ``"loss"`` (the mini-batch loss since the record before) or a metric of the problem.
+      better: whether the metric is to be low or high.
+    """
+
+    value: float
+    metric: str = "loss"
+    better: Literal["low", "high"] = "low"
+    name: str = dataclasses.field(default="target", init=False)
+
+    def init(self) -> PyTree:
+        return ()
+
+    def update(self, state: PyTree, step: Array, values: dict[str, Array]):
+        now = values[self.metric]
+        goal = jnp.asarray(self.value, now.dtype)
+        return state, (now <= goal) if self.better == "low" else (now >= goal)
+
+
+@dataclasses.dataclass(frozen=True)
+class Plateau:
+    """Stop once the best value of a metric is `patience` steps old.
+
+    Args:
+      patience: steps without an improvement.
+      metric, better: as in `Target`.
+      least: what counts as an improvement, relative to the best value so far.
+    """
+
+    patience: int
+    metric: str = "loss"
+    better: Literal["low", "high"] = "low"
+    least: float = 0.0
+    name: str = dataclasses.field(default="plateau", init=False)
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise UserError(f"patience is {self.patience}: expected at least 1 step")
+
+    def init(self) -> PyTree:
+        return jnp.full((), jnp.inf, float), jnp.zeros((), jnp.int32)
+
+    def update(self, state: PyTree, step: Array, values: dict[str, Array]):
+        best, at = state
+        now = values[self.metric].astype(best.dtype)
+        now = now if self.better == "low" else -now
+        margin = jnp.asarray(self.least, best.dtype) * jnp.abs(best)
+        better = now < jnp.where(jnp.isfinite(best), best - margin, best)
+        best, at = jnp.where(better, now, best), jnp.where(better, step, at)
+        return (best, at), step - at >= self.patience
+
+
+@dataclasses.dataclass(frozen=True)
+class Halving:
+    """Successive halving: at steps r, rη, rη², … only the best 1/η of the runs go on.
+
+    Args:
+      first: r, the step of the first selection; must be a multiple of the run's record_every.
+      keep: 1/η, the share that goes on.
+      metric, better: as in `Target`, at the record of that step; a diverged run is the worst.
+
+    Source: Jamieson and Talwalkar (2016), algorithm 1.
+    """
+
+    first: int
+    keep: float = 1 / 3
+    metric: str = "loss"
+    better: Literal["low", "high"] = "low"
+    name: str = dataclasses.field(default="halving", init=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.keep < 1:
+            raise UserError(f"keep is {self.keep}: expected a share between 0 and 1")
+        if self.first < 1:
+            raise UserError(f"first is {self.first}: expected at least 1 step")
+
+    def steps(self, last: int, every: int) -> list[int]:
+        """The steps of the selections, all before `last` and multiples of `every`."""
+        found, at = [], float(self.first)
+        while round(at / every) * every < last:
+            if (step := max(1, round(at / every)) * every) not in found:
+                found.append(step)
+            at /= self.keep
+        return found
+
+    def select(self, values: np.ndarray, runs: int) -> np.ndarray:
+        """Which of the runs go on, (L,) bool: the best ⌈runs · keep⌉, ties to the earlier."""
+        values = values if self.better == "low" else -values
+        order = np.argsort(np.where(np.isfinite(values), values, np.inf), kind="stable")
+        chosen = np.zeros(len(values), bool)
+        chosen[order[: int(np.ceil(runs * self.keep - 1e-9))]] = True
+        return chosen & np.isfinite(values)
+
+
+def checked(rules: Any, metrics: set[str], every: int) -> tuple[tuple[Any, ...], Halving | None]:
+    """The rules of single runs, and the one that compares runs, if there is one.
+
+    Raises:
+      UserError: no rule, two that compare, or a metric that is not recorded.
+    """
+    from optjax.errors import nearest
+
+    rules = tuple(rules) if isinstance(rules, list | tuple) else (rules,)
+    for rule in rules:
+        if not hasattr(rule, "metric"):
+            raise UserError(f"stop holds {rule!r}: expected rules, as oj.Target(0.1)")
+        if rule.metric not in metrics:
+            raise UserError(f"unknown metric {rule.metric!r}: {nearest(rule.metric, metrics)}")
+    comparing = [rule for rule in rules if isinstance(rule, Halving)]
+    if len(comparing) > 1:
+        raise UserError("stop holds two Halving rules: expected one at most")
+    if comparing and comparing[0].first % every:
+        raise UserError(
+            f"Halving's first is {comparing[0].first}: expected a multiple of record_every = {every}"
+        )
+    return tuple(r for r in rules if not isinstance(r, Halving)), next(iter(comparing), None)
