@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from optjax.optimizers import differentiable, rmsprop, safe_sqrt, with_weight_decay
     from optjax.problems import Data, Problem, least_squares, quadratic
     from optjax.scan import Records, RunState, Status, Trajectory
+    from optjax.sweeps import replay, sweep
+    from optjax.sweeps.grid import drawn, span, table, zipped
+    from optjax.sweeps.rules import Halving, Plateau, Target
     from optjax.trajectory import Run, make_run
 
 __version__ = "0.1.0"
@@ -37,27 +40,45 @@ _HOME = {
     "Status": "scan",
     "Trajectory": "scan",
     "make_run": "trajectory",
+    "replay": "sweeps",
+    "sweep": "sweeps",
+    "drawn": "sweeps.grid",
+    "span": "sweeps.grid",
+    "table": "sweeps.grid",
+    "zipped": "sweeps.grid",
+    "Halving": "sweeps.rules",
+    "Plateau": "sweeps.rules",
+    "Target": "sweeps.rules",
 }
 
 __all__ = [
     "Batch",
     "Data",
+    "Halving",
+    "Plateau",
     "Problem",
     "Records",
     "Run",
     "RunState",
     "Status",
+    "Target",
     "Trajectory",
     "UserError",
     "differentiable",
+    "drawn",
     "flax_problem",
     "least_squares",
     "make_run",
     "masked_mean",
     "quadratic",
+    "replay",
     "rmsprop",
     "safe_sqrt",
+    "span",
+    "sweep",
+    "table",
     "with_weight_decay",
+    "zipped",
 ]
 
 

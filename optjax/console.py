@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TextIO
 
 _EVERY_SECONDS = 30.0
@@ -39,6 +39,21 @@ class Console:
             yield from self._bar(name)
         else:
             yield self._lines(name)
+
+    @contextmanager
+    def late(self, name: str, after: float = 2.0) -> Iterator[Callable[[str, float], None]]:
+        """Like `progress`, for work that may be short: shown once `after` seconds have gone by."""
+        begin, shown = time.monotonic(), ExitStack()
+        inner: list[Callable[[str, float], None]] = []
+
+        def show(text: str, fraction: float) -> None:
+            if not inner and time.monotonic() - begin >= after:
+                inner.append(shown.enter_context(self.progress(name)))
+            if inner:
+                inner[0](text, fraction)
+
+        with shown:
+            yield show
 
     def _bar(self, name: str) -> Iterator[Callable[[str, float], None]]:
         from rich.console import Console as RichConsole

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -110,3 +111,12 @@ def write_text(path: Path, text: str) -> None:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+
+
+def plainly(value: Any) -> str:
+    """What a value is, in one line that is the same in every process: no addresses.
+
+    >>> plainly(len)
+    '<built-in function len>'
+    """
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(repr(value).split()))

@@ -5,6 +5,7 @@ import hashlib
 import importlib.metadata
 import platform
 import subprocess
+import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -60,26 +61,51 @@ def code_hash(experiment_file: str | Path) -> str:
         64 hexadecimal digits (sha256).
     """
     root = Path(experiment_file).resolve()
-    package = f"optjax.experiments.{root.stem}"
+    sources = _closure([(f"optjax.experiments.{root.stem}", root)], root.parent, prune=True)
+    digest = hashlib.sha256()
+    for name, text in sorted(sources.items()):
+        digest.update(f"{name}\0{text}\0".encode())
+    for library in LIBRARIES:
+        digest.update(f"{library}=={_version(library)}\0".encode())
+    return digest.hexdigest()
+
+
+def source_hashes(modules: Iterable[types.ModuleType]) -> dict[str, str]:
+    """A fingerprint of each module's source and of every optjax module that they import.
+
+    Comments and docstrings are left out, and so are modules without a file.
+
+    >>> import optjax.batching
+    >>> "optjax.batching" in source_hashes([optjax.batching])
+    True
+    """
+    named = [(m.__name__, getattr(m, "__file__", None)) for m in modules]
+    files = [(name, Path(file)) for name, file in named if file]
+    sources = _closure([r for r in files if r[1].suffix == ".py"], None, prune=False)
+    return {
+        name: hashlib.sha256(text.encode()).hexdigest()[:16]
+        for name, text in sorted(sources.items())
+    }
+
+
+def _closure(
+    roots: list[tuple[str, Path]], experiments: Path | None, *, prune: bool
+) -> dict[str, str]:
+    """The source of the roots and of every optjax module that they load, without docstrings."""
     done: dict[str, str] = {}
-    waiting = [(package, root)]
+    waiting = list(roots)
     while waiting:
         name, file = waiting.pop()
         if name in done:
             continue
         tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-        if file == root:
+        if prune and (name, file) in roots:
             _prune(tree)
         _strip_docstrings(tree)
         done[name] = ast.unparse(tree)
         for target in _imports(tree, name, is_package=file.name == "__init__.py"):
-            waiting.extend(_files(target, root.parent))
-    digest = hashlib.sha256()
-    for name, text in sorted(done.items()):
-        digest.update(f"{name}\0{text}\0".encode())
-    for library in LIBRARIES:
-        digest.update(f"{library}=={_version(library)}\0".encode())
-    return digest.hexdigest()
+            waiting.extend(_files(target, experiments or file.parent))
+    return done
 
 
 def file_hash(path: str | Path) -> str:

@@ -12,6 +12,7 @@ LAYERS = [
     {"trajectory"},
     {"linear", "convnets"},
     {"colourisation"},
+    {"sweeps"},
     {"report"},
     {"experiments"},
     {"commands"},

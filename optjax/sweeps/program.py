@@ -7,7 +7,7 @@ it all: vmap is one tile a block, `lax.map` several, a plain loop a block of one
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -62,6 +62,11 @@ def _start(spec: Spec, data: Data, hparams: HParams, key: Array) -> Lane:
     never = jnp.full((), -1, jnp.int32)
     rules = tuple(rule.init() for rule in spec.rules)
     return Lane(state._replace(step=None), rules, never, never)
+
+
+def plain_start(spec: Spec, data: Data, hparams: HParams, key: Array) -> Lane:
+    """The lane before its first step, its keys as numbers: as blocks hold it."""
+    return _plain(_start(spec, data, hparams, key))
 
 
 def _record(
@@ -204,6 +209,7 @@ class Programs:
         )
         self.mesh = lanes_mesh(devices) if len(devices) > 1 or jax.process_count() > 1 else None
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), example)
+        self.plain_like = jax.eval_shape(functools.partial(plain_start, self.spec), data, *one)
         self.like = jax.eval_shape(functools.partial(_start, self.spec), data, *one)
         self.data = self.put(data, replicated=True)
         self._compiled: dict[str, Any] = {}
@@ -253,15 +259,12 @@ class Programs:
         if name not in self._compiled:
             function = program
             if self.mesh is not None:
+                over, whole = PartitionSpec("lane"), PartitionSpec()
                 function = jax.shard_map(
                     program,
                     mesh=self.mesh,
-                    in_specs=(
-                        PartitionSpec(),
-                        *(PartitionSpec("lane") if i < lanes else PartitionSpec()
-                          for i in range(len(args))),
-                    ),  # fmt: skip
-                    out_specs=PartitionSpec("lane"),
+                    in_specs=(whole, *(over if i < lanes else whole for i in range(len(args)))),
+                    out_specs=over,
                     check_vma=False,
                 )
             self._compiled[name] = jax.jit(function).lower(self.data, *args).compile()
@@ -269,7 +272,9 @@ class Programs:
 
     def _start(self, data: Data, hparams: PyTree, keys: Array) -> PyTree:
         one = functools.partial(_start, self.spec, data)
-        return _plain(_by_tiles(_vectorised(one, self.layout.tile, 2), self.layout.tile, hparams, keys))
+        return _plain(
+            _by_tiles(_vectorised(one, self.layout.tile, 2), self.layout.tile, hparams, keys)
+        )
 
     def _chunk(
         self, data: Data, hparams: PyTree, lanes: PyTree, step: Array, records: Array, every: Array
@@ -297,6 +302,7 @@ def fetch(tree: PyTree) -> PyTree:
     return jax.device_get(tree)
 
 
-def key_numbers(seeds: Mapping[int, int] | list[int]) -> np.ndarray:
+def key_numbers(seeds: list[int]) -> np.ndarray:
     """The numbers of `jax.random.key(seed)` for each seed, (L, 2) uint32."""
-    return np.stack([np.asarray(jax.random.key_data(jax.random.key(s))) for s in seeds])
+    distinct = {s: np.asarray(jax.random.key_data(jax.random.key(s))) for s in set(seeds)}
+    return np.stack([distinct[s] for s in seeds])

@@ -152,6 +152,6 @@ def checked(rules: Any, metrics: set[str], every: int) -> tuple[tuple[Any, ...],
         raise UserError("stop holds two Halving rules: expected one at most")
     if comparing and comparing[0].first % every:
         raise UserError(
-            f"Halving's first is {comparing[0].first}: expected a multiple of record_every = {every}"
+            f"Halving's first is {comparing[0].first}: expected a multiple of record_every, {every}"
         )
     return tuple(r for r in rules if not isinstance(r, Halving)), next(iter(comparing), None)

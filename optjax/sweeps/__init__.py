@@ -1,0 +1,345 @@
+"""Many runs at once: `sweep` a grid of hyperparameters and seeds, `replay` one of its runs."""
+
+import hashlib
+import json
+import os
+import time
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from optjax import files, provenance, scan
+from optjax.console import Console
+from optjax.errors import UserError
+from optjax.scan import Trajectory
+from optjax.sweeps import rules as stop_rules
+from optjax.sweeps.book import Book
+from optjax.sweeps.buckets import Batching, Point, buckets, resolve
+from optjax.sweeps.engine import Engine, Progress, Settings
+from optjax.sweeps.grid import Grid, as_grid, label
+from optjax.sweeps.identity import difference, identity, run_ids
+from optjax.sweeps.layouts import Lanes
+from optjax.sweeps.store import Store
+from optjax.trajectory import Run
+
+if TYPE_CHECKING:
+    import xarray
+
+
+class _Made:
+    """What a sweep of this process was made of, for `replay`."""
+
+    def __init__(self, run: Run | Callable[..., Run], grid: Grid) -> None:
+        self.run, self.grid = run, grid
+
+
+_MADE: "weakref.WeakValueDictionary[str, _Made]" = weakref.WeakValueDictionary()
+_HELD: "weakref.WeakKeyDictionary[Any, dict[str, _Made]]" = weakref.WeakKeyDictionary()
+
+
+def sweep(
+    run: Run | Callable[..., Run],
+    grid: Mapping[str, Any] | Grid,
+    seeds: int | Sequence[int] = 1,
+    *,
+    stop: Any = (),
+    keep_diverged: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    anew: bool = False,
+    batching: Batching = "auto",
+    lanes: Lanes = "auto",
+    tile: int | None = None,
+    devices: Sequence[Any] | None = None,
+    memory: float | None = None,
+    chunk_steps: int | None = None,
+    chunk_seconds: float = 10.0,
+    checkpoint_seconds: float = 30.0,
+    progress: Progress | None = None,
+) -> "xarray.Dataset":
+    """Run every point of a grid from every seed: a run a lane, thousands of lanes at once.
+
+    The run of point h and seed s is ``run(h, jax.random.key(s))``, whatever runs beside it: its
+    draws are those of that call to the bit, its values agree to rounding.
+
+    Args:
+      run: a run, as `make_run` gives; or a function that makes one from some of the grid's names
+        (an optimiser, a width): each combination of these has a program of its own.
+      grid: name → values, all combinations; or `zipped`, `table` or `drawn` points. The names are
+        hyperparameters of the run, ``steps``, or parameters of the function.
+      seeds: how many, 0, 1, …; or which.
+      stop: rules by which a run ends early: `Target`, `Plateau`, `Halving`.
+      keep_diverged: go on with runs that have diverged; without, they leave the sweep, their
+        records are NaN after the divergence, and so is their final loss.
+      out: a folder that keeps the sweep. The same call again goes on where it stopped, or returns
+        the result; with more points or seeds it computes the new ones.
+      anew: drop what the folder holds.
+      batching: a program for each batch size ("static"), one for all with part of the batch masked
+        ("masked"), or what is predicted to be quicker ("auto").
+      lanes: "vmap" over all lanes of a call, "map" over tiles of them, "loop" over single runs; or
+        "auto", guessed, tried where it pays, and remembered for the next sweep of the kind.
+      tile: lanes that are vmapped together.
+      devices: all by default; the lanes are laid over them.
+      memory: bytes of a device that may be used; by default what is free, less a reserve.
+      chunk_steps, chunk_seconds: how long the devices run between two looks at the records.
+      checkpoint_seconds: at least so long between two checkpoints.
+      progress: called with (text, fraction); a bar or lines on stderr by default.
+
+    Returns:
+      A Dataset with an axis for each of the grid's (or ``point``), ``seed`` and ``step``:
+      ``loss`` and the problem's metrics at every record, ``final_loss``, ``status`` (a `Status`),
+      ``diverged_at``, ``stopped_at``, ``steps_done``.
+
+    Raises:
+      UserError: a value or name that cannot be, in a line; a folder that belongs to another sweep
+        (what differs is said), that another process is writing, or whose disk is too small.
+      KeyboardInterrupt: after the chunk under way; with `out`, nothing is lost.
+
+    >>> import jax, optax, optjax as oj
+    >>> run = oj.make_run(oj.least_squares([[2.0, 1.0], [0.0, 1.0]], [2.0, 1.0]), optax.sgd, 100)
+    >>> found = oj.sweep(run, {"learning_rate": [0.01, 0.1], "batch_size": [1, 2]}, seeds=3)
+    >>> dict(found.sizes)
+    {'learning_rate': 2, 'batch_size': 2, 'seed': 3, 'step': 100}
+    >>> best = found.final_loss.mean("seed").sel(batch_size=2).idxmin("learning_rate")
+    >>> float(best)
+    0.1
+    """
+    begin = time.perf_counter()
+    grid = as_grid(grid)
+    chosen = _seeds(seeds)
+    points = resolve(run, grid)
+    plan = points[0].run.plan
+    metrics = _metrics(points[0])
+    rules, halving = stop_rules.checked(stop, {"loss", *metrics}, plan.record_every)
+    if chunk_steps is not None and chunk_steps < plan.record_every:
+        raise UserError(
+            f"chunk_steps is {chunk_steps}: expected at least record_every = {plan.record_every}"
+        )
+    steps = [p.steps for p in points]
+    ids = run_ids(grid, steps, chosen)
+    columns = {name: [label(v) for v in column] for name, column in grid.columns.items()}
+    names = [rule.name for rule in rules]
+    book = Book(grid.axes, columns, chosen, steps, plan.record_every, ids, names)
+    settings = Settings(
+        devices=list(jax.devices() if devices is None else devices),
+        lanes=lanes,
+        tile=tile,
+        chunk_steps=chunk_steps,
+        chunk_seconds=chunk_seconds,
+        checkpoint_seconds=checkpoint_seconds,
+        memory=memory,
+    )
+    facts = identity(points, grid, {"stop": (rules, halving), "keep_diverged": keep_diverged})
+    spec = {
+        "identity": facts,
+        "axes": dict(grid.axes),
+        "columns": columns,
+        "seeds": chosen,
+        "steps": steps,
+        "record_every": plan.record_every,
+        "rules": names,
+    }
+    _fits(book, len(metrics), None)
+    groups = buckets(points, batching)
+    store = None
+    if out is not None and jax.process_index() == 0:
+        store = Store(out)
+    try:
+        if store is not None:
+            known = _continued(store, book, spec, halving is not None, anew)
+            if known is not None:
+                _remember(run, grid, known.attrs["sweep"])
+                return known
+            _fits(book, len(metrics), store)
+        with _shown(progress) as show:
+            engine = Engine(
+                book, groups, rules, halving, not keep_diverged, store, settings, show,
+                weighted=all(p.run.problem.weighted for p in points),
+            )  # fmt: skip
+            engine.run()
+        dataset = book.dataset()
+        dataset.attrs.update(
+            sweep=_digest(facts),
+            parameters=json.dumps([name for name, _ in points[0].shape]),
+            buckets=json.dumps(engine.notes),
+            device=settings.devices[0].device_kind,
+            devices=len(settings.devices),
+            seconds=time.perf_counter() - begin,
+            commit=provenance.commit(),
+            versions=json.dumps(provenance.versions()),
+        )
+        if store is not None:
+            files.save_dataset(dataset, store.result)
+    finally:
+        if store is not None:
+            store.close()
+    _remember(run, grid, dataset.attrs["sweep"])
+    return dataset
+
+
+def replay(
+    selected: "xarray.Dataset", run: Run | Callable[..., Run] | None = None, *, every: int = 1
+) -> Trajectory:
+    """One run of a sweep again, alone, with the parameters at every record.
+
+    Args:
+      selected: one run of a sweep's dataset, as ``dataset.sel(learning_rate=0.1, seed=3)``.
+      run: what was swept; found by itself for a sweep of this process.
+      every: steps from record to record.
+
+    Returns:
+      Its `Trajectory`, with `path`, up to the step to which it came.
+
+    Raises:
+      UserError: more than one run is selected, or what was swept is not known.
+
+    >>> import optax, optjax as oj
+    >>> run = oj.make_run(oj.least_squares([[2.0, 1.0]], [2.0]), optax.sgd, 20)
+    >>> found = oj.sweep(run, {"learning_rate": [0.01, 0.1]}, seeds=2)
+    >>> oj.replay(found.sel(learning_rate=0.1, seed=1)).path.shape
+    (21, 2)
+    """
+    import dataclasses
+
+    many = {name: size for name, size in selected.sizes.items() if name != "step" and size > 1}
+    if many:
+        said = ", ".join(f"{name} ({size})" for name, size in many.items())
+        raise UserError(f"several runs are selected, along {said}: choose one with .sel or .isel")
+    made = _MADE.get(str(selected.attrs.get("sweep")))
+    if run is None:
+        if made is None:
+            raise UserError(
+                "what was swept is not known in this process: give it, oj.replay(selected, run)"
+            )
+        run = made.run
+    selected = selected.squeeze(drop=False)
+    skipped = {"seed", "step", "point"}
+    coords = {str(k): v.item() for k, v in selected.coords.items() if k not in skipped}
+    if made is not None:
+        coords = {name: _original(made.grid, name, value) for name, value in coords.items()}
+    point = resolve(run, Grid({name: [value] for name, value in coords.items()}, {"point": 1}))[0]
+    steps = int(selected["steps_done"])
+    plan = dataclasses.replace(point.run.plan, steps=steps, record_every=every, record_path=True)
+    if steps < 1 or steps % every:
+        raise UserError(f"every is {every}: expected a divisor of the {steps} steps of the run")
+    again = Run(point.run.problem, plan)
+    return again(point.hparams, jax.random.key(int(selected["seed"])))
+
+
+def _original(grid: Grid, name: str, value: Any) -> Any:
+    """The grid's own value of a coordinate, which may be its label."""
+    column = grid.columns.get(name, ())
+    return next((v for v in column if label(v) == value), value)
+
+
+def _remember(run: Run | Callable[..., Run], grid: Grid, digest: str) -> None:
+    made = _Made(run, grid)
+    try:
+        _HELD.setdefault(run, {})[digest] = made  # lives as long as what was swept
+    except TypeError:
+        return
+    _MADE[digest] = made
+
+
+def _seeds(seeds: int | Sequence[int]) -> list[int]:
+    if isinstance(seeds, bool):
+        raise UserError(f"seeds is {seeds}: expected how many, or a list of them")
+    if isinstance(seeds, int | np.integer):
+        if seeds < 1:
+            raise UserError(f"seeds is {seeds}: expected at least 1")
+        return list(range(int(seeds)))
+    try:
+        chosen = [int(s) for s in seeds]
+        whole = all(int(s) == s for s in seeds)
+    except (TypeError, ValueError):
+        raise UserError(f"seeds is {seeds!r}: expected how many, or a list of them") from None
+    if not chosen or not whole or min(chosen) < 0:
+        raise UserError(f"seeds is {list(seeds)}: expected at least one, whole numbers from 0")
+    for seed in chosen:
+        if chosen.count(seed) > 1:
+            raise UserError(f"the seed {seed} is given twice: expected each once")
+    return chosen
+
+
+def _metrics(point: Point) -> list[str]:
+    """Names of what the problem records beside the loss."""
+    plan, data = point.run.plan, point.run.problem.data
+
+    def names(data: Any, hparams: Any, key: Any) -> Any:
+        state = scan.init(plan, data, hparams, key)
+        numbers = scan.split(plan, hparams, state.params)[1]
+        return plan.metrics(state.params, state.model_state, data, numbers)
+
+    return list(jax.eval_shape(names, data, point.hparams, jax.random.key(0)))
+
+
+def _fits(book: Book, metrics: int, store: Store | None) -> None:
+    """Refuse what memory or the disk cannot hold before anything is computed."""
+    needed = book.bytes(metrics)
+    if store is None:
+        import psutil
+
+        free, what, instead = psutil.virtual_memory().available, "memory", ""
+    else:
+        # The log and the final file; the records in memory were checked before.
+        needed, free, what, instead = 2 * needed, store.free(), "disk", ", or another folder"
+    if needed > free:
+        raise UserError(
+            f"the records of {len(book):,} runs × {book.records:,} take up to "
+            f"{needed / 1e9:.3g} GB and the {what} has {free / 1e9:.3g} GB free: record less often "
+            f"(record_every), sweep fewer points{instead}"
+        )
+
+
+def _continued(
+    store: Store, book: Book, spec: dict[str, Any], compares: bool, anew: bool
+) -> "xarray.Dataset | None":
+    """Take over what the folder holds; the dataset, where there is nothing left to compute."""
+    old = store.spec
+    if old is None or anew:
+        store.begin(spec, anew=True)
+        return None
+    where = f"the folder {str(store.folder)!r} holds another sweep"
+    told = difference(old["identity"], spec["identity"])
+    if told is not None:
+        raise UserError(f"{where}: {told}; give another folder, or anew=True to drop it")
+    before = _ids_of(old)
+    lost = before[book.find(before) < 0]
+    grown = len(before) < len(book)
+    if len(lost):
+        raise UserError(
+            f"{where}: {len(lost)} of its {len(before)} runs are not in this grid; add points or "
+            "seeds to it, give another folder, or anew=True to drop it"
+        )
+    if grown and compares:
+        raise UserError(
+            f"{where} with fewer runs, and Halving compares runs with each other: give another "
+            "folder, or anew=True to drop it"
+        )
+    same = all(old[name] == spec[name] for name in ("axes", "columns", "seeds"))
+    if same and store.result.is_file():
+        return files.read_dataset(store.result)
+    for facts, arrays in store.frames():
+        book.restore(facts, arrays)
+    store.result.unlink(missing_ok=True)
+    store.begin(spec, anew=False)
+    return None
+
+
+def _ids_of(spec: Mapping[str, Any]) -> np.ndarray:
+    grid = Grid(spec["columns"], spec["axes"])
+    return run_ids(grid, spec["steps"], spec["seeds"]).ravel()
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _shown(progress: Progress | None) -> Any:
+    if progress is None:
+        return Console().late("sweep")
+    import contextlib
+
+    return contextlib.nullcontext(progress)

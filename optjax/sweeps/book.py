@@ -1,0 +1,159 @@
+"""What is known of every run of a sweep, on the host; and the dataset that it becomes."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from optjax.scan import Status
+from optjax.sweeps.grid import label
+
+STOPPED_BY_HALVING = 1000
+"""`stopped_by` of a run that another did better than; the rules of single runs count from 0."""
+
+
+class Book:
+    """Records and outcomes of N = P · S runs; run p · S + s is point p with seed s.
+
+    Args:
+      axes: name → length, of the grid. columns: name → P labels. seeds: S of them.
+      steps: T of each point, (P,). every: steps from record to record.
+      ids: (P, S) uint64, what the runs are called on disk.
+      rules: names of the stop rules.
+    """
+
+    def __init__(
+        self,
+        axes: Mapping[str, int],
+        columns: Mapping[str, Sequence[Any]],
+        seeds: Sequence[int],
+        steps: Sequence[int],
+        every: int,
+        ids: np.ndarray,
+        rules: Sequence[str] = (),
+    ) -> None:
+        self.axes, self.columns, self.seeds = dict(axes), dict(columns), list(seeds)
+        self.every, self.rules = every, list(rules)
+        self.steps = np.repeat(np.asarray(steps, np.int64), len(self.seeds))
+        self.ids = np.asarray(ids, np.uint64).ravel()
+        n = len(self.ids)
+        self.records = int(self.steps.max()) // every
+        self.values: dict[str, np.ndarray] = {}
+        self.final_loss: np.ndarray | None = None
+        self.status = np.full(n, Status.RUNNING, np.int32)
+        self.diverged_at = np.full(n, -1, np.int32)
+        self.stopped_at = np.full(n, -1, np.int32)
+        self.stopped_by = np.full(n, -1, np.int32)
+        self.judged = np.zeros(n, bool)
+        self.done = np.zeros(n, np.int64)  # steps whose records are here
+        self._order = np.argsort(self.ids)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def find(self, ids: np.ndarray) -> np.ndarray:
+        """The runs of those ids, (L,); −1 where there is none."""
+        at = np.searchsorted(self.ids, ids, sorter=self._order)
+        runs = self._order[np.minimum(at, len(self) - 1)]
+        return np.where(self.ids[runs] == ids, runs, -1)
+
+    def record(self, runs: np.ndarray, first: int, values: Mapping[str, np.ndarray]) -> None:
+        """Records `first`, first + 1, … of some runs: name → (L, c)."""
+        count = 0
+        for name, rows in values.items():
+            count = rows.shape[1]
+            if name not in self.values:
+                kind = rows.dtype if rows.dtype.kind == "f" else np.dtype(float)
+                self.values[name] = np.full((len(self), self.records), np.nan, kind)
+            self.values[name][runs, first : first + count] = rows
+        self.done[runs] = np.maximum(self.done[runs], (first + count) * self.every)
+
+    def end(
+        self,
+        runs: np.ndarray,
+        final_loss: np.ndarray,
+        status: np.ndarray,
+        diverged_at: np.ndarray,
+        stopped_at: np.ndarray,
+        stopped_by: np.ndarray,
+        done: np.ndarray,
+    ) -> None:
+        """The outcomes of runs that have ended; what was recorded past their end is dropped."""
+        if self.final_loss is None:
+            self.final_loss = np.full(len(self), np.nan, final_loss.dtype)
+        self.final_loss[runs] = final_loss
+        self.status[runs], self.diverged_at[runs] = status, diverged_at
+        self.stopped_at[runs], self.stopped_by[runs] = stopped_at, stopped_by
+        self.judged[runs] = True
+        self.done[runs] = done
+        for run, last in zip(runs, done // self.every, strict=True):
+            for rows in self.values.values():
+                rows[run, last:] = np.nan
+
+    def restore(self, facts: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
+        """What a frame of the store says."""
+        arrays = dict(arrays)
+        runs = self.find(arrays.pop("run"))
+        known = runs >= 0
+        rows = {name: a[known] for name, a in arrays.items()}
+        if facts.get("kind") == "records":
+            self.record(runs[known], int(facts["first"]), rows)
+        else:
+            self.end(runs[known], **rows)
+
+    def bytes(self, metrics: int) -> int:
+        """What the whole will take, records of `metrics` metrics beside the loss."""
+        return len(self) * (self.records * (1 + metrics) * 8 + 40)
+
+    def dataset(self) -> xr.Dataset:
+        """Named axes: those of the grid, ``seed`` and ``step``."""
+        shape = (*self.axes.values(), len(self.seeds))
+        dims = (*self.axes, "seed")
+        final = self.final_loss
+        if final is None:
+            final = np.full(len(self), np.nan)
+        names = ["", *self.rules]
+        which = np.where(self.stopped_by < 0, 0, self.stopped_by + 1)
+        which = np.where(self.stopped_by == STOPPED_BY_HALVING, len(names), which)
+        reason = np.array([*names, "halving"])[np.minimum(which, len(names))]
+        variables: dict[str, Any] = {
+            name: ((*dims, "step"), rows.reshape(*shape, self.records))
+            for name, rows in self.values.items()
+        }
+        for name, values in {
+            "final_loss": final,
+            "status": self.status,
+            "diverged_at": self.diverged_at,
+            "stopped_at": self.stopped_at,
+            "steps_done": self.done.astype(np.int32),
+        }.items():
+            variables[name] = (dims, values.reshape(shape))
+        if self.rules or np.any(self.stopped_by >= 0):
+            variables["stopped_by"] = (dims, reason.reshape(shape))
+        coords: dict[str, Any] = {
+            "seed": self.seeds,
+            "step": self.every * np.arange(1, self.records + 1),
+        }
+        for name, column in self.columns.items():
+            if name in self.axes:
+                coords[name] = self._along(name, column)
+            else:
+                coords[name] = ("point", np.array([label(v) for v in column]))
+        found = xr.Dataset(variables, coords)
+        found["status"].attrs.update(
+            flag_values=[int(s) for s in Status],
+            flag_meanings=" ".join(s.name.lower() for s in Status),
+        )
+        found["final_loss"].attrs["long_name"] = "loss over all training data, without l2 term"
+        if "loss" in found:
+            found["loss"].attrs["long_name"] = "mean mini-batch loss since the record before"
+        found["step"].attrs["long_name"] = "updates done"
+        return found
+
+    def _along(self, axis: str, column: Sequence[Any]) -> np.ndarray:
+        """The coordinate of a product's axis, out of its column of P values."""
+        names = list(self.axes)
+        inner = math.prod(list(self.axes.values())[names.index(axis) + 1 :])
+        return np.array([label(v) for v in column[:: max(1, inner)][: self.axes[axis]]])

@@ -1,0 +1,334 @@
+"""How many lanes at once, and how: guessed from sizes, tried where it pays, and remembered."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from optjax import files
+from optjax.errors import UserError, nearest
+from optjax.sweeps.buckets import Bucket, operations
+from optjax.sweeps.program import Layout, Programs, Spec, plain_start
+
+Lanes = Literal["auto", "vmap", "map", "loop"]
+LANES = ("auto", "vmap", "map", "loop")
+
+_CACHE_BYTES = 2 << 20
+"""The lanes' own state in a tile on the CPU: what the cores' caches hold beside the temporaries."""
+
+_HEAVY = 2e6
+"""Operations of a step from which one run keeps all cores busy."""
+
+_WORTH_MEASURING = 1e10
+"""Operations of all steps below which no layout is measured: the sweep takes a second or so."""
+
+_TRIAL_SHARE = 0.1
+"""Of the predicted time of a bucket, what trying other layouts may take."""
+
+
+@dataclasses.dataclass
+class Chosen:
+    """The programs of a bucket in the layout that it will run in."""
+
+    programs: Programs
+    rate: float | None  # seconds a step of a lane, where measured
+    why: str  # "given", "remembered", "guessed" or "tried"
+    tried: dict[str, float]  # layout → seconds a step of a lane
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is known before a layout is chosen."""
+
+    bucket: Bucket
+    spec: Spec
+    lanes: int
+    steps: float  # of all lanes together
+    devices: list[Any]
+    memory: float  # bytes of a device that the programs may take
+    how: Lanes
+    tile: int | None
+    weighted: bool
+    example: Callable[[int], tuple[Any, Any]]  # lanes of a block → (hparams, key numbers)
+
+    def programs(self, layout: Layout) -> Programs:
+        return Programs(
+            self.spec, layout, self.devices, self.bucket.data, self.example(layout.block)
+        )
+
+
+def choose(request: Request) -> Chosen:
+    """The layout to run in; compiled and, where it was tried, measured."""
+    if request.how not in LANES:
+        raise UserError(f"unknown lanes {request.how!r}: {nearest(str(request.how), LANES)}")
+    if request.tile is not None and request.tile < 1:
+        raise UserError(f"tile is {request.tile}: expected at least 1 lane")
+    if request.how != "auto" or request.tile is not None:
+        return Chosen(request.programs(_given(request)), None, "given", {})
+    memory = _Memory(request)
+    known = memory.layout()
+    if known is not None:
+        return Chosen(request.programs(known), None, "remembered", {})
+    begin = time.perf_counter()
+    layout, flops = _guess(request)
+    chosen = _fitting(request, layout)
+    if flops * request.steps < _WORTH_MEASURING or jax.process_count() > 1:
+        return chosen
+    rate = measure(chosen.programs, request)
+    if rate is None:
+        return chosen
+    layout = chosen.programs.layout
+    chosen = dataclasses.replace(chosen, rate=rate, tried={_name(layout): rate})
+    compiling = time.perf_counter() - begin
+    budget = _TRIAL_SHARE * rate * request.steps
+    if budget < compiling or jax.process_count() > 1:
+        return chosen
+    deadline = time.perf_counter() + budget
+    for other in _others(request, layout):
+        if time.perf_counter() + compiling > deadline:
+            break
+        programs = request.programs(other)
+        found = measure(programs, request)
+        if found is None or (programs.memory() or 0) > request.memory:
+            continue
+        chosen.tried[_name(other)] = found
+        if found < (chosen.rate or math.inf):
+            chosen = dataclasses.replace(chosen, programs=programs, rate=found)
+    chosen = dataclasses.replace(chosen, why="tried")
+    memory.keep(chosen.programs.layout)
+    return chosen
+
+
+def describe(layout: Layout, devices: int) -> str:
+    """A layout in words.
+
+    >>> describe(Layout(64, 16, True), 2)
+    'lax.map over 2 tiles of 16 lanes on each of 2 devices, batches as counts'
+    """
+    each = layout.block // devices
+    tiles = each // layout.tile
+    if tiles > 1:
+        text = f"lax.map over {tiles} tiles of {layout.tile} lanes"
+    elif layout.tile > 1:
+        text = f"vmap of {layout.tile} lanes"
+    else:
+        text = "one lane at a time"
+    text += f" on each of {devices} devices" if devices > 1 else ""
+    return text + (", batches as counts" if layout.counts else "")
+
+
+def measure(programs: Programs, request: Request) -> float | None:
+    """Seconds a step of a lane, by the difference of two short chunks; compiles the programs.
+
+    None where the steps are too quick to be told apart from the rest.
+    """
+    hparams, keys = programs.put(request.example(programs.layout.block))
+    lanes = programs.start(hparams, keys)
+
+    def seconds(steps: int) -> float:
+        begin = time.perf_counter()
+        jax.block_until_ready(programs.chunk(hparams, lanes, 0, 1, steps))
+        return time.perf_counter() - begin
+
+    seconds(1)
+    short, steps = seconds(1), 4
+    while (taken := seconds(steps) - short) < 0.05 and steps < 4096:
+        steps *= 4
+    lanes_steps = programs.layout.block * (steps - 1)
+    return taken / lanes_steps if taken > 0 else None
+
+
+def device_memory(device: Any) -> float:
+    """Bytes that a sweep may take of a device: 80 % of it, half of what is free on the CPU."""
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return 0.8 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    try:
+        import psutil
+
+        return 0.5 * psutil.virtual_memory().available
+    except ImportError:
+        return math.inf
+
+
+# -------------------------------------------------------------------------------------- candidates
+
+
+def _given(request: Request) -> Layout:
+    devices = len(request.devices)
+    each = -(-request.lanes // devices)
+    counts = False
+    if request.how == "loop":
+        return Layout(devices, 1, counts)
+    if request.how == "map":
+        tile = min(request.tile or max(1, each // 4), each)
+        return Layout(devices * tile * -(-each // tile), tile, counts)
+    tile = min(request.tile or each, each)
+    return Layout(devices * tile, tile, counts)
+
+
+def _guess(request: Request) -> tuple[Layout, float]:
+    """On the CPU tiles that stay in the cache, or one lane where a step is heavy; else all.
+
+    Beside it the operations of a step.
+    """
+    devices = len(request.devices)
+    each = -(-request.lanes // devices)
+    hparams = {name: values[0] for name, values in request.bucket.hparams.items()}
+    flops, _ = operations(request.spec.plan, request.bucket.data, hparams)
+    if request.devices[0].platform != "cpu":
+        tile = each
+    elif flops >= _HEAVY:
+        tile = 1
+    else:
+        tile = min(
+            each,
+            _power(
+                _CACHE_BYTES / max(1, lane_bytes(request.spec, request.bucket, request.example(1)))
+            ),
+        )
+    return Layout(devices * tile, tile), flops
+
+
+def lane_bytes(spec: Spec, bucket: Bucket, example: Any) -> int:
+    """Bytes of the state of one run.
+
+    Args:
+      example: the hyperparameters and key numbers of a block.
+    """
+    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), example)
+    lane = jax.eval_shape(lambda d, h, k: plain_start(spec, d, h, k), bucket.data, *one)
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(lane))
+
+
+def _fitting(request: Request, layout: Layout) -> Chosen:
+    """The layout, with as few lanes in a tile as the device's memory asks for."""
+    while True:
+        programs = request.programs(layout)
+        hparams, keys = programs.put(request.example(layout.block))
+        lanes = programs.start(hparams, keys)
+        try:
+            jax.block_until_ready(programs.chunk(hparams, lanes, 0, 0, 1))
+            needed = programs.memory() or 0
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error) or layout.tile == 1:
+                raise
+            needed = 2 * request.memory
+        if needed <= request.memory or layout.tile == 1:
+            return Chosen(programs, None, "guessed", {})
+        tile = _power(max(1.0, layout.tile * request.memory / needed))
+        layout = Layout(len(request.devices) * tile, tile, layout.counts)
+
+
+def _others(request: Request, first: Layout) -> list[Layout]:
+    """Layouts worth a trial beside the first."""
+    devices = len(request.devices)
+    each = -(-request.lanes // devices)
+    tile, found = first.tile, []
+
+    def add(tile: int, counts: bool, tiles: int = 1) -> None:
+        tile = max(1, min(tile, each))
+        layout = Layout(devices * tile * tiles, tile, counts)
+        if layout != first and layout not in found:
+            found.append(layout)
+
+    plan = request.spec.plan
+    if request.weighted and plan.sampler != "full" and plan.n <= 16 * plan.slots:
+        add(tile, True)
+    if request.devices[0].platform == "cpu":
+        for other in (tile // 2, tile // 4, 4 * tile, 1) if tile > 1 else (4, 16):
+            add(other, False)
+    elif tile > 1:
+        add(tile // 4, False)
+    if tile < each:
+        add(tile, False, min(4, -(-each // tile)))
+    return found
+
+
+def _power(x: float) -> int:
+    """The largest power of two within x, at least 1."""
+    return 1 << max(0, int(math.log2(max(1.0, x))))
+
+
+def _name(layout: Layout) -> str:
+    return f"block {layout.block}, tile {layout.tile}{', counts' if layout.counts else ''}"
+
+
+# ---------------------------------------------------------------------------------------- memory
+
+
+class _Memory:
+    """Layouts found by trial, on this machine, for runs of one kind: a file of the user's cache."""
+
+    def __init__(self, request: Request) -> None:
+        plan, bucket = request.spec.plan, request.bucket
+        shapes = [
+            (leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((bucket.data, bucket.hparams))
+        ]
+        facts = [
+            files.plainly(plan),
+            [files.plainly(rule) for rule in request.spec.rules],
+            shapes,
+            jax.config.read("jax_enable_x64"),
+            [request.devices[0].device_kind, len(request.devices), os.cpu_count()],
+            [jax.__version__, int(math.log2(request.lanes))],
+        ]
+        self.key = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
+        self.lanes, self.devices = request.lanes, len(request.devices)
+
+    def layout(self) -> Layout | None:
+        entry: Any = self._all().get(self.key)
+        try:
+            tile, tiles, counts = int(entry[0]), int(entry[1]), bool(entry[2])
+        except (TypeError, ValueError, IndexError, KeyError):
+            return None
+        each = -(-self.lanes // self.devices)
+        if not (1 <= tile <= 2 * each and 1 <= tiles <= each):
+            return None
+        tile = min(tile, each)
+        return Layout(self.devices * tile * tiles, tile, counts)
+
+    def keep(self, layout: Layout) -> None:
+        entries = dict(list(self._all().items())[-999:])
+        tiles = layout.block // self.devices // layout.tile
+        entries[self.key] = [layout.tile, tiles, layout.counts]
+        try:
+            files.write_text(_file(), json.dumps(entries, indent=1))
+        except OSError:
+            return  # a cache that cannot be written is no loss but time
+
+    def _all(self) -> dict[str, Any]:
+        try:
+            file = _file()
+            if file.stat().st_size > 1 << 20:
+                return {}
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+
+def _file() -> Path:
+    """Where layouts are remembered: the folder OPTJAX_CACHE, or the user's cache."""
+    import platformdirs
+
+    folder = os.environ.get("OPTJAX_CACHE") or platformdirs.user_cache_dir("optjax")
+    return Path(folder) / "layouts.json"
+
+
+def example(hparams: dict[str, np.ndarray], keys: np.ndarray) -> Callable[[int], Any]:
+    """The first lanes of a bucket, repeated to fill a block."""
+
+    def block(size: int) -> tuple[Any, Any]:
+        at = np.arange(size) % len(keys)
+        return {name: values[at] for name, values in hparams.items()}, keys[at]
+
+    return block

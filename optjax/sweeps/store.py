@@ -1,0 +1,249 @@
+"""A sweep on disk: what it is, what has come of it, where it stands.
+
+::
+
+  DIR/sweep.json                what is swept: problem, optimiser, points, seeds, code, versions
+  DIR/records.log               append-only: frames of length, checksum and safetensors bytes
+  DIR/wave-N.safetensors        the state of the runs under way, replaced whole
+  DIR/result.nc                 the dataset, once it is complete
+  DIR/lock                      held by the process that writes
+
+A frame that was cut off (a killed process, a full disk) fails its checksum and is dropped with all
+that follows it; the state under way is never older than the records it needs.
+"""
+
+import errno
+import json
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from optjax.errors import UserError
+from optjax.files import write_text
+
+FORMAT = 1
+_HEAD = struct.Struct("<4sIQ")
+_MAGIC = b"oj1\n"
+_LARGEST = 4 << 30
+_OURS = ("sweep.json", "records.log", "lock", "result.nc", "figures", "index.html")
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class Store:
+    """The folder of a sweep, locked while it is open.
+
+    Args:
+      folder: made if it is not there.
+
+    Raises:
+      UserError: it cannot be written, another process holds it, or it holds something else.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        import filelock
+
+        self.folder = Path(folder)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = filelock.FileLock(self.folder / "lock")
+            self._lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise UserError(
+                f"another process is writing the sweep in {str(self.folder)!r}: wait for it, or "
+                "choose another folder"
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f"cannot write to the folder {str(self.folder)!r} ({_why(error)}); give another"
+            ) from None
+        try:
+            self.spec = self._read_spec()
+            others = [p.name for p in self.folder.iterdir() if not self._ours(p.name)]
+            if self.spec is None and others:
+                raise UserError(
+                    f"the folder {str(self.folder)!r} holds {others[0]!r} and no sweep: give an "
+                    "empty or a new one"
+                )
+        except BaseException:
+            self._lock.release()
+            raise
+        self._log: Any = None
+
+    def close(self) -> None:
+        """Let other processes write."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        self._lock.release()
+
+    def begin(self, spec: Mapping[str, Any], *, anew: bool) -> None:
+        """Write what the sweep is; `anew` drops what was there."""
+        with self._writing():
+            if anew:
+                for name in self._own_files():
+                    (self.folder / name).unlink(missing_ok=True)
+            write_text(self.folder / "sweep.json", json.dumps({"format": FORMAT, **spec}, indent=1))
+            self.spec = dict(spec)
+
+    def append(self, kind: str, arrays: Arrays, **facts: int) -> None:
+        """One frame of records, on the disk when this returns."""
+        from safetensors.numpy import save
+
+        payload = save(
+            {name: np.ascontiguousarray(a) for name, a in arrays.items()},
+            {"kind": kind, **{name: str(value) for name, value in facts.items()}},
+        )
+        with self._writing():
+            if self._log is None:
+                self._log = (self.folder / "records.log").open("ab")
+            at = self._log.tell()
+            try:
+                self._log.write(_HEAD.pack(_MAGIC, zlib.crc32(payload), len(payload)) + payload)
+                self._log.flush()
+                os.fsync(self._log.fileno())
+            except OSError:
+                self._log.truncate(at)
+                raise
+
+    def frames(self) -> Iterator[tuple[dict[str, str], dict[str, np.ndarray]]]:
+        """(facts, arrays) of every whole frame, the oldest first; cuts off a torn end."""
+        path = self.folder / "records.log"
+        if not path.is_file():
+            return
+        size, good = path.stat().st_size, 0
+        with path.open("rb") as file:
+            while good + _HEAD.size <= size:
+                magic, crc, length = _HEAD.unpack(file.read(_HEAD.size))
+                if magic != _MAGIC or length > min(_LARGEST, size - good - _HEAD.size):
+                    break
+                payload = file.read(length)
+                if zlib.crc32(payload) != crc:
+                    break
+                yield _parsed(payload, path)
+                good += _HEAD.size + length
+        if good < size:
+            with self._writing():
+                os.truncate(path, good)
+
+    def save_wave(self, name: str, arrays: Arrays, **facts: int) -> None:
+        """Where a wave of runs stands, in place of where it stood."""
+        from safetensors.numpy import save
+
+        payload = save(
+            {key: np.ascontiguousarray(a) for key, a in arrays.items()},
+            {key: str(value) for key, value in facts.items()},
+        )
+        path = self.folder / f"wave-{name}.safetensors"
+        part = path.with_suffix(".part")
+        with self._writing():
+            try:
+                with part.open("wb") as file:
+                    file.write(payload)
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(part, path)
+            finally:
+                part.unlink(missing_ok=True)
+
+    def waves(self) -> dict[str, tuple[dict[str, str], dict[str, np.ndarray]]]:
+        """The waves that are under way, by name."""
+        found = {}
+        for path in sorted(self.folder.glob("wave-*.safetensors")):
+            found[path.stem.removeprefix("wave-")] = _parsed(path.read_bytes(), path)
+        return found
+
+    def drop_wave(self, name: str) -> None:
+        """A wave has ended."""
+        (self.folder / f"wave-{name}.safetensors").unlink(missing_ok=True)
+
+    def free(self) -> int:
+        """Bytes that are free on its disk."""
+        return shutil.disk_usage(self.folder).free
+
+    @property
+    def result(self) -> Path:
+        """Where the complete dataset is kept."""
+        return self.folder / "result.nc"
+
+    def _read_spec(self) -> dict[str, Any] | None:
+        path = self.folder / "sweep.json"
+        if not path.is_file():
+            return None
+        try:
+            spec = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(spec, dict) or spec.pop("format", None) != FORMAT:
+                raise ValueError("another format")
+        except (ValueError, OSError) as error:
+            raise UserError(f"{path} is not readable as a sweep ({error}); remove it") from None
+        return spec
+
+    def _own_files(self) -> list[str]:
+        return [p.name for p in self.folder.iterdir() if self._ours(p.name) and p.name != "lock"]
+
+    @staticmethod
+    def _ours(name: str) -> bool:
+        return name in _OURS or name.startswith((".", "wave-"))
+
+    def _writing(self) -> "_Writing":
+        return _Writing(self.folder)
+
+
+class _Writing:
+    """A disk that refuses is one clear line."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, OSError):
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            advice = "make room" if full else "see to it"
+            raise UserError(
+                f"cannot write to {str(self.folder)!r} ({_why(error)}): {advice} and start the "
+                "sweep again; it goes on from what was computed"
+            ) from error
+
+
+def _parsed(payload: bytes, path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Facts and arrays of safetensors bytes, whose header the library checks against their size."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load
+
+    try:
+        size = int.from_bytes(payload[:8], "little")
+        facts = json.loads(payload[8 : 8 + size]).get("__metadata__", {})
+        return facts, load(payload)
+    except (SafetensorError, ValueError, AttributeError, KeyError) as error:
+        raise UserError(f"{path} is damaged ({error}): remove it to compute again") from None
+
+
+def read_spec(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """What the sweep in a folder is, without a lock.
+
+    Raises:
+      UserError: no sweep is there.
+    """
+    path = Path(folder) / "sweep.json"
+    if not path.is_file():
+        raise UserError(f"no sweep in {str(folder)!r}: expected the folder that --out named")
+    try:
+        spec = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path} is not readable as a sweep ({error})") from None
+    if not isinstance(spec, dict) or spec.get("format") != FORMAT:
+        raise UserError(f"{path} is of another format: expected format {FORMAT}")
+    return spec
+
+
+def _why(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
