@@ -269,7 +269,9 @@ class Engine:
             if pending is None:
                 break
             ends = np.any(self.book.steps[self._alive(wave)] <= wave.step)
-            due = time.perf_counter() - saved >= max(self.settings.checkpoint_seconds, 20 * cost)
+            # Saving is not to take more than a twentieth of the time, unless asked for always.
+            pause = self.settings.checkpoint_seconds
+            due = time.perf_counter() - saved >= (max(pause, 20 * cost) if pause else 0.0)
             due, stop = self._agreed(due, self.interrupted)
             if wave.calm and not due and not ends and not stop:
                 continue

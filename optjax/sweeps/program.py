@@ -257,18 +257,24 @@ class Programs:
 
     def _call(self, name: str, program: Callable[..., Any], lanes: int, *args: Any) -> Any:
         if name not in self._compiled:
-            function = program
-            if self.mesh is not None:
-                over, whole = PartitionSpec("lane"), PartitionSpec()
-                function = jax.shard_map(
-                    program,
-                    mesh=self.mesh,
-                    in_specs=(whole, *(over if i < lanes else whole for i in range(len(args)))),
-                    out_specs=over,
-                    check_vma=False,
-                )
-            self._compiled[name] = jax.jit(function).lower(self.data, *args).compile()
+            self._compiled[name] = _cached(
+                (name, self.spec, self.layout, tuple(self.devices), _kinds((self.data, *args))),
+                lambda: self._compile(program, lanes, *args),
+            )
         return self._compiled[name](self.data, *args)
+
+    def _compile(self, program: Callable[..., Any], lanes: int, *args: Any) -> Any:
+        function = program
+        if self.mesh is not None:
+            over, whole = PartitionSpec("lane"), PartitionSpec()
+            function = jax.shard_map(
+                program,
+                mesh=self.mesh,
+                in_specs=(whole, *(over if i < lanes else whole for i in range(len(args)))),
+                out_specs=over,
+                check_vma=False,
+            )
+        return jax.jit(function).lower(self.data, *args).compile()
 
     def _start(self, data: Data, hparams: PyTree, keys: Array) -> PyTree:
         one = functools.partial(_start, self.spec, data)
@@ -289,6 +295,30 @@ class Programs:
         return _by_tiles(
             lambda h, lane: over(h, lane, step), self.layout.tile, hparams, _typed(lanes, self.like)
         )
+
+
+_CACHE: dict[Any, Any] = {}
+_ROOM = 64
+
+
+def _cached(key: Any, make: Callable[[], Any]) -> Any:
+    """A compiled program, kept for the next sweep of this process; the least used goes first."""
+    found = _CACHE.pop(key, None)
+    _CACHE[key] = make() if found is None else found
+    if len(_CACHE) > _ROOM:
+        _CACHE.pop(next(iter(_CACHE)))
+    return _CACHE[key]
+
+
+def forget() -> None:
+    """Drop the compiled programs of this process."""
+    _CACHE.clear()
+
+
+def _kinds(tree: PyTree) -> Any:
+    """What a compiled program is particular to in its arguments, hashable."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
 
 
 def fetch(tree: PyTree) -> PyTree:

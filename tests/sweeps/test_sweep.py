@@ -137,7 +137,8 @@ def test_steps_and_what_shapes_the_program_may_be_swept(problem):
         mine = found.sel(optimizer=rule.__name__, momentum_flag="True", learning_rate=0.1, seed=1)
         np.testing.assert_allclose(mine.final_loss.sel(steps=12), one.final_loss, rtol=TOLERANCE)
         np.testing.assert_allclose(mine.loss.sel(steps=4)[0], one.loss[0], rtol=TOLERANCE)
-    again = oj.replay(found.sel(optimizer="adam", momentum_flag="False", learning_rate=0.1, seed=0, steps=12))  # fmt: skip
+    one = found.sel(optimizer="adam", momentum_flag="False", learning_rate=0.1, seed=0, steps=12)
+    again = oj.replay(one)
     assert again.path.shape == (13, D)
 
 

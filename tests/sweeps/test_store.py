@@ -1,0 +1,309 @@
+"""What a sweep leaves on disk: continued, extended, refused; nothing that was computed is lost."""
+
+import errno
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import optax
+import pytest
+import xarray as xr
+
+import optjax as oj
+from optjax.sweeps.engine import Engine
+from optjax.sweeps.store import Store
+
+GRID = {"learning_rate": [0.02, 0.1, 30.0], "batch_size": [2, 6]}
+
+
+class Killed(BaseException):
+    """As if the process had ended here."""
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("OPTJAX_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def run():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(6, 4))
+    return oj.make_run(oj.least_squares(X, rng.normal(size=6)), optax.adam, 40, record_every=2)
+
+
+def _killer(after):
+    seen = [0]
+
+    def progress(text, fraction):
+        seen[0] += 1
+        if seen[0] > after:
+            raise Killed
+
+    return progress
+
+
+def _counted(monkeypatch):
+    """How many lane-steps are computed, padding left out."""
+    done = [0]
+    send = Engine._send
+
+    def counting(self, wave, count):
+        done[0] += count * self.book.every * len(self._alive(wave))
+        return send(self, wave, count)
+
+    monkeypatch.setattr(Engine, "_send", counting)
+    return done
+
+
+@pytest.mark.parametrize("stop", [(), oj.Target(0.3), oj.Halving(8, keep=0.5)], ids=str)
+def test_killed_after_any_chunk_and_resumed_it_is_the_whole(run, tmp_path, stop):
+    how = {"stop": stop, "chunk_steps": 8, "checkpoint_seconds": 0, "batching": "static", "tile": 4}
+    whole = oj.sweep(run, GRID, 3, **how)
+    for after in (1, 4):
+        _stopped_and_resumed(run, tmp_path / str(after), after, how, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [(), oj.Target(0.3), oj.Halving(8, keep=0.5)], ids=str)
+def test_killed_after_every_chunk_in_turn(run, tmp_path, stop):
+    for batching, tile in (("static", 4), ("masked", 3)):
+        how = {"stop": stop, "chunk_steps": 8, "checkpoint_seconds": 0}
+        how |= {"batching": batching, "tile": tile}
+        whole = oj.sweep(run, GRID, 3, **how)
+        for after in range(12):
+            out = tmp_path / f"{batching}{after}"
+            _stopped_and_resumed(run, out, after, how, whole)
+
+
+def _stopped_and_resumed(run, out, after, how, whole):
+    try:
+        oj.sweep(run, GRID, 3, out=out, progress=_killer(after), **how)
+    except Killed:
+        assert not (out / "result.nc").exists()
+    found = oj.sweep(run, GRID, 3, out=out, **how)
+    xr.testing.assert_allclose(found, whole, rtol=1e-12)
+    assert not list(out.glob("wave-*"))
+
+
+def test_a_resumed_sweep_computes_only_what_is_missing(run, tmp_path, monkeypatch):
+    how = {"chunk_steps": 8, "checkpoint_seconds": 0, "batching": "masked"}
+    done = _counted(monkeypatch)
+    with pytest.raises(Killed):
+        oj.sweep(run, GRID, 2, out=tmp_path / "a", progress=_killer(3), **how)
+    before = done[0]
+    oj.sweep(run, GRID, 2, out=tmp_path / "a", **how)
+    assert before >= 12 * 24
+    assert done[0] <= 12 * 40 + 12 * 8  # one chunk twice at most
+    done[0] = 0
+    again = oj.sweep(run, GRID, 2, out=tmp_path / "a", **how)
+    assert done[0] == 0
+    assert again.loss.shape == (3, 2, 2, 20)
+
+
+def test_more_points_and_seeds_compute_only_the_new_ones(run, tmp_path, monkeypatch):
+    done = _counted(monkeypatch)
+    out = tmp_path / "a"
+    first = oj.sweep(run, GRID, 2, out=out)
+    assert done[0] == 12 * 40
+    wider = {"learning_rate": [0.02, 0.05, 0.1, 30.0], "batch_size": [2, 6]}
+    found = oj.sweep(run, wider, 2, out=out)
+    assert done[0] == 16 * 40
+    more = oj.sweep(run, wider, [0, 1, 7], out=out)
+    assert done[0] == 24 * 40
+    whole = oj.sweep(run, wider, [0, 1, 7])
+    for name in ("loss", "final_loss", "status"):
+        np.testing.assert_allclose(more[name], whole[name], rtol=1e-12)
+    np.testing.assert_array_equal(found.loss.sel(first.coords), first.loss)
+
+
+def test_an_interrupt_ends_after_the_chunk_and_keeps_it(run, tmp_path):
+    import signal
+
+    asked = []
+
+    def progress(text, fraction):
+        if fraction > 0.2 and not asked:
+            asked.append(fraction)
+            signal.raise_signal(signal.SIGINT)
+
+    out, before = tmp_path / "a", signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        oj.sweep(run, GRID, 2, out=out, chunk_steps=4, progress=progress)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert list(out.glob("wave-*.safetensors"))
+    found = oj.sweep(run, GRID, 2, out=out, chunk_steps=4)
+    xr.testing.assert_allclose(found, oj.sweep(run, GRID, 2), rtol=1e-12)
+
+
+def test_another_sweep_is_refused_with_the_difference(run, tmp_path):
+    out = tmp_path / "a"
+    oj.sweep(run, GRID, 2, out=out)
+    kept = (out / "records.log").read_bytes()
+    rng = np.random.default_rng(1)
+    other_data = oj.least_squares(rng.normal(size=(6, 4)), rng.normal(size=6))
+    longer = oj.make_run(run.problem, optax.adam, 80, record_every=2)
+    for other, grid, how, message in [
+        (longer, GRID, {}, "steps was '40' and is '80'"),
+        (oj.make_run(run.problem, optax.sgd, 40, record_every=2), GRID, {}, "optimizer was .*adam"),
+        (oj.make_run(other_data, optax.adam, 40, record_every=2), GRID, {}, "data was"),
+        (run, GRID, {"stop": oj.Target(0.1)}, "stop was"),
+        (run, {"learning_rate": [0.02], "batch_size": [2, 6]}, {}, "8 of its 12 runs are not in"),
+    ]:
+        with pytest.raises(oj.UserError, match=message) as caught:
+            oj.sweep(other, grid, 2, out=out, **how)
+        assert "\n" not in str(caught.value)
+    assert (out / "records.log").read_bytes() == kept
+    assert oj.sweep(longer, GRID, 2, out=out, anew=True).sizes["step"] == 40
+
+
+def test_changed_code_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "mine_swept.py").write_text(
+        "import optax\n"
+        "def factory(learning_rate):\n"
+        "    '''A step.'''\n"
+        "    return optax.sgd(learning_rate)\n"
+    )
+    code = (
+        "import sys; sys.path.insert(0, '.'); import optjax as oj, mine_swept\n"
+        "run = oj.make_run(oj.least_squares([[2.0, 1.0]], [2.0]), mine_swept.factory, 4)\n"
+        "try: oj.sweep(run, {'learning_rate': [0.1]}, out='out')\n"
+        "except oj.UserError as error: print(error)\n"
+    )
+
+    def go():
+        done = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert go() == ""
+    file = tmp_path / "mine_swept.py"
+    file.write_text(file.read_text().replace("A step.", "One step."))
+    assert go() == ""
+    file.write_text(file.read_text().replace("sgd(learning_rate)", "sgd(2 * learning_rate)"))
+    assert "the code of mine_swept changed" in go()
+
+
+def test_two_writers_are_one_too_many(run, tmp_path):
+    out = tmp_path / "a"
+    store = Store(out)
+    with pytest.raises(oj.UserError, match="another process is writing the sweep"):
+        oj.sweep(run, GRID, out=out)
+    store.close()
+    oj.sweep(run, GRID, out=out)
+
+
+def test_a_folder_of_something_else_is_left_alone(run, tmp_path):
+    (tmp_path / "thesis.tex").write_text("x")
+    with pytest.raises(oj.UserError, match=r"holds 'thesis.tex' and no sweep"):
+        oj.sweep(run, GRID, out=tmp_path)
+    assert (tmp_path / "thesis.tex").read_text() == "x"
+    with pytest.raises(oj.UserError, match="cannot write to the folder"):
+        oj.sweep(run, GRID, out="/dev/null/a")
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path, monkeypatch):
+    out, fsync, calls = tmp_path / "a", os.fsync, [0]
+
+    def full(number):
+        calls[0] += 1
+        if calls[0] > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(number)
+
+    how = {"chunk_steps": 8, "checkpoint_seconds": 0}
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(oj.UserError, match=r"no space left on device\): make room and start"):
+        oj.sweep(run, GRID, 2, out=out, **how)
+    monkeypatch.setattr(os, "fsync", fsync)
+    kept = list(Store(out).frames())
+    assert kept
+    found = oj.sweep(run, GRID, 2, out=out, **how)
+    xr.testing.assert_allclose(found, oj.sweep(run, GRID, 2, **how), rtol=1e-12)
+
+
+def test_a_disk_too_small_is_refused_beforehand(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(Store, "free", lambda self: 1000)
+    with pytest.raises(oj.UserError, match="the disk has 1e-06 GB free"):
+        oj.sweep(run, GRID, 2, out=tmp_path / "a")
+
+
+@pytest.mark.parametrize("damage", ["torn", "flipped", "grown"])
+def test_a_damaged_log_is_cut_at_its_last_whole_frame(run, tmp_path, damage):
+    out = tmp_path / "a"
+    how = {"chunk_steps": 8, "checkpoint_seconds": 1e9}
+    whole = oj.sweep(run, GRID, 2, out=out, **how)
+    (out / "result.nc").unlink()
+    log = out / "records.log"
+    data = bytearray(log.read_bytes())
+    if damage == "torn":
+        data = data[: len(data) - 11]
+    elif damage == "flipped":
+        data[len(data) // 2] ^= 1
+    else:
+        data += b"oj1\n" + b"\0\0\0\0" + (1 << 60).to_bytes(8, "little")
+    log.write_bytes(data)
+    found = oj.sweep(run, GRID, 2, out=out, **how)
+    for name in ("loss", "final_loss", "status", "diverged_at"):
+        np.testing.assert_allclose(found[name], whole[name], rtol=1e-12)
+
+
+def test_a_hostile_state_is_one_line(run, tmp_path):
+    out = tmp_path / "a"
+    with pytest.raises(Killed):
+        oj.sweep(run, GRID, 2, out=out, chunk_steps=8, checkpoint_seconds=0, progress=_killer(2))
+    wave = next(out.glob("wave-*"))
+    wave.write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
+    with pytest.raises(oj.UserError, match="is damaged"):
+        oj.sweep(run, GRID, 2, out=out)
+    wave.unlink()
+    xr.testing.assert_allclose(oj.sweep(run, GRID, 2, out=out), oj.sweep(run, GRID, 2), rtol=1e-12)
+    (out / "sweep.json").write_text("[1]")
+    with pytest.raises(oj.UserError, match="not readable as a sweep"):
+        oj.sweep(run, GRID, 2, out=out)
+
+
+def test_a_killed_process_goes_on(tmp_path):
+    """A real process, killed at a moment of its own, and its folder taken up by another."""
+    code = (
+        "import numpy as np, optax, optjax as oj, sys\n"
+        "rng = np.random.default_rng(0); X = rng.normal(size=(40, 30))\n"
+        "p = oj.least_squares(X, rng.normal(size=40))\n"
+        "run = oj.make_run(p, optax.sgd, 40000, record_every=100)\n"
+        "d = oj.sweep(run, {'learning_rate': [1e-4, 1e-3]}, 4, out=sys.argv[1], chunk_steps=400,\n"
+        "             checkpoint_seconds=0)\n"
+        "print(float(d.final_loss.sum()))\n"
+    )
+    first = subprocess.Popen(
+        [sys.executable, "-c", code, tmp_path / "a"], stderr=subprocess.DEVNULL
+    )
+    for _ in range(600):
+        if list((tmp_path / "a").glob("wave-*.safetensors")) or first.poll() is not None:
+            break
+        time.sleep(0.05)
+    first.kill()
+    assert first.wait() != 0
+    outputs = []
+    for folder in ("a", "b"):
+        done = subprocess.run(
+            [sys.executable, "-c", code, tmp_path / folder], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        outputs.append(float(done.stdout))
+    assert outputs[0] == pytest.approx(outputs[1], rel=1e-6)  # float32
+
+
+def test_the_spec_is_readable_json(run, tmp_path):
+    oj.sweep(run, GRID, 2, out=tmp_path / "a")
+    spec = json.loads((tmp_path / "a" / "sweep.json").read_text())
+    assert spec["columns"]["batch_size"] == [2, 6] * 3
+    assert spec["identity"]["version of jax"] == jax.__version__
+    shutil.copytree(tmp_path / "a", tmp_path / "b")  # a folder may be moved
+    assert oj.sweep(run, GRID, 2, out=tmp_path / "b").loss.shape == (3, 2, 2, 20)
