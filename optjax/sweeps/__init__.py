@@ -22,6 +22,7 @@ from optjax.sweeps.engine import Engine, Progress, Settings
 from optjax.sweeps.grid import Grid, as_grid, label
 from optjax.sweeps.identity import difference, identity, run_ids
 from optjax.sweeps.layouts import Lanes
+from optjax.sweeps.processes import agreed
 from optjax.sweeps.store import Store
 from optjax.trajectory import Run
 
@@ -143,16 +144,13 @@ def sweep(
     }
     _fits(book, len(metrics), None)
     groups = buckets(points, batching)
-    store = None
-    if out is not None and jax.process_index() == 0:
-        store = Store(out)
+    store = None if out is None else _opened(out, spec, book, len(metrics), halving, anew)
     try:
         if store is not None:
-            known = _continued(store, book, spec, halving is not None, anew)
-            if known is not None:
-                _remember(run, grid, known.attrs["sweep"])
-                return known
-            _fits(book, len(metrics), store)
+            if store.spec is None:
+                return _known(store, run, grid)
+            for told, arrays in store.frames():
+                book.restore(told, arrays)
         with _shown(progress) as show:
             engine = Engine(
                 book, groups, rules, halving, not keep_diverged, store, settings, show,
@@ -170,7 +168,7 @@ def sweep(
             commit=provenance.commit(),
             versions=json.dumps(provenance.versions()),
         )
-        if store is not None:
+        if store is not None and store.writer:
             files.save_dataset(dataset, store.result)
     finally:
         if store is not None:
@@ -293,39 +291,75 @@ def _fits(book: Book, metrics: int, store: Store | None) -> None:
         )
 
 
-def _continued(
-    store: Store, book: Book, spec: dict[str, Any], compares: bool, anew: bool
-) -> "xarray.Dataset | None":
-    """Take over what the folder holds; the dataset, where there is nothing left to compute."""
+def _opened(
+    out: str | os.PathLike[str],
+    spec: dict[str, Any],
+    book: Book,
+    metrics: int,
+    halving: Any,
+    anew: bool,
+) -> Store:
+    """The store of the sweep, in every process; its `spec` is None where all is computed.
+
+    Raises:
+      UserError: as `sweep` says, in every process.
+    """
+    store, error, complete = None, None, False
+    if jax.process_index() == 0:
+        try:
+            store = Store(out)
+            complete = _continued(store, book, spec, halving is not None, anew)
+            if not complete:
+                _fits(book, metrics, store)
+        except UserError as refused:
+            error = refused
+            if store is not None:
+                store.close()
+    failed, complete = agreed(error is not None, complete)
+    if error is not None:
+        raise error
+    if failed:
+        raise UserError(f"the sweep in {str(out)!r} was refused: the first process says why")
+    store = Store(out, writer=False) if store is None else store
+    if complete:
+        store.spec = None
+    return store
+
+
+def _continued(store: Store, book: Book, spec: dict[str, Any], compares: bool, anew: bool) -> bool:
+    """Take over what the folder holds; whether there is nothing left to compute."""
     old = store.spec
     if old is None or anew:
         store.begin(spec, anew=True)
-        return None
+        return False
     where = f"the folder {str(store.folder)!r} holds another sweep"
     told = difference(old["identity"], spec["identity"])
     if told is not None:
         raise UserError(f"{where}: {told}; give another folder, or anew=True to drop it")
     before = _ids_of(old)
     lost = before[book.find(before) < 0]
-    grown = len(before) < len(book)
     if len(lost):
         raise UserError(
             f"{where}: {len(lost)} of its {len(before)} runs are not in this grid; add points or "
             "seeds to it, give another folder, or anew=True to drop it"
         )
-    if grown and compares:
+    if len(before) < len(book) and compares:
         raise UserError(
             f"{where} with fewer runs, and Halving compares runs with each other: give another "
             "folder, or anew=True to drop it"
         )
     same = all(old[name] == spec[name] for name in ("axes", "columns", "seeds"))
     if same and store.result.is_file():
-        return files.read_dataset(store.result)
-    for facts, arrays in store.frames():
-        book.restore(facts, arrays)
+        return True
     store.result.unlink(missing_ok=True)
     store.begin(spec, anew=False)
-    return None
+    return False
+
+
+def _known(store: Store, run: Run | Callable[..., Run], grid: Grid) -> "xarray.Dataset":
+    dataset = files.read_dataset(store.result)
+    _remember(run, grid, dataset.attrs["sweep"])
+    return dataset
 
 
 def _ids_of(spec: Mapping[str, Any]) -> np.ndarray:

@@ -17,7 +17,8 @@ from optjax.scan import Status
 from optjax.sweeps import layouts
 from optjax.sweeps.book import STOPPED_BY_HALVING, Book
 from optjax.sweeps.buckets import Bucket
-from optjax.sweeps.program import Layout, Programs, Spec, fetch, key_numbers
+from optjax.sweeps.processes import agreed, fetch
+from optjax.sweeps.program import Layout, Programs, Spec, key_numbers
 from optjax.sweeps.rules import Halving
 from optjax.sweeps.store import Store
 from optjax.types import PyTree
@@ -97,8 +98,7 @@ class Engine:
     ) -> None:
         self.book, self.buckets, self.rules, self.halving = book, buckets, rules, halving
         self.drop_diverged, self.settings = drop_diverged, settings
-        # One process writes; all of them compute the same.
-        self.store = store if jax.process_index() == 0 else None
+        self.store = store
         self.progress, self.weighted = progress, weighted
         self.notes: list[dict[str, Any]] = []
         self.saved: dict[int, tuple[int, list[np.ndarray]]] = {}  # run → (step, its state)
@@ -152,6 +152,7 @@ class Engine:
                 if run >= 0 and step > self.saved.get(run, (0, []))[0]:
                     self.saved[int(run)] = (step, [leaf[row] for leaf in leaves])
         self._waves = 1 + max((int(name) for name in found), default=-1)
+        agreed(0)  # no process writes before all have read
         return list(found)
 
     def _planned(self, bucket: Bucket) -> Iterator[tuple[Bucket, np.ndarray, int]]:
@@ -272,7 +273,7 @@ class Engine:
             # Saving is not to take more than a twentieth of the time, unless asked for always.
             pause = self.settings.checkpoint_seconds
             due = time.perf_counter() - saved >= (max(pause, 20 * cost) if pause else 0.0)
-            due, stop = self._agreed(due, self.interrupted)
+            due, stop = agreed(due, self.interrupted)
             if wave.calm and not due and not ends and not stop:
                 continue
             self._settle(wave, pending)
@@ -311,7 +312,7 @@ class Engine:
         else:
             wanted = max(1, int(self.settings.chunk_seconds / max(wave.pace, 1e-9)))
             # A first guess may be far off, and rules drop runs between chunks.
-            wanted = int(self._agreed(min(wanted, 4 * max(1, wave.records)))[0])
+            wanted = agreed(min(wanted, 4 * max(1, wave.records)))[0]
         wave.records = min(wanted, capacity, left)
         return wave.records
 
@@ -485,15 +486,6 @@ class Engine:
                 self._drop(wave.name)
             if len(waves) > 1:
                 self._park(wave)
-
-    @staticmethod
-    def _agreed(*values: float) -> list[float]:
-        """What process 0 has decided: all processes must send off the same programs."""
-        if jax.process_count() == 1:
-            return list(values)
-        from jax.experimental import multihost_utils
-
-        return multihost_utils.broadcast_one_to_all(np.array(values, np.int64)).tolist()
 
     @staticmethod
     def _park(wave: Wave) -> None:

@@ -231,11 +231,12 @@ class Programs:
         """Arrays of the host on the devices, the first axis over the lanes unless `replicated`."""
         if self.mesh is None:
             return jax.device_put(tree, self.devices[0])
-        spec = PartitionSpec() if replicated else PartitionSpec("lane")
-        sharding = NamedSharding(self.mesh, spec)
+        over, whole = (NamedSharding(self.mesh, PartitionSpec(*p)) for p in (("lane",), ()))
 
         def leaf(a: Any) -> Any:
             a = np.asarray(a)
+            # XLA does not shard what is empty.
+            sharding = whole if replicated or not a.size else over
             return jax.make_array_from_callback(a.shape, sharding, lambda at: a[at])
 
         return jax.tree.map(leaf, tree)
@@ -319,17 +320,6 @@ def _kinds(tree: PyTree) -> Any:
     """What a compiled program is particular to in its arguments, hashable."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-
-
-def fetch(tree: PyTree) -> PyTree:
-    """Arrays of the devices on the host; in every process all of them."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        return jax.tree.map(
-            lambda a: np.asarray(multihost_utils.process_allgather(a, tiled=True)), tree
-        )
-    return jax.device_get(tree)
 
 
 def key_numbers(seeds: list[int]) -> np.ndarray:

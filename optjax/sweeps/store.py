@@ -41,18 +41,23 @@ class Store:
 
     Args:
       folder: made if it is not there.
+      writer: whether this process writes; others of the same sweep only read, without a lock.
 
     Raises:
       UserError: it cannot be written, another process holds it, or it holds something else.
     """
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], *, writer: bool = True) -> None:
         import filelock
 
-        self.folder = Path(folder)
+        self.folder, self.writer = Path(folder), writer
+        self._log: Any = None
+        self._lock = filelock.FileLock(self.folder / "lock")
+        if not writer:
+            self.spec = self._read_spec()
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = filelock.FileLock(self.folder / "lock")
             self._lock.acquire(timeout=0)
         except filelock.Timeout:
             raise UserError(
@@ -74,7 +79,6 @@ class Store:
         except BaseException:
             self._lock.release()
             raise
-        self._log: Any = None
 
     def close(self) -> None:
         """Let other processes write."""
@@ -94,6 +98,8 @@ class Store:
 
     def append(self, kind: str, arrays: Arrays, **facts: int) -> None:
         """One frame of records, on the disk when this returns."""
+        if not self.writer:
+            return
         from safetensors.numpy import save
 
         payload = save(
@@ -128,12 +134,14 @@ class Store:
                     break
                 yield _parsed(payload, path)
                 good += _HEAD.size + length
-        if good < size:
+        if good < size and self.writer:
             with self._writing():
                 os.truncate(path, good)
 
     def save_wave(self, name: str, arrays: Arrays, **facts: int) -> None:
         """Where a wave of runs stands, in place of where it stood."""
+        if not self.writer:
+            return
         from safetensors.numpy import save
 
         payload = save(
@@ -161,6 +169,8 @@ class Store:
 
     def drop_wave(self, name: str) -> None:
         """A wave has ended."""
+        if not self.writer:
+            return
         (self.folder / f"wave-{name}.safetensors").unlink(missing_ok=True)
 
     def free(self) -> int:
