@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from optjax.optimizers import differentiable, rmsprop, safe_sqrt, with_weight_decay
     from optjax.problems import Data, Problem, least_squares, quadratic
     from optjax.scan import Records, RunState, Status, Trajectory
-    from optjax.sweeps import replay, sweep
+    from optjax.sweeps import load_sweep, replay, sweep
     from optjax.sweeps.grid import drawn, span, table, zipped
     from optjax.sweeps.rules import Halving, Plateau, Target
     from optjax.trajectory import Run, make_run
@@ -40,6 +40,7 @@ _HOME = {
     "Status": "scan",
     "Trajectory": "scan",
     "make_run": "trajectory",
+    "load_sweep": "sweeps",
     "replay": "sweeps",
     "sweep": "sweeps",
     "drawn": "sweeps.grid",
@@ -68,6 +69,7 @@ __all__ = [
     "drawn",
     "flax_problem",
     "least_squares",
+    "load_sweep",
     "make_run",
     "masked_mean",
     "quadratic",

@@ -23,7 +23,7 @@ from optjax.sweeps.grid import Grid, as_grid, label
 from optjax.sweeps.identity import difference, identity, run_ids
 from optjax.sweeps.layouts import Lanes
 from optjax.sweeps.processes import agreed
-from optjax.sweeps.store import Store
+from optjax.sweeps.store import Store, read_spec
 from optjax.trajectory import Run
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ def sweep(
     chunk_seconds: float = 10.0,
     checkpoint_seconds: float = 30.0,
     progress: Progress | None = None,
+    about: Mapping[str, Any] | None = None,
 ) -> "xarray.Dataset":
     """Run every point of a grid from every seed: a run a lane, thousands of lanes at once.
 
@@ -87,6 +88,7 @@ def sweep(
       chunk_steps, chunk_seconds: how long the devices run between two looks at the records.
       checkpoint_seconds: at least so long between two checkpoints.
       progress: called with (text, fraction); a bar or lines on stderr by default.
+      about: kept in the folder beside the sweep (how it was called), and no part of what it is.
 
     Returns:
       A Dataset with an axis for each of the grid's (or ``point``), ``seed`` and ``step``:
@@ -141,6 +143,7 @@ def sweep(
         "steps": steps,
         "record_every": plan.record_every,
         "rules": names,
+        "about": dict(about or {}),
     }
     _fits(book, len(metrics), None)
     groups = buckets(points, batching)
@@ -335,18 +338,18 @@ def _continued(store: Store, book: Book, spec: dict[str, Any], compares: bool, a
     where = f"the folder {str(store.folder)!r} holds another sweep"
     told = difference(old["identity"], spec["identity"])
     if told is not None:
-        raise UserError(f"{where}: {told}; give another folder, or anew=True to drop it")
+        raise UserError(f"{where}: {told}; give another folder, or start anew (anew=True, --anew)")
     before = _ids_of(old)
     lost = before[book.find(before) < 0]
     if len(lost):
         raise UserError(
             f"{where}: {len(lost)} of its {len(before)} runs are not in this grid; add points or "
-            "seeds to it, give another folder, or anew=True to drop it"
+            "seeds to it, give another folder, or start anew (anew=True, --anew)"
         )
     if len(before) < len(book) and compares:
         raise UserError(
             f"{where} with fewer runs, and Halving compares runs with each other: give another "
-            "folder, or anew=True to drop it"
+            "folder, or start anew (anew=True, --anew)"
         )
     same = all(old[name] == spec[name] for name in ("axes", "columns", "seeds"))
     if same and store.result.is_file():
@@ -354,6 +357,28 @@ def _continued(store: Store, book: Book, spec: dict[str, Any], compares: bool, a
     store.result.unlink(missing_ok=True)
     store.begin(spec, anew=False)
     return False
+
+
+def load_sweep(folder: str | os.PathLike[str]) -> "xarray.Dataset":
+    """What a sweep's folder holds: the result, or as much of it as was computed so far.
+
+    Raises:
+      UserError: no sweep is there, or it is damaged.
+    """
+    spec = read_spec(folder)
+    store = Store(folder, writer=False)
+    if store.result.is_file():
+        return files.read_dataset(store.result)
+    try:
+        book = Book(
+            spec["axes"], spec["columns"], spec["seeds"], spec["steps"], spec["record_every"],
+            _ids_of(spec), spec["rules"],
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"the sweep in {str(folder)!r} is damaged ({error!r})") from None
+    for facts, arrays in store.frames():
+        book.restore(facts, arrays)
+    return book.dataset()
 
 
 def _known(store: Store, run: Run | Callable[..., Run], grid: Grid) -> "xarray.Dataset":

@@ -117,7 +117,7 @@ def buckets(points: Sequence[Point], batching: Batching = "auto") -> list[Bucket
     for (plan, _, _), members in groups.items():
         first = points[members[0]]
         data = first.run.problem.data
-        if plan.slots:
+        if not ("batch_size" in first.hparams and plan.n):
             found.append(_bucket(points, members, plan, data))
             continue
         sizes = np.array([int(points[i].hparams["batch_size"]) for i in members])

@@ -1,0 +1,258 @@
+"""Does the best learning rate grow with the batch, and where does curvature stop it?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import optax
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from optjax.colourisation import models
+from optjax.colourisation.palette import grey, kmeans_palette, nearest_colour
+from optjax.colourisation.pictures import load_pictures
+from optjax.colourisation.problem import colourisation_problem
+from optjax.console import silent
+from optjax.errors import UserError
+from optjax.problems import least_squares
+from optjax.report.claims import Claim, mean_interval, verdict
+from optjax.report.style import COLOURS, MARKERS, caption, figure
+from optjax.sweeps import sweep
+from optjax.trajectory import make_run
+
+PROBLEMS = {"squares": "least squares", "net": "ConvTransposeNet"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """How does the learning rate of least loss after a number of SGD steps depend on the batch?
+
+    Command: optjax run batch_size_and_learning_rate. Cost: 90 s on two cores.
+    Expect: on least squares the best rate grows nearly in proportion to small batches and stops
+    below 2/λ_max; on ConvTransposeNet it grows, too.
+    """
+
+    data: str | None = None
+    """Pictures for the network: FILE.npz, FOLDER/ or cifar10; without it, embedded photographs."""
+    seed: int = 0
+    """Seed of the data; runs have the seeds 0, 1, …"""
+    rows: int = 256
+    """n of least squares."""
+    columns: int = 16
+    """d of least squares."""
+    rates: int = 25
+    """Learning rates of least squares, from 1/300 of 2/λ_max to a little above it."""
+    batches: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+    """Batch sizes of least squares."""
+    seeds: int = 32
+    """Runs of least squares for every rate and batch."""
+    steps: int = 100
+    """SGD steps of least squares."""
+    net_rates: int = 8
+    """Learning rates of the network, from 0.03 to 3."""
+    net_batches: tuple[int, ...] = (2, 8, 32)
+    """Batch sizes of the network."""
+    net_seeds: int = 4
+    """Runs of the network for every rate and batch."""
+    net_steps: int = 60
+    """SGD steps of the network."""
+    pictures: int = 400
+    """Tiles the network trains on."""
+    filters: int = 8
+    """NF of the network."""
+
+
+def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
+    """Two sweeps over learning rate × batch size × seed."""
+    squares, cap = _squares(config, lambda text, f: progress(f"least squares: {text}", 0.1 * f))
+    net = _net(config, lambda text, f: progress(f"network: {text}", 0.1 + 0.9 * f))
+    found = xr.merge([squares, net], join="outer")
+    found["curvature_cap"] = cap
+    return found
+
+
+def _squares(config: Config, progress: Callable[[str, float], None]) -> tuple[xr.Dataset, float]:
+    rng = np.random.default_rng(config.seed)
+    n, d = config.rows, config.columns
+    if max(config.batches) > n:
+        raise UserError(f"batches holds {max(config.batches)}: expected 1 to rows = {n}")
+    # Columns of different scale: the curvatures spread over a factor of 100.
+    X = rng.normal(size=(n, d)) * np.geomspace(1, 0.1, d)
+    t = X @ rng.normal(size=d) + rng.normal(size=n)
+    cap = float(n / np.linalg.norm(X, 2) ** 2)  # 2/λ_max, for λ_max = 2σ²_max/n
+    problem = least_squares(X.astype(np.float32), t.astype(np.float32))
+    rates = np.geomspace(cap / 300, 1.2 * cap, config.rates)
+    found = sweep(
+        make_run(problem, optax.sgd, config.steps, record_every=config.steps),
+        {"learning_rate": rates, "batch_size": list(config.batches)},
+        config.seeds,
+        progress=progress,
+    )
+    residual = t - X @ np.linalg.lstsq(X, t, rcond=None)[0]
+    excess = found.final_loss - float(np.mean(residual**2))
+    return _named("squares", excess, found, cap), cap
+
+
+def _net(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
+    data = load_pictures(config.data, seed=config.seed)
+    rng = np.random.default_rng(config.seed)
+    count = min(config.pictures, len(data.train))
+    if max(config.net_batches) > count:
+        raise UserError(f"net_batches holds {max(config.net_batches)}: expected 1 to {count}")
+    tiles = data.train[np.sort(rng.choice(len(data.train), count, replace=False))]
+    labels = nearest_colour(tiles, kmeans_palette(tiles, 24, config.seed))
+    net = models.model("conv-transpose", filters=config.filters)
+    every = max(1, config.net_steps // 6)
+    found = sweep(
+        make_run(
+            colourisation_problem(net, (grey(tiles), labels)),
+            optax.sgd,
+            every * (config.net_steps // every),
+            record_every=every,
+        ),
+        {
+            "learning_rate": np.geomspace(0.03, 3, config.net_rates),
+            "batch_size": list(config.net_batches),
+        },
+        config.net_seeds,
+        progress=progress,
+    )
+    # The loss of the last steps in training mode: the running averages of so few steps lag.
+    return _named("net", found.loss.isel(step=-1, drop=True), found, None)
+
+
+def _named(name: str, loss: xr.DataArray, found: xr.Dataset, cap: float | None) -> xr.Dataset:
+    """The losses and each seed's best rate, with axes of their own."""
+    axes = {axis: f"{name}_{axis}" for axis in ("learning_rate", "batch_size", "seed")}
+    rates = found.learning_rate.values
+    losses = loss.transpose("batch_size", "seed", "learning_rate").values
+    best = np.apply_along_axis(lambda row: _minimum(rates, row), -1, losses)
+    kept = xr.Dataset({f"{name}_loss": loss, f"{name}_status": found.status}).rename(axes)
+    kept[f"{name}_best"] = ((axes["batch_size"], axes["seed"]), best)
+    return kept.drop_vars("step", errors="ignore")
+
+
+def _minimum(rates: np.ndarray, losses: np.ndarray) -> float:
+    """The rate of least loss: the vertex of the parabola through the three lowest neighbours.
+
+    In log rate and log loss; a grid's end where the least loss lies there.
+    """
+    y = np.log(np.where(np.isfinite(losses) & (losses > 0), losses, np.inf))
+    i = int(np.argmin(y))
+    x = np.log(rates)
+    if i in (0, len(x) - 1) or not np.isfinite(y[i + 1]):
+        return float(rates[i])
+    curve = np.polyfit(x[i - 1 : i + 2] - x[i], y[i - 1 : i + 2], 2)
+    shift = -curve[1] / (2 * curve[0]) if curve[0] > 0 else 0.0
+    return float(np.exp(x[i] + np.clip(shift, x[i - 1] - x[i], x[i + 1] - x[i])))
+
+
+# ------------------------------------------------------------------------------------- figures
+
+
+def _best(dataset: xr.Dataset, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Batch sizes, the geometric mean of the seeds' best rates, and its 95 % interval (2, B)."""
+    logs = np.log(dataset[f"{name}_best"].values)
+    ends = np.array([mean_interval(row) or [row[0], row[0]] for row in logs])
+    return dataset[f"{name}_batch_size"].values, np.exp(logs.mean(1)), np.exp(ends.T)
+
+
+def _growth(ax: Axes, dataset: xr.Dataset, name: str, cap: float | None) -> None:
+    sizes, mean, ends = _best(dataset, name)
+    ax.errorbar(
+        sizes, mean, yerr=np.abs(ends - mean), fmt="o-", color=COLOURS[0], capsize=3, ms=4,
+        label="best rate, mean of the seeds and 95 %",
+    )  # fmt: skip
+    ax.plot(sizes, mean[0] * sizes / sizes[0], ":", color="#777777", label="in proportion to b")
+    if cap is not None:
+        ax.axhline(cap, color=COLOURS[1], ls="--", label="curvature: 2/λ_max")
+    rates = dataset[f"{name}_learning_rate"].values
+    ax.set(xscale="log", yscale="log", xlabel="batch size b (examples)",
+           ylabel="learning rate of least loss", ylim=(rates[0] / 1.5, rates[-1] * 2))  # fmt: skip
+    ax.set_title(PROBLEMS[name], fontsize=10)
+    ax.legend(frameon=False, fontsize=8)
+
+
+def _curves(ax: Axes, dataset: xr.Dataset, name: str, label: str) -> None:
+    rates, loss = dataset[f"{name}_learning_rate"].values, dataset[f"{name}_loss"]
+    sizes = dataset[f"{name}_batch_size"].values
+    shown = sizes if len(sizes) <= 5 else sizes[:: -(-len(sizes) // 5)]
+    for i, size in enumerate(shown):
+        runs = loss.sel({f"{name}_batch_size": size}).transpose(f"{name}_learning_rate", ...).values
+        good = np.isfinite(runs).all(axis=1)
+        middle = np.median(runs[good], axis=1)
+        ax.plot(rates[good], middle, color=COLOURS[i], marker=MARKERS[i], ms=3.5,
+                label=f"b = {size}")  # fmt: skip
+        low, high = np.quantile(runs[good], (0.25, 0.75), axis=1)
+        ax.fill_between(rates[good], low, high, color=COLOURS[i], alpha=0.2, linewidth=0)
+    ax.set(xscale="log", yscale="log", xlabel="learning rate", ylabel=label)
+    ax.set_title(PROBLEMS[name], fontsize=10)
+    ax.legend(frameon=False, fontsize=8)
+
+
+def figures(dataset: xr.Dataset) -> dict[str, Figure]:
+    """The best rate against the batch size; the loss against the rate."""
+    grown, axes = figure("wide", 1, 2)
+    for ax, name in zip(axes, PROBLEMS, strict=True):
+        cap = float(dataset.curvature_cap) if name == "squares" else None
+        _growth(ax, dataset, name, cap)
+    caption(grown, "The learning rate of least loss after a fixed number of SGD steps grows with "
+            "the batch; on least squares it stops below the rate at which curvature makes "
+            "gradient descent diverge.")  # fmt: skip
+    curves, axes = figure("wide", 1, 2)
+    _curves(axes[0], dataset, "squares", "loss above the least, after the last step")
+    _curves(axes[1], dataset, "net", "loss of the last steps (nats a pixel)")
+    caption(curves, "Lines: medians over seeds; bands: quartiles. Rates at which a run diverged "
+            "are left out.")  # fmt: skip
+    return {"growth": grown, "curves": curves}
+
+
+def _bend(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """The slope of y (B, seeds) over the lower half of x less that over the upper."""
+    middle = len(x) // 2
+    slopes = [
+        np.polyfit(x[part], y[part], 1)[0] for part in (slice(middle + 1), slice(middle, None))
+    ]
+    return slopes[0] - slopes[1]
+
+
+def claims(dataset: xr.Dataset) -> list[Claim]:
+    """batch-size/optimal-learning-rate."""
+    measured, interval, grows = {}, {}, []
+    for name, title in PROBLEMS.items():
+        sizes, mean, _ = _best(dataset, name)
+        logs = np.log(dataset[f"{name}_best"].values)
+        whole = mean_interval(logs[-1] - logs[0])
+        measured[f"{title}: best rate for each batch size"] = {
+            str(b): float(rate) for b, rate in zip(sizes, mean, strict=True)
+        }
+        factor = f"{title}: factor from b = {sizes[0]} to {sizes[-1]}"
+        measured[factor] = float(np.exp((logs[-1] - logs[0]).mean()))
+        interval[factor] = None if whole is None else np.exp(whole).tolist()
+        grows.append(whole is not None and whole[0] > 0)
+    cap = float(dataset.curvature_cap)
+    sizes, mean, _ = _best(dataset, "squares")
+    measured["least squares: 2/λ_max"] = cap
+    bend = _bend(np.log(sizes), np.log(dataset.squares_best.values))
+    name = "least squares: slope of log rate by log batch, small batches less large ones"
+    measured[name], interval[name] = float(bend.mean()), mean_interval(bend)
+    flattens = interval[name] is not None and interval[name][0] > 0
+    capped = mean[-1] < cap and flattens
+    runs = dataset.squares_loss.size + dataset.net_loss.size
+    return [
+        Claim(
+            id="batch-size/optimal-learning-rate",
+            statement="As the batch grows the gradient's noise falls and the optimal learning "
+            "rate grows, until curvature caps it.",
+            source="the optimal learning rate grows with the batch size",
+            measured=measured,
+            tolerance="the 95 % interval of the growth above 1 on both problems; on least squares "
+            "the largest batch's rate below 2/λ_max, and the growth slower over the upper half of "
+            "the batch sizes than over the lower (95 % interval of the difference above 0)",
+            n_runs=int(runs),
+            interval=interval,
+            verdict=verdict(all(grows) and capped, reasoning=all(grows)),
+            evidence="batch_size_and_learning_rate/growth",
+        )
+    ]

@@ -1,0 +1,285 @@
+"""What a sweep has found, to look at: its best points, figures, and one page with both."""
+
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from optjax.files import write_text
+from optjax.report import style
+from optjax.report.page import data_uri, number
+from optjax.report.page_style import STYLE
+from optjax.scan import Status
+
+SHOWN = 5
+"""Points whose loss is drawn against the steps."""
+
+Row = dict[str, Any]
+
+
+def points(dataset: xr.Dataset) -> list[Row]:
+    """One row a point of the grid, the best first: the seeds' final losses and how they ended.
+
+    A point's median counts a diverged run as infinitely bad; runs that are not done are left out.
+    """
+    axes = [str(d) for d in dataset.final_loss.dims if d != "seed"]
+    names = [str(c) for c in dataset.coords if c not in ("seed", "step", "point")]
+    sizes = [dataset.sizes[a] for a in axes]
+    final = dataset.final_loss.transpose(*axes, "seed").values.reshape(-1, dataset.sizes["seed"])
+    status = dataset.status.transpose(*axes, "seed").values.reshape(final.shape)
+    done = dataset.steps_done.transpose(*axes, "seed").values.reshape(final.shape)
+    rows = []
+    for i, place in enumerate(np.ndindex(*sizes)):
+        at = dict(zip(axes, place, strict=True))
+        diverged = status[i] == Status.DIVERGED
+        losses = np.where(diverged, np.inf, final[i])
+        losses = losses[~np.isnan(losses)]
+        rows.append(
+            {
+                "at": at,
+                "values": {n: _value(dataset[n], at) for n in names},
+                "median": float(np.median(losses)) if len(losses) else np.nan,
+                "low": float(losses.min()) if len(losses) else np.nan,
+                "high": float(losses.max()) if len(losses) else np.nan,
+                "runs": len(losses),
+                "diverged": int(diverged.sum()),
+                "stopped": int((status[i] == Status.STOPPED).sum()),
+                "steps": int(done[i].max()),
+            }
+        )
+    return sorted(rows, key=lambda row: (np.isnan(row["median"]), row["median"]))
+
+
+def _value(coordinate: xr.DataArray, at: dict[str, int]) -> Any:
+    return coordinate.isel({d: at[str(d)] for d in coordinate.dims}).item()
+
+
+def _said(values: dict[str, Any]) -> str:
+    if not values:
+        return "the run"
+    texts = {name: f"{v:.3g}" if isinstance(v, float) else str(v) for name, v in values.items()}
+    return ", ".join(f"{name.replace('_', ' ')} {text}" for name, text in texts.items())
+
+
+# ------------------------------------------------------------------------------------- figures
+
+
+def figures(dataset: xr.Dataset) -> dict[str, Figure]:
+    """The loss against the steps, and the final loss over the grid."""
+    found = {}
+    rows = [row for row in points(dataset) if np.isfinite(row["median"])]
+    if "loss" in dataset and rows:
+        found["loss"] = _loss(dataset, rows)
+    axes = _numeric(dataset)
+    if not rows or not axes:
+        return found
+    if "point" in dataset.dims:
+        found["final-loss"] = _scatter(rows, axes)
+    elif len(axes) == 1:
+        found["final-loss"] = _line(dataset, axes[0])
+    else:
+        found["final-loss"] = _map(dataset, axes[0], axes[1])
+    return found
+
+
+def _numeric(dataset: xr.Dataset) -> list[str]:
+    """Names of the grid's numeric axes, those with most values first."""
+    names = [str(c) for c in dataset.coords if c not in ("seed", "step", "point")]
+    names = [n for n in names if dataset[n].dtype.kind in "if" and len(np.unique(dataset[n])) > 1]
+    return sorted(names, key=lambda n: -len(np.unique(dataset[n])))
+
+
+def _loss(dataset: xr.Dataset, rows: list[Row]) -> Figure:
+    fig, ax = style.figure("wide", height=3.8)
+    step = dataset.step.values
+    over = [d for d in dataset.loss.dims if d != "step"]
+    every = dataset.loss.stack(run=over).transpose("run", "step").values
+    lines = _bands(every)
+    ax.plot(step, lines[1], color="#777777", lw=1, label=f"all runs ({every.shape[0]:,})")
+    style.band(ax, step, lines[0], lines[2], alpha=0.15)
+    for i, row in enumerate(rows[:SHOWN]):
+        runs = dataset.loss.isel(row["at"]).transpose("seed", "step").values
+        low, middle, high = _bands(runs)
+        ax.plot(step, middle, color=style.COLOURS[i], lw=1.4, label=_said(row["values"]))
+        if runs.shape[0] > 1:
+            style.band(ax, step, low, high)
+    positive = every[np.isfinite(every)]
+    if positive.size and positive.min() > 0 and positive.max() > 20 * positive.min():
+        ax.set_yscale("log")
+    ax.set(xlabel="steps", ylabel="mini-batch loss")
+    ax.legend(frameon=False, fontsize=8)
+    return style.caption(
+        fig,
+        f"Mean mini-batch loss between records, for the {min(SHOWN, len(rows))} points of least "
+        "median final loss and for all runs. Lines: medians over runs that still go on; bands: "
+        "10th to 90th percentile.",
+    )
+
+
+def _bands(runs: np.ndarray) -> np.ndarray:
+    """The 10th, 50th and 90th percentile of each column; NaN where no run is left."""
+    found = np.full((3, runs.shape[1]), np.nan)
+    for i, column in enumerate(runs.T):
+        good = column[np.isfinite(column)]
+        if len(good):
+            found[:, i] = np.quantile(good, (0.1, 0.5, 0.9))
+    return found
+
+
+def _worst(dataset: xr.Dataset) -> xr.DataArray:
+    """The final loss; infinite where the run diverged."""
+    return dataset.final_loss.where(dataset.status != Status.DIVERGED, np.inf)
+
+
+def _scale(values: np.ndarray) -> Normalize:
+    good = values[np.isfinite(values)]
+    if good.size and good.min() > 0:
+        top = max(good.max(), good.min() * (1 + 1e-6))
+        return LogNorm(good.min(), top)
+    return Normalize(good.min() if good.size else 0, good.max() if good.size else 1)
+
+
+def _map(dataset: xr.Dataset, across: str, up: str) -> Figure:
+    """Medians over the seeds; where there are more axes, the best of them."""
+    median = _worst(dataset).median("seed")
+    others = [d for d in median.dims if d not in (across, up)]
+    cells = (median.min(others) if others else median).transpose(up, across).values
+    fig, ax = style.figure("single", height=3.8)
+    shown = np.where(np.isfinite(cells), cells, np.nan)
+    mesh = ax.pcolormesh(shown, cmap="cividis_r", norm=_scale(shown), rasterized=False)
+    for y, x in zip(*np.nonzero(np.isinf(cells)), strict=True):
+        ax.plot(x + 0.5, y + 0.5, "x", color="#777777", ms=5)
+    if np.isfinite(cells).any():
+        y, x = np.unravel_index(np.nanargmin(shown), shown.shape)
+        ax.plot(x + 0.5, y + 0.5, "*", color="#d55e00", mec="white", ms=14)
+    ax.grid(False)
+    for axis, name in ((ax.xaxis, across), (ax.yaxis, up)):
+        values = dataset[name].values
+        every = max(1, -(-len(values) // 9))
+        axis.set_ticks(np.arange(len(values))[::every] + 0.5, [f"{v:.3g}" for v in values[::every]])
+        axis.set_label_text(name.replace("_", " "))
+    if len(dataset[across]) > 5:
+        ax.tick_params(axis="x", rotation=40)
+    bar = fig.colorbar(mesh, ax=ax)
+    bar.set_label("median final loss")
+    rest = f", least over {', '.join(map(str, others))}" if others else ""
+    return style.caption(
+        fig,
+        f"Final loss over all training data, median over the seeds{rest}. Star: the least. "
+        "Cross: more than half of the runs diverged.",
+    )
+
+
+def _line(dataset: xr.Dataset, name: str) -> Figure:
+    runs = _worst(dataset).transpose(name, ..., "seed").values
+    runs = runs.reshape(len(runs), -1, runs.shape[-1])
+    runs = runs[np.arange(len(runs)), np.argmin(np.median(runs, axis=2), axis=1)]
+    fig, ax = style.figure("single")
+    x = dataset[name].values
+    middle = np.median(runs, axis=1)
+    good = np.isfinite(middle)
+    ax.plot(x[good], middle[good], "o-", ms=4)
+    low, high = np.quantile(runs[good], (0.1, 0.9), axis=1, method="nearest")
+    if np.isfinite(high).all():
+        style.band(ax, x[good], low, high)
+    _logs(ax, x, middle[good])
+    ax.set(xlabel=name.replace("_", " "), ylabel="final loss")
+    return style.caption(
+        fig,
+        "Final loss over all training data: median over the seeds, band from the 10th to the 90th "
+        "percentile. Values at which more than half of the runs diverged are left out.",
+    )
+
+
+def _scatter(rows: list[Row], axes: list[str]) -> Figure:
+    fig, ax = style.figure("single", height=3.8)
+    x = np.array([row["values"][axes[0]] for row in rows])
+    losses = np.array([row["median"] for row in rows])
+    if len(axes) == 1:
+        ax.plot(x, losses, "o", ms=4)
+        _logs(ax, x, losses)
+        ax.set(xlabel=axes[0].replace("_", " "), ylabel="median final loss")
+    else:
+        y = np.array([row["values"][axes[1]] for row in rows])
+        dots = ax.scatter(x, y, c=losses, cmap="cividis_r", norm=_scale(losses), s=28)
+        ax.plot(x[0], y[0], "*", color="#d55e00", mec="white", ms=14)
+        _logs(ax, x, y)
+        ax.set(xlabel=axes[0].replace("_", " "), ylabel=axes[1].replace("_", " "))
+        fig.colorbar(dots, ax=ax).set_label("median final loss")
+    return style.caption(
+        fig, "Median final loss over the seeds at each point; diverged points are left out."
+    )
+
+
+def _logs(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
+    """A logarithmic axis for values that spread over more than a decade."""
+    for values, scale in ((x, ax.set_xscale), (y, ax.set_yscale)):
+        if len(values) and np.min(values) > 0 and np.max(values) > 10 * np.min(values):
+            scale("log")
+
+
+# ---------------------------------------------------------------------------------------- page
+
+
+def summary(dataset: xr.Dataset) -> dict[str, int]:
+    """How many runs there are, and how many ended in which way."""
+    ended = int((dataset.final_loss.notnull() | (dataset.status == Status.DIVERGED)).sum())
+    found = {"runs": dataset.status.size, "ended": ended}
+    for status in (Status.CONVERGED, Status.STOPPED, Status.DIVERGED):
+        found[status.name.lower()] = int((dataset.status == status).sum())
+    return found
+
+
+def write(dataset: xr.Dataset, folder: Path, title: str, most: int = 20) -> Path:
+    """Write FOLDER/figures/*.svg and FOLDER/index.html, and give the page's path."""
+    drawn = []
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    for name, fig in figures(dataset).items():
+        file = style.save(fig, folder / "figures" / name)[0]
+        caption = str(getattr(fig, "caption", ""))
+        drawn.append(
+            f'<figure><img src="{data_uri(file)}" alt="{escape(caption)}">'
+            f"<figcaption>{escape(caption)}</figcaption></figure>"
+        )
+    rows = points(dataset)
+    names = list(rows[0]["values"]) if rows else []
+    heads = [*names, "final loss", "over the seeds", "runs", "diverged", "steps"]
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells(row)) + "</tr>"
+        for row in rows[:most]
+    )
+    counts = ", ".join(f"{n:,} {name}" for name, n in summary(dataset).items() if n)
+    more = f"<p>The best {most} of {len(rows):,} points.</p>" if len(rows) > most else ""
+    page = (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
+        f"<h1>{escape(title)}</h1><p>{escape(counts)}</p>{''.join(drawn)}<h2>Best points</h2>{more}"
+        f"<table><thead><tr>{''.join(f'<th>{escape(h)}</th>' for h in heads)}</tr></thead>"
+        f"<tbody>{body}</tbody></table></main></body></html>"
+    )
+    path = folder / "index.html"
+    write_text(path, page)
+    return path
+
+
+def cells(row: Row) -> list[str]:
+    """A row of `points` as text."""
+    values = [_digits(v) if isinstance(v, float) else str(v) for v in row["values"].values()]
+    spread = f"{_digits(row['low'])} to {_digits(row['high'])}" if row["runs"] > 1 else ""
+    counts = [str(row["runs"]), str(row["diverged"] or ""), f"{row['steps']:,}"]
+    return [*values, _digits(row["median"]), spread, *counts]
+
+
+def _digits(x: float) -> str:
+    """Four significant digits.
+
+    >>> _digits(0.000719686), _digits(128.0)
+    ('0.0007197', '128')
+    """
+    return number(float(f"{x:.4g}"))
