@@ -170,6 +170,8 @@ def _growth(ax: Axes, dataset: xr.Dataset, name: str, cap: float | None) -> None
     rates = dataset[f"{name}_learning_rate"].values
     ax.set(xscale="log", yscale="log", xlabel="batch size b (examples)",
            ylabel="learning rate of least loss", ylim=(rates[0] / 1.5, rates[-1] * 2))  # fmt: skip
+    ax.set_xticks(sizes, [str(b) for b in sizes])
+    ax.set_xticks([], minor=True)
     ax.set_title(PROBLEMS[name], fontsize=10)
     ax.legend(frameon=False, fontsize=8)
 
@@ -224,9 +226,7 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
         sizes, mean, _ = _best(dataset, name)
         logs = np.log(dataset[f"{name}_best"].values)
         whole = mean_interval(logs[-1] - logs[0])
-        measured[f"{title}: best rate for each batch size"] = {
-            str(b): float(rate) for b, rate in zip(sizes, mean, strict=True)
-        }
+        measured[f"{title}: best rate at b = {', '.join(map(str, sizes))}"] = mean.tolist()
         factor = f"{title}: factor from b = {sizes[0]} to {sizes[-1]}"
         measured[factor] = float(np.exp((logs[-1] - logs[0]).mean()))
         interval[factor] = None if whole is None else np.exp(whole).tolist()

@@ -16,6 +16,9 @@ from optjax.report.page import data_uri, number
 from optjax.report.page_style import STYLE
 from optjax.scan import Status
 
+_COLOURED = 100.0
+"""Largest over least final loss that colours tell apart."""
+
 SHOWN = 5
 """Points whose loss is drawn against the steps."""
 
@@ -111,6 +114,11 @@ def _loss(dataset: xr.Dataset, rows: list[Row]) -> Figure:
     positive = every[np.isfinite(every)]
     if positive.size and positive.min() > 0 and positive.max() > 20 * positive.min():
         ax.set_yscale("log")
+        # Runs that all but diverged would press the others together.
+        best = [dataset.loss.isel(row["at"]).transpose("seed", "step") for row in rows[:SHOWN]]
+        ends = np.array([_bands(runs.values)[::2] for runs in best])
+        bottom, top = 0.5 * np.nanmin(ends[:, 0]), 10 * np.nanmax(ends[:, 1])
+        ax.set_ylim(max(ax.get_ylim()[0], bottom), min(ax.get_ylim()[1], top))
     ax.set(xlabel="steps", ylabel="mini-batch loss")
     ax.legend(frameon=False, fontsize=8)
     return style.caption(
@@ -139,7 +147,8 @@ def _worst(dataset: xr.Dataset) -> xr.DataArray:
 def _scale(values: np.ndarray) -> Normalize:
     good = values[np.isfinite(values)]
     if good.size and good.min() > 0:
-        top = max(good.max(), good.min() * (1 + 1e-6))
+        # Runs that all but diverged would take the colours from the rest.
+        top = np.clip(good.max(), good.min() * (1 + 1e-6), _COLOURED * good.min())
         return LogNorm(good.min(), top)
     return Normalize(good.min() if good.size else 0, good.max() if good.size else 1)
 
@@ -165,14 +174,19 @@ def _map(dataset: xr.Dataset, across: str, up: str) -> Figure:
         axis.set_label_text(name.replace("_", " "))
     if len(dataset[across]) > 5:
         ax.tick_params(axis="x", rotation=40)
-    bar = fig.colorbar(mesh, ax=ax)
-    bar.set_label("median final loss")
+    _bar(fig, ax, mesh, shown)
     rest = f", least over {', '.join(map(str, others))}" if others else ""
     return style.caption(
         fig,
         f"Final loss over all training data, median over the seeds{rest}. Star: the least. "
         "Cross: more than half of the runs diverged.",
     )
+
+
+def _bar(fig: Figure, ax: Axes, drawn: Any, values: np.ndarray) -> None:
+    clipped = np.nanmax(values) > drawn.norm.vmax
+    bar = fig.colorbar(drawn, ax=ax, extend="max" if clipped else "neither")
+    bar.set_label("median final loss")
 
 
 def _line(dataset: xr.Dataset, name: str) -> Figure:
@@ -210,7 +224,7 @@ def _scatter(rows: list[Row], axes: list[str]) -> Figure:
         ax.plot(x[0], y[0], "*", color="#d55e00", mec="white", ms=14)
         _logs(ax, x, y)
         ax.set(xlabel=axes[0].replace("_", " "), ylabel=axes[1].replace("_", " "))
-        fig.colorbar(dots, ax=ax).set_label("median final loss")
+        _bar(fig, ax, dots, losses)
     return style.caption(
         fig, "Median final loss over the seeds at each point; diverged points are left out."
     )

@@ -15,6 +15,7 @@ from optjax import files, provenance, scan
 from optjax.console import Console
 from optjax.errors import UserError
 from optjax.scan import Trajectory
+from optjax.sweeps import layouts
 from optjax.sweeps import rules as stop_rules
 from optjax.sweeps.book import Book
 from optjax.sweeps.buckets import Batching, Point, buckets, resolve
@@ -116,6 +117,7 @@ def sweep(
     plan = points[0].run.plan
     metrics = _metrics(points[0])
     rules, halving = stop_rules.checked(stop, {"loss", *metrics}, plan.record_every)
+    layouts.check(lanes, tile)
     if chunk_steps is not None and chunk_steps < plan.record_every:
         raise UserError(
             f"chunk_steps is {chunk_steps}: expected at least record_every = {plan.record_every}"

@@ -65,12 +65,20 @@ class Request:
         )
 
 
+def check(how: str, tile: int | None) -> None:
+    """Refuse what is no way to lay lanes out.
+
+    Raises:
+      UserError: unknown lanes, or a tile of none.
+    """
+    if how not in LANES:
+        raise UserError(f"unknown lanes {how!r}: {nearest(str(how), LANES)}")
+    if tile is not None and tile < 1:
+        raise UserError(f"tile is {tile}: expected at least 1 lane")
+
+
 def choose(request: Request) -> Chosen:
     """The layout to run in; compiled and, where it was tried, measured."""
-    if request.how not in LANES:
-        raise UserError(f"unknown lanes {request.how!r}: {nearest(str(request.how), LANES)}")
-    if request.tile is not None and request.tile < 1:
-        raise UserError(f"tile is {request.tile}: expected at least 1 lane")
     if request.how != "auto" or request.tile is not None:
         return Chosen(request.programs(_given(request)), None, "given", {})
     memory = _Memory(request)
