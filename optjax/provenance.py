@@ -1,6 +1,7 @@
 """Where a result comes from: the code that made it, the commit, the versions."""
 
 import ast
+import functools
 import hashlib
 import importlib.metadata
 import platform
@@ -98,14 +99,21 @@ def _closure(
         name, file = waiting.pop()
         if name in done:
             continue
-        tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
-        if prune and (name, file) in roots:
-            _prune(tree)
-        _strip_docstrings(tree)
-        done[name] = ast.unparse(tree)
-        for target in _imports(tree, name, is_package=file.name == "__init__.py"):
+        pruned = prune and (name, file) in roots
+        done[name], targets = _read(name, file, file.stat().st_mtime_ns, pruned)
+        for target in targets:
             waiting.extend(_files(target, experiments or file.parent))
     return done
+
+
+@functools.lru_cache(maxsize=256)
+def _read(name: str, file: Path, changed: int, prune: bool) -> tuple[str, tuple[str, ...]]:
+    """A module's source without docstrings, and the names under optjax that it may load."""
+    tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
+    if prune:
+        _prune(tree)
+    _strip_docstrings(tree)
+    return ast.unparse(tree), tuple(_imports(tree, name, is_package=file.name == "__init__.py"))
 
 
 def file_hash(path: str | Path) -> str:

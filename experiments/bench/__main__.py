@@ -1,7 +1,7 @@
 """``make bench``: times beside peers, to results/bench.json.
 
 Command: python -m optjax.experiments.bench [--repeats N] [--only NAME] [--quick] [--output FILE]
-Cost: about five minutes on two idle cores. Every side of a benchmark is measured in turn
+Cost: about twenty minutes on two idle cores. Every side of a benchmark is measured in turn
 (A B A B), so that a drift of the machine falls on all of them; read the ratios first. Beside
 other work PyTorch loses far more than its share: its threads wait for each other actively.
 """
@@ -24,7 +24,7 @@ from optjax.errors import UserError, nearest
 from optjax.files import write_text
 from optjax.provenance import commit, versions
 
-from . import accounts, least_squares, nets, start_up
+from . import accounts, least_squares, nets, start_up, sweeps
 from .measure import Entry, cores, load_average, machine
 
 
@@ -137,6 +137,7 @@ def _chosen(only: list[str] | None, quick: bool) -> list[Entry]:
     known = [
         *start_up.entries(),
         *least_squares.entries(least_squares.QUICK if quick else least_squares.Sizes()),
+        *sweeps.entries(sweeps.QUICK if quick else sweeps.Sizes()),
         *accounts.entries(2 if quick else 100),
         *nets.entries(nets.QUICK if quick else nets.Sizes()),
     ]

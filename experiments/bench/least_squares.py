@@ -1,4 +1,4 @@
-"""Least-squares runs: many at once, their gradients, and the time to compile one."""
+"""A least-squares run: its gradients, and the time to compile it."""
 
 import math
 from collections.abc import Callable
@@ -18,31 +18,23 @@ from .measure import Entry, Side, seconds
 
 
 class Sizes(NamedTuple):
-    """What is run: n examples of d numbers, T steps on batches, `runs` at once."""
+    """What is run: n examples of d numbers, T steps on batches."""
 
     n: int = 32
     d: int = 64
     steps: int = 1000
     batch_size: int = 8
-    runs: int = 256
 
     def __str__(self) -> str:
         return f"n = {self.n}, d = {self.d}, {self.steps} steps, batch {self.batch_size}"
 
 
-QUICK = Sizes(n=8, d=6, steps=40, batch_size=4, runs=5)
+QUICK = Sizes(n=8, d=6, steps=40, batch_size=4)
 
 
 def entries(sizes: Sizes) -> list[Entry]:
-    """The sweep, the gradients and the compile time."""
+    """The gradients and the compile time."""
     return [
-        Entry(
-            "sweep",
-            f"{sizes.runs} least-squares runs ({sizes})",
-            "s",
-            "vmap(run)",
-            lambda _: _sweep(sizes),
-        ),
         Entry(
             "gradient",
             f"derivative of the final loss by the learning rate ({sizes})",
@@ -103,26 +95,6 @@ def _by_hand(sizes: Sizes) -> Callable[[Array, Key], Array]:
         return jnp.mean((X @ w - t) ** 2)
 
     return run
-
-
-def _sweep(sizes: Sizes) -> list[Side]:
-    run, rate = _run(sizes)
-    keys = jax.random.split(jax.random.key(0), sizes.runs)
-    rates = jnp.geomspace(0.1 * rate, rate, sizes.runs)
-    lanes = list(zip(list(rates), list(keys), strict=True))
-
-    def one(rate: Array, key: Key) -> Array:
-        return run({"learning_rate": rate}, key).final_loss
-
-    together = jax.jit(jax.vmap(one))
-    alone = jax.jit(one)
-    hand = jax.jit(jax.vmap(_by_hand(sizes)))
-    calls = {
-        "vmap(run)": lambda: together(rates, keys),
-        "Python loop of a compiled run": lambda: [alone(r, k) for r, k in lanes],
-        "vmap of a scan by hand with optax": lambda: hand(rates, keys),
-    }
-    return _warm(calls, 1)
 
 
 def _gradient(sizes: Sizes) -> list[Side]:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import time
+import uuid
 import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -136,20 +137,23 @@ def sweep(
         checkpoint_seconds=checkpoint_seconds,
         memory=memory,
     )
-    facts = identity(points, grid, {"stop": (rules, halving), "keep_diverged": keep_diverged})
-    spec = {
-        "identity": facts,
-        "axes": dict(grid.axes),
-        "columns": columns,
-        "seeds": chosen,
-        "steps": steps,
-        "record_every": plan.record_every,
-        "rules": names,
-        "about": dict(about or {}),
-    }
     _fits(book, len(metrics), None)
     groups = buckets(points, batching)
-    store = None if out is None else _opened(out, spec, book, len(metrics), halving, anew)
+    store, digest = None, uuid.uuid4().hex[:16]
+    if out is not None:
+        facts = identity(points, grid, {"stop": (rules, halving), "keep_diverged": keep_diverged})
+        digest = _digest(facts)
+        spec = {
+            "identity": facts,
+            "axes": dict(grid.axes),
+            "columns": columns,
+            "seeds": chosen,
+            "steps": steps,
+            "record_every": plan.record_every,
+            "rules": names,
+            "about": dict(about or {}),
+        }
+        store = _opened(out, spec, book, len(metrics), halving, anew)
     try:
         if store is not None:
             if store.spec is None:
@@ -164,7 +168,7 @@ def sweep(
             engine.run()
         dataset = book.dataset()
         dataset.attrs.update(
-            sweep=_digest(facts),
+            sweep=digest,
             parameters=json.dumps([name for name, _ in points[0].shape]),
             buckets=json.dumps(engine.notes),
             device=settings.devices[0].device_kind,
@@ -258,8 +262,8 @@ def _seeds(seeds: int | Sequence[int]) -> list[int]:
         whole = all(int(s) == s for s in seeds)
     except (TypeError, ValueError):
         raise UserError(f"seeds is {seeds!r}: expected how many, or a list of them") from None
-    if not chosen or not whole or min(chosen) < 0:
-        raise UserError(f"seeds is {list(seeds)}: expected at least one, whole numbers from 0")
+    if not chosen or not whole or min(chosen) < 0 or max(chosen) >= 2**31:
+        raise UserError(f"seeds is {list(seeds)}: expected at least one, from 0 to 2³¹ − 1")
     for seed in chosen:
         if chosen.count(seed) > 1:
             raise UserError(f"the seed {seed} is given twice: expected each once")

@@ -18,7 +18,7 @@ from optjax.sweeps import layouts
 from optjax.sweeps.book import STOPPED_BY_HALVING, Book
 from optjax.sweeps.buckets import Bucket
 from optjax.sweeps.processes import agreed, fetch
-from optjax.sweeps.program import Layout, Programs, Spec, key_numbers
+from optjax.sweeps.program import Layout, Programs, Spec
 from optjax.sweeps.rules import Halving
 from optjax.sweeps.store import Store
 from optjax.types import PyTree
@@ -179,14 +179,14 @@ class Engine:
         memory = self.settings.memory or layouts.device_memory(devices[0])
         spec = Spec(bucket.plan, self.rules, 1, self.drop_diverged)
         hparams = {name: values[:1] for name, values in bucket.hparams.items()}
-        each = layouts.lane_bytes(spec, bucket, (hparams, key_numbers([0])))
+        each = layouts.lane_bytes(spec, bucket, (hparams, np.zeros(1, np.int32)))
         # Twice, since a chunk's input stays until its output is there; a third is left for it.
         return max(1, int(len(devices) * memory / 3 // max(1, each)))
 
     def _form(self, bucket: Bucket, runs: np.ndarray, step: int) -> Wave:
         """Choose the layout and put the runs on the devices."""
         settings, book = self.settings, self.book
-        hparams, keys = self._inputs(bucket, runs)
+        hparams, seeds = self._inputs(bucket, runs)
         every = book.every
         capacity = min(book.records, CAPACITY)
         if settings.chunk_steps is not None:
@@ -205,15 +205,15 @@ class Engine:
                 how=settings.lanes,
                 tile=settings.tile,
                 weighted=self.weighted,
-                example=layouts.example(hparams, keys),
+                example=layouts.example(hparams, seeds),
             )
         )
         programs = chosen.programs
         wave = Wave(f"{self._waves:04d}", bucket, programs, 0.0, [], step)
         self._waves += 1
         for part in self._cut(runs, programs.layout.block):
-            hparams, keys = programs.put(self._inputs(bucket, part))
-            lanes = self._revived(programs, part) if step else programs.start(hparams, keys)
+            hparams, seeds = programs.put(self._inputs(bucket, part))
+            lanes = self._revived(programs, part) if step else programs.start(hparams, seeds)
             wave.blocks.append(Block(part, hparams, lanes))
         wave.compiling = time.perf_counter() - begin
         if chosen.rate is not None:
@@ -233,13 +233,13 @@ class Engine:
         return wave
 
     def _inputs(self, bucket: Bucket, runs: np.ndarray) -> tuple[PyTree, np.ndarray]:
-        """Hyperparameters and key numbers of runs; those of the first where there is none."""
+        """Hyperparameters and seeds of runs; those of the first where there is none."""
         seeds = self.book.seeds
         runs = np.where(runs < 0, runs[0], runs)
         place = {int(p): i for i, p in enumerate(bucket.points)}
         at = np.array([place[int(p)] for p in runs // len(seeds)])
-        keys = key_numbers([seeds[s] for s in runs % len(seeds)])
-        return {name: values[at] for name, values in bucket.hparams.items()}, keys
+        chosen = np.array(seeds, np.int32)[runs % len(seeds)]
+        return {name: values[at] for name, values in bucket.hparams.items()}, chosen
 
     def _revived(self, programs: Programs, runs: np.ndarray) -> PyTree:
         rows = [self.saved[int(r)][1] for r in np.where(runs < 0, runs[0], runs)]

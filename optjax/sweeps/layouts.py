@@ -15,7 +15,7 @@ import numpy as np
 
 from optjax import files
 from optjax.errors import UserError, nearest
-from optjax.sweeps.buckets import Bucket, operations
+from optjax.sweeps.buckets import Bucket
 from optjax.sweeps.program import Layout, Programs, Spec, plain_start
 
 Lanes = Literal["auto", "vmap", "map", "loop"]
@@ -57,7 +57,7 @@ class Request:
     how: Lanes
     tile: int | None
     weighted: bool
-    example: Callable[[int], tuple[Any, Any]]  # lanes of a block → (hparams, key numbers)
+    example: Callable[[int], tuple[Any, Any]]  # lanes of a block → (hparams, seeds)
 
     def programs(self, layout: Layout) -> Programs:
         return Programs(
@@ -86,8 +86,9 @@ def choose(request: Request) -> Chosen:
     if known is not None:
         return Chosen(request.programs(known), None, "remembered", {})
     begin = time.perf_counter()
-    layout, flops = _guess(request)
-    chosen = _fitting(request, layout)
+    programs, flops = _guess(request)
+    programs.hasty = flops * request.steps < _WORTH_MEASURING
+    chosen = _fitting(request, programs)
     if flops * request.steps < _WORTH_MEASURING or jax.process_count() > 1:
         return chosen
     rate = measure(chosen.programs, request)
@@ -138,8 +139,8 @@ def measure(programs: Programs, request: Request) -> float | None:
 
     None where the steps are too quick to be told apart from the rest.
     """
-    hparams, keys = programs.put(request.example(programs.layout.block))
-    lanes = programs.start(hparams, keys)
+    hparams, seeds = programs.put(request.example(programs.layout.block))
+    lanes = programs.start(hparams, seeds)
 
     def seconds(steps: int) -> float:
         begin = time.perf_counter()
@@ -183,48 +184,42 @@ def _given(request: Request) -> Layout:
     return Layout(devices * tile, tile, counts)
 
 
-def _guess(request: Request) -> tuple[Layout, float]:
+def _guess(request: Request) -> tuple[Programs, float]:
     """On the CPU tiles that stay in the cache, or one lane where a step is heavy; else all.
 
-    Beside it the operations of a step.
+    Beside the programs the operations of a step.
     """
     devices = len(request.devices)
     each = -(-request.lanes // devices)
-    hparams = {name: values[0] for name, values in request.bucket.hparams.items()}
-    flops, _ = operations(request.spec.plan, request.bucket.data, hparams)
-    if request.devices[0].platform != "cpu":
-        tile = each
-    elif flops >= _HEAVY:
-        tile = 1
-    else:
-        tile = min(
-            each,
-            _power(
-                _CACHE_BYTES / max(1, lane_bytes(request.spec, request.bucket, request.example(1)))
-            ),
-        )
-    return Layout(devices * tile, tile), flops
+    on_cpu = request.devices[0].platform == "cpu"
+    tile = each
+    if on_cpu:
+        state = lane_bytes(request.spec, request.bucket, request.example(1))
+        tile = min(each, _power(_CACHE_BYTES / max(1, state)))
+    programs = request.programs(Layout(devices * tile, tile))
+    flops = programs.operations()
+    if on_cpu and flops >= _HEAVY and tile > 1:
+        programs = request.programs(Layout(devices, 1))
+    return programs, flops
 
 
 def lane_bytes(spec: Spec, bucket: Bucket, example: Any) -> int:
     """Bytes of the state of one run.
 
     Args:
-      example: the hyperparameters and key numbers of a block.
+      example: the hyperparameters and seeds of a block.
     """
     one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), example)
     lane = jax.eval_shape(lambda d, h, k: plain_start(spec, d, h, k), bucket.data, *one)
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(lane))
 
 
-def _fitting(request: Request, layout: Layout) -> Chosen:
-    """The layout, with as few lanes in a tile as the device's memory asks for."""
+def _fitting(request: Request, programs: Programs) -> Chosen:
+    """The programs, with as few lanes in a tile as the device's memory asks for."""
     while True:
-        programs = request.programs(layout)
-        hparams, keys = programs.put(request.example(layout.block))
-        lanes = programs.start(hparams, keys)
+        layout = programs.layout
         try:
-            jax.block_until_ready(programs.chunk(hparams, lanes, 0, 0, 1))
+            programs.prepare()
             needed = programs.memory() or 0
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error) or layout.tile == 1:
@@ -233,7 +228,9 @@ def _fitting(request: Request, layout: Layout) -> Chosen:
         if needed <= request.memory or layout.tile == 1:
             return Chosen(programs, None, "guessed", {})
         tile = _power(max(1.0, layout.tile * request.memory / needed))
-        layout = Layout(len(request.devices) * tile, tile, layout.counts)
+        hasty = programs.hasty
+        programs = request.programs(Layout(len(request.devices) * tile, tile, layout.counts))
+        programs.hasty = hasty
 
 
 def _others(request: Request, first: Layout) -> list[Layout]:
@@ -332,11 +329,11 @@ def _file() -> Path:
     return Path(folder) / "layouts.json"
 
 
-def example(hparams: dict[str, np.ndarray], keys: np.ndarray) -> Callable[[int], Any]:
+def example(hparams: dict[str, np.ndarray], seeds: np.ndarray) -> Callable[[int], Any]:
     """The first lanes of a bucket, repeated to fill a block."""
 
     def block(size: int) -> tuple[Any, Any]:
-        at = np.arange(size) % len(keys)
-        return {name: values[at] for name, values in hparams.items()}, keys[at]
+        at = np.arange(size) % len(seeds)
+        return {name: values[at] for name, values in hparams.items()}, seeds[at]
 
     return block

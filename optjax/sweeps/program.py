@@ -8,6 +8,7 @@ it all: vmap is one tile a block, `lax.map` several, a plain loop a block of one
 import dataclasses
 import functools
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -57,27 +58,32 @@ def lanes_mesh(devices: list[Any]) -> jax.sharding.Mesh:
 # ------------------------------------------------------------------------------------- one lane
 
 
-def _start(spec: Spec, data: Data, hparams: HParams, key: Array) -> Lane:
-    state = scan.init(spec.plan, data, hparams, jax.random.wrap_key_data(key))
+def _start(spec: Spec, data: Data, hparams: HParams, seed: Array) -> Lane:
+    state = scan.init(spec.plan, data, hparams, jax.random.key(seed))
     never = jnp.full((), -1, jnp.int32)
     rules = tuple(rule.init() for rule in spec.rules)
     return Lane(state._replace(step=None), rules, never, never)
 
 
-def plain_start(spec: Spec, data: Data, hparams: HParams, key: Array) -> Lane:
+def plain_start(spec: Spec, data: Data, hparams: HParams, seed: Array) -> Lane:
     """The lane before its first step, its keys as numbers: as blocks hold it."""
-    return _plain(_start(spec, data, hparams, key))
+    return _plain(_start(spec, data, hparams, seed))
 
 
+# Compiled in themselves, so that JAX traces each once, however often it asks for its shapes.
+_step = functools.partial(jax.jit, static_argnums=0)(scan.step)
+
+
+@functools.partial(jax.jit, static_argnums=0)
 def _record(
     spec: Spec, data: Data, every: Array, hparams: HParams, lane: Lane, step: Array
 ) -> tuple[Lane, dict[str, Array]]:
     """`every` steps and what is recorded after them; a lane that has stopped stays as it is."""
     start = lane.run._replace(step=step)
-    kind = jax.eval_shape(functools.partial(scan.step, spec.plan, data, hparams), start)[1]
+    kind = jax.eval_shape(functools.partial(_step, spec.plan), data, hparams, start)[1]
 
     def one(_: Array, carry: tuple[RunState, Array]) -> tuple[RunState, Array]:
-        state, loss = scan.step(spec.plan, data, hparams, carry[0])
+        state, loss = _step(spec.plan, data, hparams, carry[0])
         return state, carry[1] + loss
 
     state, total = lax.fori_loop(0, every, one, (start, jnp.zeros((), kind.dtype)))
@@ -197,7 +203,7 @@ class Programs:
 
     Args:
       spec: what a lane computes. layout: see `Layout`. devices: that the lanes are laid over.
-      data: of the problem. example: the hyperparameters and key data of a block, for their shapes.
+      data: of the problem. example: the hyperparameters and seeds of a block, for their shapes.
     """
 
     def __init__(
@@ -212,20 +218,23 @@ class Programs:
         self.plain_like = jax.eval_shape(functools.partial(plain_start, self.spec), data, *one)
         self.like = jax.eval_shape(functools.partial(_start, self.spec), data, *one)
         self.data = self.put(data, replicated=True)
+        self.inputs_like = one
         self._compiled: dict[str, Any] = {}
+        self._chunk_lowered: Any = None
+        self.hasty = False  # whether compiling would take longer than running
 
-    def start(self, hparams: PyTree, keys: PyTree) -> PyTree:
+    def start(self, hparams: PyTree, seeds: PyTree) -> PyTree:
         """The lanes before their first step."""
-        return self._call("start", self._start, 2, hparams, keys)
+        return self._call("start", self._start, hparams, seeds)
 
     def chunk(self, hparams: PyTree, lanes: PyTree, step: int, records: int, every: int) -> Any:
         """(the lanes after at most `records` records, name → (block, capacity) values)."""
         numbers = [np.int32(x) for x in (step, records, every)]
-        return self._call("chunk", self._chunk, 2, hparams, lanes, *numbers)
+        return self._call("chunk", self._chunk, hparams, lanes, *numbers)
 
     def outcome(self, hparams: PyTree, lanes: PyTree, step: int) -> scan.Outcome:
         """What each lane has reached."""
-        return self._call("outcome", self._outcome, 2, hparams, lanes, np.int32(step))
+        return self._call("outcome", self._outcome, hparams, lanes, np.int32(step))
 
     def put(self, tree: PyTree, *, replicated: bool = False) -> PyTree:
         """Arrays of the host on the devices, the first axis over the lanes unless `replicated`."""
@@ -240,6 +249,15 @@ class Programs:
             return jax.make_array_from_callback(a.shape, sharding, lambda at: a[at])
 
         return jax.tree.map(leaf, tree)
+
+    def operations(self) -> float:
+        """Operations of one step of a lane, as XLA counts them before it optimises.
+
+        Of loops whose length it does not know it counts one turn.
+        """
+        cost: Any = self._lowered().cost_analysis() or {}
+        cost = cost[0] if isinstance(cost, list) else cost
+        return float(cost.get("flops", 0.0)) / self.layout.tile
 
     def memory(self) -> int | None:
         """Bytes that a chunk takes on a device: arguments, results and temporaries."""
@@ -256,31 +274,90 @@ class Programs:
         """The compiled chunk as HLO."""
         return self._compiled["chunk"].as_text()
 
-    def _call(self, name: str, program: Callable[..., Any], lanes: int, *args: Any) -> Any:
+    def _call(self, name: str, program: Callable[..., Any], *args: Any) -> Any:
         if name not in self._compiled:
             self._compiled[name] = _cached(
-                (name, self.spec, self.layout, tuple(self.devices), _kinds((self.data, *args))),
-                lambda: self._compile(program, lanes, *args),
+                (name, *self._key(args)),
+                lambda: self._lower(program, *args).compile(compiler_options=self._options()),
             )
         return self._compiled[name](self.data, *args)
 
-    def _compile(self, program: Callable[..., Any], lanes: int, *args: Any) -> Any:
+    def _key(self, args: Any) -> Any:
+        kinds = _kinds((self.data, *args))
+        return self.spec, self.layout, tuple(self.devices), self.hasty, kinds
+
+    def _options(self) -> dict[str, Any] | None:
+        """On the CPU less of LLVM's optimisation halves the compile time and costs little."""
+        if self.hasty and self.devices[0].platform == "cpu":
+            return {"xla_backend_optimization_level": 1}
+        return None
+
+    def prepare(self) -> None:
+        """Compile all three programs, side by side, before their arguments are there."""
+        hparams, seeds, lanes = self._shapes()
+        step = np.int32(1)
+        wanted = {
+            "chunk": (self._chunk, (hparams, lanes, step, step, step)),
+            "start": (self._start, (hparams, seeds)),
+            "outcome": (self._outcome, (hparams, lanes, step)),
+        }
+        lowered = {}
+        for name, (program, args) in wanted.items():
+            key = (name, *self._key(args))
+            if key in _CACHE:
+                self._compiled[name] = _CACHE[key]
+            else:
+                lowered[name] = key, self._lower(program, *args)
+        if not lowered:
+            return
+        with ThreadPoolExecutor(len(lowered)) as pool:
+            options = self._options()
+            jobs = {
+                name: pool.submit(low.compile, compiler_options=options)
+                for name, (_, low) in lowered.items()
+            }
+            for name, job in jobs.items():
+                self._compiled[name] = _cached(lowered[name][0], job.result)
+
+    def _lower(self, program: Callable[..., Any], *args: Any) -> Any:
+        """Of the arguments the first two are laid over the lanes."""
+        if program == self._chunk and self._chunk_lowered is not None:
+            return self._chunk_lowered
         function = program
         if self.mesh is not None:
             over, whole = PartitionSpec("lane"), PartitionSpec()
             function = jax.shard_map(
                 program,
                 mesh=self.mesh,
-                in_specs=(whole, *(over if i < lanes else whole for i in range(len(args)))),
+                in_specs=(whole, over, over, *(whole for _ in args[2:])),
                 out_specs=over,
                 check_vma=False,
             )
-        return jax.jit(function).lower(self.data, *args).compile()
+        return jax.jit(function).lower(self.data, *args)
 
-    def _start(self, data: Data, hparams: PyTree, keys: Array) -> PyTree:
+    def _lowered(self) -> Any:
+        """The chunk, lowered for arguments of which only the shapes are known."""
+        if self._chunk_lowered is None:
+            hparams, _, lanes = self._shapes()
+            self._chunk_lowered = self._lower(self._chunk, hparams, lanes, *[np.int32(1)] * 3)
+        return self._chunk_lowered
+
+    def _shapes(self) -> tuple[PyTree, PyTree, PyTree]:
+        """Hyperparameters, seeds and lanes of a block as shapes, laid over the devices."""
+        block = self.layout.block
+        over = self.put(np.zeros(block, np.int32)).sharding
+        empty = self.put(np.zeros((block, 0), np.int32)).sharding
+
+        def leaf(kind: Any) -> Any:
+            shape = (block, *kind.shape)
+            return jax.ShapeDtypeStruct(shape, kind.dtype, sharding=empty if 0 in shape else over)
+
+        return jax.tree.map(leaf, (*self.inputs_like, self.plain_like))
+
+    def _start(self, data: Data, hparams: PyTree, seeds: Array) -> PyTree:
         one = functools.partial(_start, self.spec, data)
         return _plain(
-            _by_tiles(_vectorised(one, self.layout.tile, 2), self.layout.tile, hparams, keys)
+            _by_tiles(_vectorised(one, self.layout.tile, 2), self.layout.tile, hparams, seeds)
         )
 
     def _chunk(
@@ -320,9 +397,3 @@ def _kinds(tree: PyTree) -> Any:
     """What a compiled program is particular to in its arguments, hashable."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
-
-
-def key_numbers(seeds: list[int]) -> np.ndarray:
-    """The numbers of `jax.random.key(seed)` for each seed, (L, 2) uint32."""
-    distinct = {s: np.asarray(jax.random.key_data(jax.random.key(s))) for s in set(seeds)}
-    return np.stack([distinct[s] for s in seeds])

@@ -13,7 +13,7 @@ import pytest
 
 import optjax as oj
 from optjax.sweeps import layouts
-from optjax.sweeps.program import Layout, Programs, Spec, key_numbers
+from optjax.sweeps.program import Layout, Programs, Spec
 
 N, D, T = 12, 6, 24
 RATES, SIZES, SEEDS = [0.01, 0.05, 0.2], [1, 5, 12], 3
@@ -85,7 +85,7 @@ def test_batches_as_counts_are_the_same_batches(run, problem):
     counts = batching.counts(indices, mask, N, float)
     np.testing.assert_array_equal(counts, np.bincount(np.asarray(indices)[:5], minlength=N))
 
-    example = ({"learning_rate": np.array(RATES)}, key_numbers([0, 1, 2]))
+    example = ({"learning_rate": np.array(RATES)}, np.arange(3, dtype=np.int32))
     spec = Spec(run.plan, (), 4, True)
     ends = []
     for counted in (False, True):
@@ -276,7 +276,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 import numpy as np, optax, optjax as oj
-from optjax.sweeps.program import Layout, Programs, Spec, key_numbers
+from optjax.sweeps.program import Layout, Programs, Spec
 rng = np.random.default_rng(0)
 X = rng.normal(size=(12, 6))
 run = oj.make_run(oj.least_squares(X, rng.normal(size=12)), optax.rmsprop, 24, record_every=2)
@@ -287,7 +287,7 @@ for count in (1, 2, 8):
     kind = {"chunk_steps": 8} if count == 8 else {"lanes": "map", "tile": 2}
     data = oj.sweep(run, grid, 3, devices=devices, stop=oj.Target(1e-9), **kind)
     found[count] = data.loss.values.tolist()
-example = ({"learning_rate": np.full(16, 0.1)}, key_numbers(list(range(16))))
+example = ({"learning_rate": np.full(16, 0.1)}, np.arange(16, dtype=np.int32))
 programs = Programs(Spec(run.plan, (), 4, True), Layout(16, 2), jax.devices(), run.problem.data,
                     example)
 put = programs.put(example)
