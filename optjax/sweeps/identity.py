@@ -19,7 +19,13 @@ from optjax.files import plainly
 from optjax.sweeps.buckets import Point
 from optjax.sweeps.grid import Grid, label
 
-_CORE = ("optjax.scan", "optjax.trajectory", "optjax.sweeps.program", "optjax.sweeps.rules")
+_CORE = (
+    "optjax.scan",
+    "optjax.trajectory",
+    "optjax.sweeps.lane",
+    "optjax.sweeps.program",
+    "optjax.sweeps.rules",
+)
 
 
 def identity(points: Sequence[Point], grid: Grid, settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ import numpy as np
 from optjax import files
 from optjax.errors import UserError, nearest
 from optjax.sweeps.buckets import Bucket
-from optjax.sweeps.program import Layout, Programs, Spec, plain_start
+from optjax.sweeps.lane import Spec, plain_start
+from optjax.sweeps.program import Layout, Programs
 
 Lanes = Literal["auto", "vmap", "map", "loop"]
 LANES = ("auto", "vmap", "map", "loop")
@@ -52,6 +53,7 @@ class Request:
     spec: Spec
     lanes: int
     steps: float  # of all lanes together
+    every: int  # steps from record to record
     devices: list[Any]
     memory: float  # bytes of a device that the programs may take
     how: Lanes

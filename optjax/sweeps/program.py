@@ -19,17 +19,9 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optjax import scan
 from optjax.problems import Data
-from optjax.scan import Plan, RunState
+from optjax.sweeps import lane
+from optjax.sweeps.lane import Lane, Spec
 from optjax.types import Array, HParams, PyTree
-
-
-class Lane(NamedTuple):
-    """What persists of a run of a sweep from one record to the next."""
-
-    run: RunState  # its `step` is None here: all lanes of a block share one clock
-    rules: tuple[PyTree, ...]  # the state of each stop rule
-    stopped_at: Array  # () int32, the step of the record at which a rule stopped it; −1
-    stopped_by: Array  # () int32, which rule; −1
 
 
 class Layout(NamedTuple):
@@ -40,84 +32,9 @@ class Layout(NamedTuple):
     counts: bool = False  # a batch as how often each example was drawn
 
 
-@dataclasses.dataclass(frozen=True)
-class Spec:
-    """What one lane computes: the static part of a bucket's programs."""
-
-    plan: Plan
-    rules: tuple[Any, ...]
-    capacity: int  # records that one call can hold
-    drop_diverged: bool
-
-
 def lanes_mesh(devices: list[Any]) -> jax.sharding.Mesh:
     """The mesh that lanes are laid over."""
     return jax.sharding.Mesh(np.asarray(devices), ("lane",), axis_types=(AxisType.Auto,))
-
-
-# ------------------------------------------------------------------------------------- one lane
-
-
-def _start(spec: Spec, data: Data, hparams: HParams, seed: Array) -> Lane:
-    state = scan.init(spec.plan, data, hparams, jax.random.key(seed))
-    never = jnp.full((), -1, jnp.int32)
-    rules = tuple(rule.init() for rule in spec.rules)
-    return Lane(state._replace(step=None), rules, never, never)
-
-
-def plain_start(spec: Spec, data: Data, hparams: HParams, seed: Array) -> Lane:
-    """The lane before its first step, its keys as numbers: as blocks hold it."""
-    return _plain(_start(spec, data, hparams, seed))
-
-
-# Compiled in themselves, so that JAX traces each once, however often it asks for its shapes.
-_step = functools.partial(jax.jit, static_argnums=0)(scan.step)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _record(
-    spec: Spec, data: Data, every: Array, hparams: HParams, lane: Lane, step: Array
-) -> tuple[Lane, dict[str, Array]]:
-    """`every` steps and what is recorded after them; a lane that has stopped stays as it is."""
-    start = lane.run._replace(step=step)
-    kind = jax.eval_shape(functools.partial(_step, spec.plan), data, hparams, start)[1]
-
-    def one(_: Array, carry: tuple[RunState, Array]) -> tuple[RunState, Array]:
-        state, loss = _step(spec.plan, data, hparams, carry[0])
-        return state, carry[1] + loss
-
-    state, total = lax.fori_loop(0, every, one, (start, jnp.zeros((), kind.dtype)))
-    numbers = scan.split(spec.plan, hparams, state.params)[1]
-    values = {
-        "loss": total / every.astype(total.dtype),
-        **spec.plan.metrics(state.params, state.model_state, data, numbers),
-    }
-    fresh = lane._replace(run=state._replace(step=None))
-    if not spec.rules:
-        return fresh, values
-    rules = []
-    for i, rule in enumerate(spec.rules):
-        rule_state, fires = rule.update(lane.rules[i], state.step, values)
-        rules.append(rule_state)
-        first = fires & (fresh.stopped_at < 0)
-        fresh = fresh._replace(
-            stopped_at=jnp.where(first, state.step, fresh.stopped_at).astype(jnp.int32),
-            stopped_by=jnp.where(first, i, fresh.stopped_by).astype(jnp.int32),
-        )
-    fresh = fresh._replace(rules=tuple(rules))
-    return _where(lane.stopped_at >= 0, lane, fresh), values
-
-
-def _where(take: Array, one: PyTree, other: PyTree) -> PyTree:
-    """`one` where `take` is true, leaf by leaf; keys too."""
-    return jax.tree.map(functools.partial(jnp.where, take), one, other)
-
-
-def _outcome(spec: Spec, data: Data, hparams: HParams, lane: Lane, step: Array) -> scan.Outcome:
-    return scan.outcome(spec.plan, data, hparams, lane.run._replace(step=step))
-
-
-# ------------------------------------------------------------------------------- tiles and blocks
 
 
 def _vectorised(one: Callable[..., Any], tile: int, lanes: int) -> Callable[..., Any]:
@@ -154,7 +71,7 @@ def _chunk_of_tile(
 ) -> tuple[Lane, dict[str, Array]]:
     """At most `records` records of the lanes of a tile; ends early once none is left."""
     tile = lanes.stopped_at.shape[0]
-    one = _vectorised(functools.partial(_record, spec, data, every), tile, 2)
+    one = _vectorised(functools.partial(lane.record, spec, data, every), tile, 2)
     shapes = jax.eval_shape(one, hparams, lanes, step)[1]
     room = {k: jnp.zeros((tile, spec.capacity), v.dtype) for k, v in shapes.items()}
 
@@ -178,26 +95,6 @@ def _chunk_of_tile(
     return lanes, room
 
 
-def _plain(tree: PyTree) -> PyTree:
-    """Keys as the numbers they are, so that all leaves can be saved and moved."""
-
-    def leaf(a: Any) -> Any:
-        is_key = jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
-        return jax.random.key_data(a) if is_key else a
-
-    return jax.tree.map(leaf, tree)
-
-
-def _typed(tree: PyTree, like: PyTree) -> PyTree:
-    """The inverse of `_plain`, where `like` has the dtypes of one lane."""
-
-    def leaf(a: Any, kind: Any) -> Any:
-        is_key = jnp.issubdtype(kind.dtype, jax.dtypes.prng_key)
-        return jax.random.wrap_key_data(a) if is_key else a
-
-    return jax.tree.map(leaf, tree, like)
-
-
 class Programs:
     """The three programs of a bucket in one layout, each compiled when it is first called.
 
@@ -215,8 +112,8 @@ class Programs:
         )
         self.mesh = lanes_mesh(devices) if len(devices) > 1 or jax.process_count() > 1 else None
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), example)
-        self.plain_like = jax.eval_shape(functools.partial(plain_start, self.spec), data, *one)
-        self.like = jax.eval_shape(functools.partial(_start, self.spec), data, *one)
+        self.plain_like = jax.eval_shape(functools.partial(lane.plain_start, self.spec), data, *one)
+        self.like = jax.eval_shape(functools.partial(lane.start, self.spec), data, *one)
         self.data = self.put(data, replicated=True)
         self.inputs_like = one
         self._compiled: dict[str, Any] = {}
@@ -355,8 +252,8 @@ class Programs:
         return jax.tree.map(leaf, (*self.inputs_like, self.plain_like))
 
     def _start(self, data: Data, hparams: PyTree, seeds: Array) -> PyTree:
-        one = functools.partial(_start, self.spec, data)
-        return _plain(
+        one = functools.partial(lane.start, self.spec, data)
+        return lane.plain(
             _by_tiles(_vectorised(one, self.layout.tile, 2), self.layout.tile, hparams, seeds)
         )
 
@@ -364,14 +261,17 @@ class Programs:
         self, data: Data, hparams: PyTree, lanes: PyTree, step: Array, records: Array, every: Array
     ) -> Any:
         tile = functools.partial(_chunk_of_tile, self.spec, data, every, step, records)
-        lanes, values = _by_tiles(tile, self.layout.tile, hparams, _typed(lanes, self.like))
-        return _plain(lanes), values
+        lanes, values = _by_tiles(tile, self.layout.tile, hparams, lane.typed(lanes, self.like))
+        return lane.plain(lanes), values
 
     def _outcome(self, data: Data, hparams: PyTree, lanes: PyTree, step: Array) -> scan.Outcome:
-        one = functools.partial(_outcome, self.spec, data)
+        one = functools.partial(lane.outcome, self.spec, data)
         over = _vectorised(one, self.layout.tile, 2)
         return _by_tiles(
-            lambda h, lane: over(h, lane, step), self.layout.tile, hparams, _typed(lanes, self.like)
+            lambda h, lane: over(h, lane, step),
+            self.layout.tile,
+            hparams,
+            lane.typed(lanes, self.like),
         )
 
 

@@ -23,17 +23,8 @@ def signals():
 def test_the_cheap_benchmarks_leave_a_whole_record(tmp_path):
     # A process of its own: the suite's float64 and strict promotion are not what is timed.
     file = tmp_path / "new" / "bench.json"
-    words = [
-        "--quick",
-        "--repeats",
-        "2",
-        "--only",
-        "start-up",
-        "--only",
-        "sweep/least-squares",
-        "--only",
-    ]
-    words += ["accounting", "--only"]
+    words = ["--quick", "--repeats", "2", "--only", "start-up", "--only", "sweep/batch-sizes"]
+    words += ["--only", "accounting", "--only"]
     done = subprocess.run(
         [sys.executable, "-m", "optjax.experiments.bench", *words, "gradient", "--output", file],
         capture_output=True,
@@ -50,13 +41,8 @@ def test_the_cheap_benchmarks_leave_a_whole_record(tmp_path):
     assert {"python", "jax", "optjax", "torch"} <= record["versions"].keys()
     assert {"processor", "cores", "memory_gib", "backend", "device"} <= record["machine"].keys()
     names = [entry["name"] for entry in record["benchmarks"]]
-    assert names == [
-        "start-up/help",
-        "start-up/import",
-        "gradient",
-        "sweep/least-squares",
-        "accounting",
-    ]
+    assert names[:3] == ["start-up/help", "start-up/import", "gradient"]
+    assert names[3:] == ["sweep/batch-sizes", "accounting"]
     for entry in record["benchmarks"]:
         assert entry["reference"] in entry["sides"]
         assert entry["ratios"].keys() == entry["sides"].keys() - {entry["reference"]}

@@ -15,8 +15,8 @@ import pytest
 import xarray as xr
 
 import optjax as oj
-from optjax.sweeps.engine import Engine
 from optjax.sweeps.store import Store
+from optjax.sweeps.wave import Wave
 
 GRID = {"learning_rate": [0.02, 0.1, 30.0], "batch_size": [2, 6]}
 
@@ -51,13 +51,13 @@ def _killer(after):
 def _counted(monkeypatch):
     """How many lane-steps are computed, padding left out."""
     done = [0]
-    send = Engine._send
+    send = Wave.send
 
-    def counting(self, wave, count):
-        done[0] += count * self.book.every * len(self._alive(wave))
-        return send(self, wave, count)
+    def counting(self, count, every):
+        done[0] += count * every * len(self.runs())
+        return send(self, count, every)
 
-    monkeypatch.setattr(Engine, "_send", counting)
+    monkeypatch.setattr(Wave, "send", counting)
     return done
 
 

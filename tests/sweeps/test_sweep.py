@@ -13,7 +13,8 @@ import pytest
 
 import optjax as oj
 from optjax.sweeps import layouts
-from optjax.sweeps.program import Layout, Programs, Spec
+from optjax.sweeps.lane import Spec
+from optjax.sweeps.program import Layout, Programs
 
 N, D, T = 12, 6, 24
 RATES, SIZES, SEEDS = [0.01, 0.05, 0.2], [1, 5, 12], 3
@@ -249,16 +250,16 @@ def test_successive_halving_keeps_the_best_of_all_buckets(noisy, how):
 
 
 def test_few_survivors_move_into_fewer_blocks(noisy, monkeypatch):
-    from optjax.sweeps.engine import Engine
+    from optjax.sweeps.wave import Wave
 
     seen = []
-    compact = Engine._compact
+    keep = Wave.keep
 
-    def watched(self, wave):
-        compact(self, wave)
-        seen.append(len(wave.blocks))
+    def watched(self, *args):
+        keep(self, *args)
+        seen.append(len(self.blocks))
 
-    monkeypatch.setattr(Engine, "_compact", watched)
+    monkeypatch.setattr(Wave, "keep", watched)
     grid = {"learning_rate": [0.02] + [50.0 + i for i in range(11)], "batch_size": [4]}
     long = oj.make_run(noisy.problem, optax.sgd, 600, record_every=60)
     found = oj.sweep(long, grid, 2, tile=4, chunk_steps=60)
@@ -276,7 +277,8 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 import numpy as np, optax, optjax as oj
-from optjax.sweeps.program import Layout, Programs, Spec
+from optjax.sweeps.lane import Spec
+from optjax.sweeps.program import Layout, Programs
 rng = np.random.default_rng(0)
 X = rng.normal(size=(12, 6))
 run = oj.make_run(oj.least_squares(X, rng.normal(size=12)), optax.rmsprop, 24, record_every=2)

@@ -1,0 +1,129 @@
+"""A sweep's folder: opened for a sweep that may go on in it, or looked into."""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from optjax import files
+from optjax.errors import UserError
+from optjax.sweeps.book import Book
+from optjax.sweeps.grid import Grid
+from optjax.sweeps.identity import difference, run_ids
+from optjax.sweeps.processes import agreed
+from optjax.sweeps.store import Store, read_spec
+
+if TYPE_CHECKING:
+    import xarray
+
+
+def opened(
+    out: str | os.PathLike[str],
+    spec: dict[str, Any],
+    book: Book,
+    metrics: int,
+    halving: Any,
+    anew: bool,
+) -> Store:
+    """The store of the sweep, in every process; its `spec` is None where all is computed.
+
+    Raises:
+      UserError: as `sweep` says, in every process.
+    """
+    store, error, complete = None, None, False
+    if jax.process_index() == 0:
+        try:
+            store = Store(out)
+            complete = _continued(store, book, spec, halving is not None, anew)
+            if not complete:
+                fits(book, metrics, store)
+        except UserError as refused:
+            error = refused
+            if store is not None:
+                store.close()
+    failed, complete = agreed(error is not None, complete)
+    if error is not None:
+        raise error
+    if failed:
+        raise UserError(f"the sweep in {str(out)!r} was refused: the first process says why")
+    store = Store(out, writer=False) if store is None else store
+    if complete:
+        store.spec = None
+    return store
+
+
+def _continued(store: Store, book: Book, spec: dict[str, Any], compares: bool, anew: bool) -> bool:
+    """Take over what the folder holds; whether there is nothing left to compute."""
+    old = store.spec
+    if old is None or anew:
+        store.begin(spec, anew=True)
+        return False
+    where = f"the folder {str(store.folder)!r} holds another sweep"
+    told = difference(old["identity"], spec["identity"])
+    if told is not None:
+        raise UserError(f"{where}: {told}; give another folder, or start anew (anew=True, --anew)")
+    before = _ids_of(old)
+    lost = before[book.find(before) < 0]
+    if len(lost):
+        raise UserError(
+            f"{where}: {len(lost)} of its {len(before)} runs are not in this grid; add points or "
+            "seeds to it, give another folder, or start anew (anew=True, --anew)"
+        )
+    if len(before) < len(book) and compares:
+        raise UserError(
+            f"{where} with fewer runs, and Halving compares runs with each other: give another "
+            "folder, or start anew (anew=True, --anew)"
+        )
+    same = all(old[name] == spec[name] for name in ("axes", "columns", "seeds"))
+    if same and store.result.is_file():
+        return True
+    store.result.unlink(missing_ok=True)
+    store.begin(spec, anew=False)
+    return False
+
+
+def load_sweep(folder: str | os.PathLike[str]) -> "xarray.Dataset":
+    """What a sweep's folder holds: the result, or as much of it as was computed so far.
+
+    Raises:
+      UserError: no sweep is there, or it is damaged.
+    """
+    spec = read_spec(folder)
+    store = Store(folder, writer=False)
+    if store.result.is_file():
+        return files.read_dataset(store.result)
+    try:
+        book = Book(
+            spec["axes"], spec["columns"], spec["seeds"], spec["steps"], spec["record_every"],
+            _ids_of(spec), spec["rules"],
+        )  # fmt: skip
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"the sweep in {str(folder)!r} is damaged ({error!r})") from None
+    for facts, arrays in store.frames():
+        book.restore(facts, arrays)
+    return book.dataset()
+
+
+def _ids_of(spec: Mapping[str, Any]) -> np.ndarray:
+    grid = Grid(spec["columns"], spec["axes"])
+    return run_ids(grid, spec["steps"], spec["seeds"]).ravel()
+
+
+def fits(book: Book, metrics: int, store: Store | None) -> None:
+    """Refuse what memory or the disk cannot hold before anything is computed."""
+    needed = book.bytes(metrics)
+    if store is None:
+        import psutil
+
+        free, what, instead = psutil.virtual_memory().available, "memory", ""
+    else:
+        # The log and the final file; the records in memory were checked before.
+        needed, free, what, instead = 2 * needed, store.free(), "disk", ", or another folder"
+    if needed > free:
+        raise UserError(
+            f"the records of {len(book):,} runs × {book.records:,} take up to "
+            f"{needed / 1e9:.3g} GB and the {what} has {free / 1e9:.3g} GB free: record less often "
+            f"(record_every), sweep fewer points{instead}"
+        )

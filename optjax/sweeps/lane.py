@@ -1,0 +1,114 @@
+"""One run of a sweep as its compiled programs see it: how it starts, goes on and is judged."""
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from optjax import scan
+from optjax.problems import Data
+from optjax.scan import Plan, RunState
+from optjax.types import Array, HParams, PyTree
+
+
+class Lane(NamedTuple):
+    """What persists of a run of a sweep from one record to the next."""
+
+    run: RunState  # its `step` is None here: all lanes of a block share one clock
+    rules: tuple[PyTree, ...]  # the state of each stop rule
+    stopped_at: Array  # () int32, the step of the record at which a rule stopped it; −1
+    stopped_by: Array  # () int32, which rule; −1
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What one lane computes: the static part of a bucket's programs."""
+
+    plan: Plan
+    rules: tuple[Any, ...]
+    capacity: int  # records that one call can hold
+    drop_diverged: bool
+
+
+def start(spec: Spec, data: Data, hparams: HParams, seed: Array) -> Lane:
+    """The lane before its first step."""
+    state = scan.init(spec.plan, data, hparams, jax.random.key(seed))
+    never = jnp.full((), -1, jnp.int32)
+    rules = tuple(rule.init() for rule in spec.rules)
+    return Lane(state._replace(step=None), rules, never, never)
+
+
+def plain_start(spec: Spec, data: Data, hparams: HParams, seed: Array) -> Lane:
+    """The lane before its first step, its keys as numbers: as blocks hold it."""
+    return plain(start(spec, data, hparams, seed))
+
+
+# Compiled in themselves, so that JAX traces each once, however often it asks for its shapes.
+_step = functools.partial(jax.jit, static_argnums=0)(scan.step)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def record(
+    spec: Spec, data: Data, every: Array, hparams: HParams, lane: Lane, step: Array
+) -> tuple[Lane, dict[str, Array]]:
+    """`every` steps and what is recorded after them; a lane that has stopped stays as it is."""
+    start = lane.run._replace(step=step)
+    kind = jax.eval_shape(functools.partial(_step, spec.plan), data, hparams, start)[1]
+
+    def one(_: Array, carry: tuple[RunState, Array]) -> tuple[RunState, Array]:
+        state, loss = _step(spec.plan, data, hparams, carry[0])
+        return state, carry[1] + loss
+
+    state, total = lax.fori_loop(0, every, one, (start, jnp.zeros((), kind.dtype)))
+    numbers = scan.split(spec.plan, hparams, state.params)[1]
+    values = {
+        "loss": total / every.astype(total.dtype),
+        **spec.plan.metrics(state.params, state.model_state, data, numbers),
+    }
+    fresh = lane._replace(run=state._replace(step=None))
+    if not spec.rules:
+        return fresh, values
+    rules = []
+    for i, rule in enumerate(spec.rules):
+        rule_state, fires = rule.update(lane.rules[i], state.step, values)
+        rules.append(rule_state)
+        first = fires & (fresh.stopped_at < 0)
+        fresh = fresh._replace(
+            stopped_at=jnp.where(first, state.step, fresh.stopped_at).astype(jnp.int32),
+            stopped_by=jnp.where(first, i, fresh.stopped_by).astype(jnp.int32),
+        )
+    fresh = fresh._replace(rules=tuple(rules))
+    return _where(lane.stopped_at >= 0, lane, fresh), values
+
+
+def _where(take: Array, one: PyTree, other: PyTree) -> PyTree:
+    """`one` where `take` is true, leaf by leaf; keys too."""
+    return jax.tree.map(functools.partial(jnp.where, take), one, other)
+
+
+def outcome(spec: Spec, data: Data, hparams: HParams, lane: Lane, step: Array) -> scan.Outcome:
+    """What the run of a lane has reached."""
+    return scan.outcome(spec.plan, data, hparams, lane.run._replace(step=step))
+
+
+def plain(tree: PyTree) -> PyTree:
+    """Keys as the numbers they are, so that all leaves can be saved and moved."""
+
+    def leaf(a: Any) -> Any:
+        is_key = jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+        return jax.random.key_data(a) if is_key else a
+
+    return jax.tree.map(leaf, tree)
+
+
+def typed(tree: PyTree, like: PyTree) -> PyTree:
+    """The inverse of `plain`, where `like` has the dtypes of one lane."""
+
+    def leaf(a: Any, kind: Any) -> Any:
+        is_key = jnp.issubdtype(kind.dtype, jax.dtypes.prng_key)
+        return jax.random.wrap_key_data(a) if is_key else a
+
+    return jax.tree.map(leaf, tree, like)

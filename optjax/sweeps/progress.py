@@ -1,0 +1,95 @@
+"""What a person sees of a sweep, and how a person stops it."""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from optjax.sweeps.book import Book
+
+Progress = Callable[[str, float], None]
+
+
+class Meter:
+    """Tells `progress` how many runs are done, how fast it goes and how long it will take."""
+
+    def __init__(self, book: Book, progress: Progress) -> None:
+        self.book, self.progress = book, progress
+        self.begun = time.perf_counter()
+        self.before = int(book.done.sum())
+
+    def show(self, over: np.ndarray) -> None:
+        """Say where the sweep stands; `over`, (N,) bool: runs that have stopped or diverged."""
+        book = self.book
+        done = int(book.done.sum())
+        over = over | book.judged
+        total = max(1, int(np.where(over, book.done, book.steps).sum()))
+        speed = (done - self.before) / max(1e-9, time.perf_counter() - self.begun)
+        ended = int(np.sum(over | (book.done >= book.steps)))
+        diverged = int(np.sum(book.diverged_at >= 0))
+        left = (total - done) / speed if speed > 0 else math.inf
+        text = (
+            f"{ended:,} of {len(book):,} runs"
+            + (f", {diverged:,} diverged" if diverged else "")
+            + f", {_si(speed)} steps/s"
+            + (f", {_duration(left)} left" if math.isfinite(left) and done < total else "")
+        )
+        self.progress(text, min(1.0, done / total))
+
+
+class Interrupt:
+    """The first Ctrl-C is obeyed after the chunk under way, a second one at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Catch SIGINT and SIGTERM, in the main thread; the handlers before are put back."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+        for name in before:
+            signal.signal(name, self._obey)
+        try:
+            yield
+        finally:
+            for name, handler in before.items():
+                signal.signal(name, handler)
+
+    def _obey(self, number: int, frame: Any) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+
+
+def _si(x: float) -> str:
+    """A number to three digits with its prefix.
+
+    >>> _si(1234567.0)
+    '1.23M'
+    """
+    for factor, prefix in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if x >= factor:
+            return f"{x / factor:.3g}{prefix}"
+    return f"{x:.3g}"
+
+
+def _duration(seconds: float) -> str:
+    """
+    >>> _duration(75)
+    '1 min 15 s'
+    """
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    minutes, seconds = divmod(seconds, 60)
+    if minutes < 60:
+        return f"{minutes} min {seconds} s"
+    return f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,91 @@
+"""A run of a sweep again, alone."""
+
+import dataclasses
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import jax
+
+from optjax.errors import UserError
+from optjax.scan import Trajectory
+from optjax.sweeps.buckets import resolve
+from optjax.sweeps.grid import Grid, label
+from optjax.trajectory import Run
+
+if TYPE_CHECKING:
+    import xarray
+
+
+class _Made:
+    """What a sweep of this process was made of, for `replay`."""
+
+    def __init__(self, run: Run | Callable[..., Run], grid: Grid) -> None:
+        self.run, self.grid = run, grid
+
+
+_MADE: "weakref.WeakValueDictionary[str, _Made]" = weakref.WeakValueDictionary()
+_HELD: "weakref.WeakKeyDictionary[Any, dict[str, _Made]]" = weakref.WeakKeyDictionary()
+
+
+def replay(
+    selected: "xarray.Dataset", run: Run | Callable[..., Run] | None = None, *, every: int = 1
+) -> Trajectory:
+    """One run of a sweep again, alone, with the parameters at every record.
+
+    Args:
+      selected: one run of a sweep's dataset, as ``dataset.sel(learning_rate=0.1, seed=3)``.
+      run: what was swept; found by itself for a sweep of this process.
+      every: steps from record to record.
+
+    Returns:
+      Its `Trajectory`, with `path`, up to the step to which it came.
+
+    Raises:
+      UserError: more than one run is selected, or what was swept is not known.
+
+    >>> import optax, optjax as oj
+    >>> run = oj.make_run(oj.least_squares([[2.0, 1.0]], [2.0]), optax.sgd, 20)
+    >>> found = oj.sweep(run, {"learning_rate": [0.01, 0.1]}, seeds=2)
+    >>> oj.replay(found.sel(learning_rate=0.1, seed=1)).path.shape
+    (21, 2)
+    """
+    many = {name: size for name, size in selected.sizes.items() if name != "step" and size > 1}
+    if many:
+        said = ", ".join(f"{name} ({size})" for name, size in many.items())
+        raise UserError(f"several runs are selected, along {said}: choose one with .sel or .isel")
+    made = _MADE.get(str(selected.attrs.get("sweep")))
+    if run is None:
+        if made is None:
+            raise UserError(
+                "what was swept is not known in this process: give it, oj.replay(selected, run)"
+            )
+        run = made.run
+    selected = selected.squeeze(drop=False)
+    skipped = {"seed", "step", "point"}
+    coords = {str(k): v.item() for k, v in selected.coords.items() if k not in skipped}
+    if made is not None:
+        coords = {name: _original(made.grid, name, value) for name, value in coords.items()}
+    point = resolve(run, Grid({name: [value] for name, value in coords.items()}, {"point": 1}))[0]
+    steps = int(selected["steps_done"])
+    plan = dataclasses.replace(point.run.plan, steps=steps, record_every=every, record_path=True)
+    if steps < 1 or steps % every:
+        raise UserError(f"every is {every}: expected a divisor of the {steps} steps of the run")
+    again = Run(point.run.problem, plan)
+    return again(point.hparams, jax.random.key(int(selected["seed"])))
+
+
+def _original(grid: Grid, name: str, value: Any) -> Any:
+    """The grid's own value of a coordinate, which may be its label."""
+    column = grid.columns.get(name, ())
+    return next((v for v in column if label(v) == value), value)
+
+
+def remember(run: Run | Callable[..., Run], grid: Grid, digest: str) -> None:
+    """Let `replay` find what was swept, as long as that lives."""
+    made = _Made(run, grid)
+    try:
+        _HELD.setdefault(run, {})[digest] = made  # lives as long as what was swept
+    except TypeError:
+        return
+    _MADE[digest] = made

@@ -1,0 +1,225 @@
+"""Every point of a grid from every seed."""
+
+import hashlib
+import json
+import os
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from optjax import files, provenance, scan
+from optjax.console import Console
+from optjax.errors import UserError
+from optjax.sweeps import layouts
+from optjax.sweeps import rules as stop_rules
+from optjax.sweeps.book import Book
+from optjax.sweeps.buckets import Batching, Point, buckets, resolve
+from optjax.sweeps.engine import Engine, Settings
+from optjax.sweeps.folder import fits, opened
+from optjax.sweeps.grid import Grid, as_grid, label
+from optjax.sweeps.identity import identity, run_ids
+from optjax.sweeps.layouts import Lanes
+from optjax.sweeps.progress import Progress
+from optjax.sweeps.replaying import remember
+from optjax.sweeps.store import Store
+from optjax.trajectory import Run
+
+if TYPE_CHECKING:
+    import xarray
+
+
+def sweep(
+    run: Run | Callable[..., Run],
+    grid: Mapping[str, Any] | Grid,
+    seeds: int | Sequence[int] = 1,
+    *,
+    stop: Any = (),
+    keep_diverged: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    anew: bool = False,
+    batching: Batching = "auto",
+    lanes: Lanes = "auto",
+    tile: int | None = None,
+    devices: Sequence[Any] | None = None,
+    memory: float | None = None,
+    chunk_steps: int | None = None,
+    chunk_seconds: float = 10.0,
+    checkpoint_seconds: float = 30.0,
+    progress: Progress | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> "xarray.Dataset":
+    """Run every point of a grid from every seed: a run a lane, thousands of lanes at once.
+
+    The run of point h and seed s is ``run(h, jax.random.key(s))``, whatever runs beside it: its
+    draws are those of that call to the bit, its values agree to rounding.
+
+    Args:
+      run: a run, as `make_run` gives; or a function that makes one from some of the grid's names
+        (an optimiser, a width): each combination of these has a program of its own.
+      grid: name → values, all combinations; or `zipped`, `table` or `drawn` points. The names are
+        hyperparameters of the run, ``steps``, or parameters of the function.
+      seeds: how many, 0, 1, …; or which.
+      stop: rules by which a run ends early: `Target`, `Plateau`, `Halving`.
+      keep_diverged: go on with runs that have diverged; without, they leave the sweep, their
+        records are NaN after the divergence, and so is their final loss.
+      out: a folder that keeps the sweep. The same call again goes on where it stopped, or returns
+        the result; with more points or seeds it computes the new ones.
+      anew: drop what the folder holds.
+      batching: a program for each batch size ("static"), one for all with part of the batch masked
+        ("masked"), or what is predicted to be quicker ("auto").
+      lanes: "vmap" over all lanes of a call, "map" over tiles of them, "loop" over single runs; or
+        "auto", guessed, tried where it pays, and remembered for the next sweep of the kind.
+      tile: lanes that are vmapped together.
+      devices: all by default; the lanes are laid over them.
+      memory: bytes of a device that may be used; by default what is free, less a reserve.
+      chunk_steps, chunk_seconds: how long the devices run between two looks at the records.
+      checkpoint_seconds: at least so long between two checkpoints.
+      progress: called with (text, fraction); a bar or lines on stderr by default.
+      about: kept in the folder beside the sweep (how it was called), and no part of what it is.
+
+    Returns:
+      A Dataset with an axis for each of the grid's (or ``point``), ``seed`` and ``step``:
+      ``loss`` and the problem's metrics at every record, ``final_loss``, ``status`` (a `Status`),
+      ``diverged_at``, ``stopped_at``, ``steps_done``.
+
+    Raises:
+      UserError: a value or name that cannot be, in a line; a folder that belongs to another sweep
+        (what differs is said), that another process is writing, or whose disk is too small.
+      KeyboardInterrupt: after the chunk under way; with `out`, nothing is lost.
+
+    >>> import jax, optax, optjax as oj
+    >>> run = oj.make_run(oj.least_squares([[2.0, 1.0], [0.0, 1.0]], [2.0, 1.0]), optax.sgd, 100)
+    >>> found = oj.sweep(run, {"learning_rate": [0.01, 0.1], "batch_size": [1, 2]}, seeds=3)
+    >>> dict(found.sizes)
+    {'learning_rate': 2, 'batch_size': 2, 'seed': 3, 'step': 100}
+    >>> best = found.final_loss.mean("seed").sel(batch_size=2).idxmin("learning_rate")
+    >>> float(best)
+    0.1
+    """
+    begin = time.perf_counter()
+    grid = as_grid(grid)
+    chosen = _seeds(seeds)
+    points = resolve(run, grid)
+    plan = points[0].run.plan
+    metrics = _metrics(points[0])
+    rules, halving = stop_rules.checked(stop, {"loss", *metrics}, plan.record_every)
+    layouts.check(lanes, tile)
+    if chunk_steps is not None and chunk_steps < plan.record_every:
+        raise UserError(
+            f"chunk_steps is {chunk_steps}: expected at least record_every = {plan.record_every}"
+        )
+    steps = [p.steps for p in points]
+    ids = run_ids(grid, steps, chosen)
+    columns = {name: [label(v) for v in column] for name, column in grid.columns.items()}
+    names = [rule.name for rule in rules]
+    book = Book(grid.axes, columns, chosen, steps, plan.record_every, ids, names)
+    settings = Settings(
+        devices=list(jax.devices() if devices is None else devices),
+        lanes=lanes,
+        tile=tile,
+        chunk_steps=chunk_steps,
+        chunk_seconds=chunk_seconds,
+        checkpoint_seconds=checkpoint_seconds,
+        memory=memory,
+    )
+    fits(book, len(metrics), None)
+    groups = buckets(points, batching)
+    store, digest = None, uuid.uuid4().hex[:16]
+    if out is not None:
+        facts = identity(points, grid, {"stop": (rules, halving), "keep_diverged": keep_diverged})
+        digest = _digest(facts)
+        spec = {
+            "identity": facts,
+            "axes": dict(grid.axes),
+            "columns": columns,
+            "seeds": chosen,
+            "steps": steps,
+            "record_every": plan.record_every,
+            "rules": names,
+            "about": dict(about or {}),
+        }
+        store = opened(out, spec, book, len(metrics), halving, anew)
+    try:
+        if store is not None:
+            if store.spec is None:
+                return _known(store, run, grid)
+            for told, arrays in store.frames():
+                book.restore(told, arrays)
+        with _shown(progress) as show:
+            engine = Engine(
+                book, groups, rules, halving, not keep_diverged, store, settings, show,
+                weighted=all(p.run.problem.weighted for p in points),
+            )  # fmt: skip
+            engine.run()
+        dataset = book.dataset()
+        dataset.attrs.update(
+            sweep=digest,
+            parameters=json.dumps([name for name, _ in points[0].shape]),
+            buckets=json.dumps(engine.notes),
+            device=settings.devices[0].device_kind,
+            devices=len(settings.devices),
+            seconds=time.perf_counter() - begin,
+            commit=provenance.commit(),
+            versions=json.dumps(provenance.versions()),
+        )
+        if store is not None and store.writer:
+            files.save_dataset(dataset, store.result)
+    finally:
+        if store is not None:
+            store.close()
+    remember(run, grid, dataset.attrs["sweep"])
+    return dataset
+
+
+def _known(store: Store, run: Run | Callable[..., Run], grid: Grid) -> "xarray.Dataset":
+    dataset = files.read_dataset(store.result)
+    remember(run, grid, dataset.attrs["sweep"])
+    return dataset
+
+
+def _seeds(seeds: int | Sequence[int]) -> list[int]:
+    if isinstance(seeds, bool):
+        raise UserError(f"seeds is {seeds}: expected how many, or a list of them")
+    if isinstance(seeds, int | np.integer):
+        if seeds < 1:
+            raise UserError(f"seeds is {seeds}: expected at least 1")
+        return list(range(int(seeds)))
+    try:
+        chosen = [int(s) for s in seeds]
+        whole = all(int(s) == s for s in seeds)
+    except (TypeError, ValueError):
+        raise UserError(f"seeds is {seeds!r}: expected how many, or a list of them") from None
+    if not chosen or not whole or min(chosen) < 0 or max(chosen) >= 2**31:
+        raise UserError(f"seeds is {list(seeds)}: expected at least one, from 0 to 2³¹ − 1")
+    for seed in chosen:
+        if chosen.count(seed) > 1:
+            raise UserError(f"the seed {seed} is given twice: expected each once")
+    return chosen
+
+
+def _metrics(point: Point) -> list[str]:
+    """Names of what the problem records beside the loss."""
+    plan, data = point.run.plan, point.run.problem.data
+
+    def names(data: Any, hparams: Any, key: Any) -> Any:
+        state = scan.init(plan, data, hparams, key)
+        numbers = scan.split(plan, hparams, state.params)[1]
+        return plan.metrics(state.params, state.model_state, data, numbers)
+
+    return list(jax.eval_shape(names, data, point.hparams, jax.random.key(0)))
+
+
+def _digest(facts: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _shown(progress: Progress | None) -> Any:
+    if progress is None:
+        return Console().late("sweep")
+    import contextlib
+
+    return contextlib.nullcontext(progress)
