@@ -44,7 +44,7 @@ class Sizes(NamedTuple):
     filters: int = 32
     largest_batch: int = 512
     early_runs: int = 1024
-    early_steps: int = 4000
+    early_steps: int = 20_000
     long_steps: int = 10_000
 
     def __str__(self) -> str:

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -25,11 +25,17 @@ LANES = ("auto", "vmap", "map", "loop")
 _CACHE_BYTES = 2 << 20
 """The lanes' own state in a tile on the CPU: what the cores' caches hold beside the temporaries."""
 
+_COUNTED = 8
+"""Examples a slot up to which one product over all of them beats a gather of a batch a lane."""
+
 _HEAVY = 2e6
 """Operations of a step from which one run keeps all cores busy."""
 
-_WORTH_MEASURING = 1e10
-"""Operations of all steps below which no layout is measured: the sweep takes a second or so."""
+_WORTH_MEASURING = 1e11
+"""Operations of all steps below which no layout is measured: the sweep takes seconds."""
+
+_HASTY = 1e10
+"""Below these, compiling takes longer than running."""
 
 _TRIAL_SHARE = 0.1
 """Of the predicted time of a bucket, what trying other layouts may take."""
@@ -41,7 +47,7 @@ class Chosen:
 
     programs: Programs
     rate: float | None  # seconds a step of a lane, where measured
-    why: str  # "given", "remembered", "guessed" or "tried"
+    why: str  # "given", "remembered", "as before", "guessed" or "tried"
     tried: dict[str, float]  # layout → seconds a step of a lane
 
 
@@ -87,9 +93,23 @@ def choose(request: Request) -> Chosen:
     known = memory.layout()
     if known is not None:
         return Chosen(request.programs(known), None, "remembered", {})
+    before = _BEFORE.get(memory.key)
+    if before is not None and request.steps <= 4 * before.steps and request.lanes >= before.lanes:
+        programs = request.programs(before.layout)
+        programs.hasty = before.hasty
+        return Chosen(programs, before.rate, "as before", {})
+    chosen = _chosen(request, memory)
+    programs = chosen.programs
+    _BEFORE[memory.key] = _Before(
+        programs.layout, programs.hasty, chosen.rate, request.steps, request.lanes
+    )
+    return chosen
+
+
+def _chosen(request: Request, memory: "_Memory") -> Chosen:
     begin = time.perf_counter()
     programs, flops = _guess(request)
-    programs.hasty = flops * request.steps < _WORTH_MEASURING
+    programs.hasty = flops * request.steps < _HASTY
     chosen = _fitting(request, programs)
     if flops * request.steps < _WORTH_MEASURING or jax.process_count() > 1:
         return chosen
@@ -194,11 +214,13 @@ def _guess(request: Request) -> tuple[Programs, float]:
     devices = len(request.devices)
     each = -(-request.lanes // devices)
     on_cpu = request.devices[0].platform == "cpu"
+    counts = _countable(request) and request.spec.plan.n <= _COUNTED * request.spec.plan.slots
     tile = each
     if on_cpu:
         state = lane_bytes(request.spec, request.bucket, request.example(1))
-        tile = min(each, _power(_CACHE_BYTES / max(1, state)))
-    programs = request.programs(Layout(devices * tile, tile))
+        # One product for all lanes of a tile wants many of them.
+        tile = min(each, _power((2 if counts else 1) * _CACHE_BYTES / max(1, state)))
+    programs = request.programs(Layout(devices * tile, tile, counts and tile > 1))
     flops = programs.operations()
     if on_cpu and flops >= _HEAVY and tile > 1:
         programs = request.programs(Layout(devices, 1))
@@ -247,17 +269,22 @@ def _others(request: Request, first: Layout) -> list[Layout]:
         if layout != first and layout not in found:
             found.append(layout)
 
-    plan = request.spec.plan
-    if request.weighted and plan.sampler != "full" and plan.n <= 16 * plan.slots:
-        add(tile, True)
+    if _countable(request):
+        add(tile if first.counts else 2 * tile, not first.counts)
     if request.devices[0].platform == "cpu":
         for other in (tile // 2, tile // 4, 4 * tile, 1) if tile > 1 else (4, 16):
-            add(other, False)
+            add(other, first.counts and other > 1)
     elif tile > 1:
-        add(tile // 4, False)
+        add(tile // 4, first.counts)
     if tile < each:
-        add(tile, False, min(4, -(-each // tile)))
+        add(tile, first.counts, min(4, -(-each // tile)))
     return found
+
+
+def _countable(request: Request) -> bool:
+    """Whether batches can be taken as counts: all examples, and how often each was drawn."""
+    plan = request.spec.plan
+    return request.weighted and plan.n > 0 and plan.sampler != "full" and not plan.whole
 
 
 def _power(x: float) -> int:
@@ -270,6 +297,19 @@ def _name(layout: Layout) -> str:
 
 
 # ---------------------------------------------------------------------------------------- memory
+
+
+class _Before(NamedTuple):
+    """What was chosen in this process, and for how much work."""
+
+    layout: Layout
+    hasty: bool
+    rate: float | None
+    steps: float
+    lanes: int
+
+
+_BEFORE: dict[str, _Before] = {}
 
 
 class _Memory:
