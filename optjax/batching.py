@@ -41,10 +41,9 @@ def masked_mean(values: Array, mask: Array | None) -> Array:
     if mask is None:
         return jnp.mean(values)
     mask = mask.reshape(mask.shape + (1,) * (values.ndim - 1))
-    if mask.dtype == bool:
-        total = jnp.sum(jnp.where(mask, values, jnp.zeros_like(values)))
-    else:
-        total = jnp.sum(mask * values)
+    # An example that does not count may overflow: 0 · ∞ must not come in.
+    drawn, counted = (mask, values) if mask.dtype == bool else (mask > 0, mask * values)
+    total = jnp.sum(jnp.where(drawn, counted, jnp.zeros_like(counted)))
     slots_per_example = values.size // values.shape[0]
     count = jnp.maximum(jnp.sum(mask), 1) * slots_per_example
     return total / count.astype(values.dtype)
