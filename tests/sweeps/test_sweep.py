@@ -372,12 +372,14 @@ def test_two_processes_share_a_sweep_and_take_it_up_again(tmp_path, run):
 def test_a_trial_is_remembered(run, monkeypatch):
     monkeypatch.setattr(layouts, "_WORTH_MEASURING", 0.0)
     monkeypatch.setattr(layouts, "_TRIAL_SHARE", 1e9)
+    monkeypatch.setattr(layouts, "_BEFORE", {})
     first = json.loads(oj.sweep(run, GRID, SEEDS, batching="masked").attrs["buckets"])
     second = json.loads(oj.sweep(run, GRID, SEEDS, batching="masked").attrs["buckets"])
     assert first[0]["why"] == "tried"
     assert len(first[0]["tried"]) > 1
     assert second[0]["why"] == "remembered"
     assert first[0]["layout"] == second[0]["layout"]
+    layouts._BEFORE.clear()
     layouts._file().write_text("{not json")
     third = json.loads(oj.sweep(run, GRID, SEEDS, batching="masked").attrs["buckets"])
     assert third[0]["why"] == "tried"
