@@ -14,6 +14,10 @@ STOPPED_BY_HALVING = 1000
 """`stopped_by` of a run that another did better than; the rules of single runs count from 0."""
 
 
+KEPT = "kept."
+"""Before the name of what is kept of a run, in the store."""
+
+
 class Book:
     """Records and outcomes of N = P · S runs; run p · S + s is point p with seed s.
 
@@ -46,6 +50,7 @@ class Book:
         self.diverged_at = np.full(n, -1, np.int32)
         self.stopped_at = np.full(n, -1, np.int32)
         self.stopped_by = np.full(n, -1, np.int32)
+        self.kept: dict[str, np.ndarray] = {}
         self.judged = np.zeros(n, bool)
         self.done = np.zeros(n, np.int64)  # steps whose records are here
         self._order = np.argsort(self.ids)
@@ -70,27 +75,32 @@ class Book:
             self.values[name][runs, first : first + count] = rows
         self.done[runs] = np.maximum(self.done[runs], (first + count) * self.every)
 
-    def end(
-        self,
-        runs: np.ndarray,
-        final_loss: np.ndarray,
-        status: np.ndarray,
-        diverged_at: np.ndarray,
-        stopped_at: np.ndarray,
-        stopped_by: np.ndarray,
-        done: np.ndarray,
-    ) -> None:
-        """The outcomes of runs that have ended; what was recorded past their end is dropped."""
+    def end(self, runs: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
+        """The outcomes of runs that have ended; what was recorded past their end is dropped.
+
+        Args:
+          rows: name → (L, …): ``final_loss``, ``status``, ``diverged_at``, ``stopped_at``,
+            ``stopped_by``, ``done``, and what is kept of the runs, its names after `KEPT`.
+        """
+        final = rows["final_loss"]
         if self.final_loss is None:
-            self.final_loss = np.full(len(self), np.nan, final_loss.dtype)
-        self.final_loss[runs] = final_loss
-        self.status[runs], self.diverged_at[runs] = status, diverged_at
-        self.stopped_at[runs], self.stopped_by[runs] = stopped_at, stopped_by
+            self.final_loss = np.full(len(self), np.nan, final.dtype)
+        self.final_loss[runs] = final
+        for name in ("status", "diverged_at", "stopped_at", "stopped_by", "done"):
+            getattr(self, name)[runs] = rows[name]
         self.judged[runs] = True
-        self.done[runs] = done
-        for run, last in zip(runs, done // self.every, strict=True):
-            for rows in self.values.values():
-                rows[run, last:] = np.nan
+        for name, values in rows.items():
+            if name.startswith(KEPT):
+                self._keep(name.removeprefix(KEPT), runs, values)
+        for run, last in zip(runs, rows["done"] // self.every, strict=True):
+            for values in self.values.values():
+                values[run, last:] = np.nan
+
+    def _keep(self, name: str, runs: np.ndarray, values: np.ndarray) -> None:
+        if name not in self.kept:
+            empty = np.nan if values.dtype.kind == "f" else 0
+            self.kept[name] = np.full((len(self), *values.shape[1:]), empty, values.dtype)
+        self.kept[name][runs] = values
 
     def restore(self, facts: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
         """What a frame of the store says."""
@@ -101,7 +111,7 @@ class Book:
         if facts.get("kind") == "records":
             self.record(runs[known], int(facts["first"]), rows)
         else:
-            self.end(runs[known], **rows)
+            self.end(runs[known], rows)
 
     def bytes(self, metrics: int) -> int:
         """What the whole will take, records of `metrics` metrics beside the loss."""
@@ -132,6 +142,9 @@ class Book:
             variables[name] = (dims, values.reshape(shape))
         if self.rules or np.any(self.stopped_by >= 0):
             variables["stopped_by"] = (dims, reason.reshape(shape))
+        for name, values in self.kept.items():
+            inner = [f"{name}_{i}" for i in range(values.ndim - 1)]
+            variables[name] = ((*dims, *inner), values.reshape(*shape, *values.shape[1:]))
         coords: dict[str, Any] = {
             "seed": self.seeds,
             "step": self.every * np.arange(1, self.records + 1),

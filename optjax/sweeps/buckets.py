@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optjax import scan
@@ -38,9 +39,10 @@ class Bucket:
     """Points whose runs share a compiled program."""
 
     plan: Plan
-    data: Data
+    data: Data  # of all its runs; or, where they differ, those of each problem, stacked
     points: np.ndarray  # (G,) indices into the grid
     hparams: dict[str, np.ndarray]  # name → (G,)
+    which: np.ndarray | None  # (G,) int32, each point's place in the stacked data
     name: str
 
     @property
@@ -112,26 +114,47 @@ def buckets(points: Sequence[Point], batching: Batching = "auto") -> list[Bucket
         plan = dataclasses.replace(point.run.plan, steps=point.run.plan.record_every)
         if "batch_size" in point.hparams and plan.n:
             plan = dataclasses.replace(plan, slots=0, whole=False)
-        groups.setdefault((plan, id(point.run.problem.data), tuple(point.hparams)), []).append(i)
+        kinds = _kinds(point.run.problem.data)
+        groups.setdefault((plan, kinds, tuple(point.hparams)), []).append(i)
     found = []
     for (plan, _, _), members in groups.items():
         first = points[members[0]]
-        data = first.run.problem.data
         if not ("batch_size" in first.hparams and plan.n):
-            found.append(_bucket(points, members, plan, data))
+            found.append(_bucket(points, members, plan))
             continue
         sizes = np.array([int(points[i].hparams["batch_size"]) for i in members])
         work = np.array([points[i].steps for i in members], float)
         for low, high in _shared(first, plan, sizes, work, batching):
             chosen = [i for i, b in zip(members, sizes, strict=True) if low <= b <= high]
-            found.append(_bucket(points, chosen, dataclasses.replace(plan, slots=high), data))
+            found.append(_bucket(points, chosen, dataclasses.replace(plan, slots=high)))
     return sorted(found, key=lambda b: -(b.plan.slots or 1) * len(b.points))
 
 
 _BATCHING = ("auto", "static", "masked")
 
 
-def _bucket(points: Sequence[Point], members: list[int], plan: Plan, data: Data) -> Bucket:
+def _kinds(data: Data) -> Any:
+    """Shapes and dtypes of data: those of equal kinds may share a program."""
+    leaves, tree = jax.tree.flatten(data)
+    return tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+
+
+def _stacked(points: Sequence[Point], members: list[int]) -> tuple[Data, np.ndarray | None]:
+    """The data of some points, each once, and which are whose; None where all share them."""
+    distinct: dict[int, Data] = {}
+    for i in members:
+        data = points[i].run.problem.data
+        distinct.setdefault(id(data), data)
+    if len(distinct) == 1:
+        return next(iter(distinct.values())), None
+    place = {key: at for at, key in enumerate(distinct)}
+    which = [place[id(points[i].run.problem.data)] for i in members]
+    data = jax.tree.map(lambda *leaves: jnp.stack(leaves), *distinct.values())
+    return data, np.array(which, np.int32)
+
+
+def _bucket(points: Sequence[Point], members: list[int], plan: Plan) -> Bucket:
+    data, which = _stacked(points, members)
     real = jax.dtypes.canonicalize_dtype(float)
     hparams = {
         name: np.array([float(np.asarray(points[i].hparams[name])) for i in members], real)
@@ -150,7 +173,7 @@ def _bucket(points: Sequence[Point], members: list[int], plan: Plan, data: Data)
         batch = ""
     shape = ", ".join(f"{k} {label(v)}" for k, v in points[members[0]].shape)
     name = ", ".join(part for part in (problem.name, shape, batch) if part)
-    return Bucket(plan, data, np.array(members), hparams, name)
+    return Bucket(plan, data, np.array(members), hparams, which, name)
 
 
 # ------------------------------------------------------------- static or masked, by predicted cost

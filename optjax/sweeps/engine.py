@@ -10,9 +10,9 @@ import numpy as np
 
 from optjax.scan import Status
 from optjax.sweeps import layouts
-from optjax.sweeps.book import STOPPED_BY_HALVING, Book
+from optjax.sweeps.book import KEPT, STOPPED_BY_HALVING, Book
 from optjax.sweeps.buckets import Bucket
-from optjax.sweeps.lane import Spec
+from optjax.sweeps.lane import Final, Spec
 from optjax.sweeps.processes import agreed, fetch
 from optjax.sweeps.progress import Interrupt, Meter, Progress
 from optjax.sweeps.rules import Halving
@@ -43,7 +43,7 @@ class Engine:
       book: what is known already. buckets: what is to be run. rules, halving: see `rules.checked`.
       drop_diverged: whether a run leaves once it has diverged.
       store: where it is kept, or None.
-      weighted: whether batches may be taken as counts.
+      weighted: whether batches may be taken as counts. final: what is kept of runs that ended.
     """
 
     def __init__(
@@ -57,10 +57,11 @@ class Engine:
         settings: Settings,
         progress: Progress,
         weighted: bool,
+        final: Final | None,
     ) -> None:
         self.book, self.buckets, self.rules, self.halving = book, buckets, rules, halving
         self.drop_diverged, self.store, self.settings = drop_diverged, store, settings
-        self.weighted = weighted
+        self.weighted, self.final = weighted, final
         self.notes: list[dict[str, Any]] = []
         self.saved: dict[int, list[np.ndarray]] = {}  # run → its state
         self.at = np.zeros(len(book), np.int64)  # the step of that state
@@ -137,8 +138,8 @@ class Engine:
     def _most(self, bucket: Bucket) -> int:
         """How many runs' states the devices hold beside what a chunk takes, at most."""
         spec = Spec(bucket.plan, self.rules, 1, self.drop_diverged)
-        hparams = {name: values[:1] for name, values in bucket.hparams.items()}
-        each = layouts.lane_bytes(spec, bucket, (hparams, np.zeros(1, np.int32)))
+        one = inputs(bucket, self.book.seeds, bucket.points[:1] * len(self.book.seeds))
+        each = layouts.lane_bytes(spec, bucket, one)
         # Twice, since a chunk's input stays until its output is there; a third is left for it.
         return max(1, int(len(self.settings.devices) * self._memory() / 3 // max(1, each)))
 
@@ -150,7 +151,7 @@ class Engine:
             capacity = min(capacity, max(1, settings.chunk_steps // book.every))
         request = layouts.Request(
             bucket=bucket,
-            spec=Spec(bucket.plan, self.rules, capacity, self.drop_diverged),
+            spec=Spec(bucket.plan, self.rules, capacity, self.drop_diverged, self.final),
             lanes=len(runs),
             steps=float(np.sum(book.steps[runs] - step)),
             every=book.every,
@@ -306,8 +307,9 @@ class Engine:
         ahead = (int(book.steps.max()) - wave.step) // book.every * (wave.pace or 0.0)
         wave.keep(~book.judged, ahead)
 
-    def _end(self, runs: np.ndarray, final: np.ndarray, status: np.ndarray, at: np.ndarray) -> None:
+    def _end(self, runs: np.ndarray, reached: Any, kept: dict[str, np.ndarray]) -> None:
         book = self.book
+        final, status, at = reached
         stopped = book.stopped_at[runs] >= 0
         status = np.where(stopped & (status == Status.RUNNING), Status.STOPPED, status)
         at = np.where(book.diverged_at[runs] >= 0, book.diverged_at[runs], at)
@@ -321,7 +323,8 @@ class Engine:
             "stopped_by": book.stopped_by[runs],
             "done": self._last(runs),
         }
-        book.end(runs, **rows)
+        rows |= {KEPT + name: values for name, values in kept.items()}
+        book.end(runs, rows)
         if self.store is not None:
             self.store.append("outcome", {"run": book.ids[runs], **rows})
 

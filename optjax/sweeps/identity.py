@@ -37,8 +37,11 @@ def identity(points: Sequence[Point], grid: Grid, settings: Mapping[str, Any]) -
     seen: dict[str, Point] = {}
     for point in points:
         seen.setdefault(", ".join(f"{k} = {label(v)}" for k, v in point.shape), point)
-    facts: dict[str, Any] = {name: plainly(value) for name, value in settings.items()}
+    facts: dict[str, Any] = {name: _functions(value) for name, value in settings.items()}
     modules: set[types.ModuleType] = {sys.modules[name] for name in _CORE}
+    for value in settings.values():
+        for part in jax.tree.leaves(value, is_leaf=callable):
+            modules |= _modules(part)
     for shape, point in seen.items():
         plan, at = point.run.plan, f" ({shape})" if shape else ""
         facts[f"problem{at}"] = _functions(plan.init, plan.loss, plan.objective, plan.metrics)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,9 @@ from optjax import scan
 from optjax.problems import Data
 from optjax.scan import Plan, RunState
 from optjax.types import Array, HParams, PyTree
+
+Final = Callable[[PyTree, PyTree, Data], Mapping[str, Array]]
+"""(params, model_state, data) → what is kept of a run that has ended, by name."""
 
 
 class Lane(NamedTuple):
@@ -31,6 +35,30 @@ class Spec:
     rules: tuple[Any, ...]
     capacity: int  # records that one call can hold
     drop_diverged: bool
+    final: Final | None = None
+
+
+class Inputs(NamedTuple):
+    """What a run is given."""
+
+    hparams: HParams
+    which: Any  # () int32, which of the stacked data are its own; None: all share theirs
+
+
+def likes(spec: Spec, data: Data, inputs: Inputs, seeds: Array) -> tuple[Lane, Lane]:
+    """Shapes and dtypes of one lane, and of it with its keys as numbers.
+
+    Args:
+      data: shared, or stacked where the inputs say which. inputs, seeds: of a block, for theirs.
+    """
+
+    def first(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), tree)
+
+    data = data if inputs.which is None else first(data)
+    args = data, first(inputs.hparams), first(seeds)
+    typed_ = jax.eval_shape(functools.partial(start, spec), *args)
+    return typed_, jax.eval_shape(plain, typed_)
 
 
 def start(spec: Spec, data: Data, hparams: HParams, seed: Array) -> Lane:
@@ -41,18 +69,13 @@ def start(spec: Spec, data: Data, hparams: HParams, seed: Array) -> Lane:
     return Lane(state._replace(step=None), rules, never, never)
 
 
-def plain_start(spec: Spec, data: Data, hparams: HParams, seed: Array) -> Lane:
-    """The lane before its first step, its keys as numbers: as blocks hold it."""
-    return plain(start(spec, data, hparams, seed))
-
-
 # Compiled in themselves, so that JAX traces each once, however often it asks for its shapes.
 _step = functools.partial(jax.jit, static_argnums=0)(scan.step)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def record(
-    spec: Spec, data: Data, every: Array, hparams: HParams, lane: Lane, step: Array
+    spec: Spec, data: Data, hparams: HParams, lane: Lane, step: Array, every: Array
 ) -> tuple[Lane, dict[str, Array]]:
     """`every` steps and what is recorded after them; a lane that has stopped stays as it is."""
     start = lane.run._replace(step=step)
@@ -89,9 +112,13 @@ def _where(take: Array, one: PyTree, other: PyTree) -> PyTree:
     return jax.tree.map(functools.partial(jnp.where, take), one, other)
 
 
-def outcome(spec: Spec, data: Data, hparams: HParams, lane: Lane, step: Array) -> scan.Outcome:
-    """What the run of a lane has reached."""
-    return scan.outcome(spec.plan, data, hparams, lane.run._replace(step=step))
+def outcome(
+    spec: Spec, data: Data, hparams: HParams, lane: Lane, step: Array
+) -> tuple[scan.Outcome, dict[str, Array]]:
+    """What the run of a lane has reached, and what is kept of it."""
+    state = lane.run._replace(step=step)
+    kept = {} if spec.final is None else spec.final(state.params, state.model_state, data)
+    return scan.outcome(spec.plan, data, hparams, state), dict(kept)
 
 
 def plain(tree: PyTree) -> PyTree:

@@ -16,7 +16,7 @@ import numpy as np
 from optjax import files
 from optjax.errors import UserError, nearest
 from optjax.sweeps.buckets import Bucket
-from optjax.sweeps.lane import Spec, plain_start
+from optjax.sweeps.lane import Inputs, Spec, likes
 from optjax.sweeps.program import Layout, Programs
 
 Lanes = Literal["auto", "vmap", "map", "loop"]
@@ -65,7 +65,7 @@ class Request:
     how: Lanes
     tile: int | None
     weighted: bool
-    example: Callable[[int], tuple[Any, Any]]  # lanes of a block → (hparams, seeds)
+    example: Callable[[int], tuple[Any, Any]]  # lanes of a block → (Inputs, seeds)
 
     def programs(self, layout: Layout) -> Programs:
         return Programs(
@@ -161,12 +161,12 @@ def measure(programs: Programs, request: Request) -> float | None:
 
     None where the steps are too quick to be told apart from the rest.
     """
-    hparams, seeds = programs.put(request.example(programs.layout.block))
-    lanes = programs.start(hparams, seeds)
+    inputs, seeds = programs.put(request.example(programs.layout.block))
+    lanes = programs.start(inputs, seeds)
 
     def seconds(steps: int) -> float:
         begin = time.perf_counter()
-        jax.block_until_ready(programs.chunk(hparams, lanes, 0, 1, steps))
+        jax.block_until_ready(programs.chunk(inputs, lanes, 0, 1, steps))
         return time.perf_counter() - begin
 
     seconds(1)
@@ -231,10 +231,9 @@ def lane_bytes(spec: Spec, bucket: Bucket, example: Any) -> int:
     """Bytes of the state of one run.
 
     Args:
-      example: the hyperparameters and seeds of a block.
+      example: inputs and seeds of a block.
     """
-    one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), example)
-    lane = jax.eval_shape(lambda d, h, k: plain_start(spec, d, h, k), bucket.data, *one)
+    lane = likes(spec, bucket.data, *example)[1]
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(lane))
 
 
@@ -284,7 +283,8 @@ def _others(request: Request, first: Layout) -> list[Layout]:
 def _countable(request: Request) -> bool:
     """Whether batches can be taken as counts: all examples, and how often each was drawn."""
     plan = request.spec.plan
-    return request.weighted and plan.n > 0 and plan.sampler != "full" and not plan.whole
+    shared = request.bucket.which is None
+    return request.weighted and shared and plan.n > 0 and plan.sampler != "full" and not plan.whole
 
 
 def _power(x: float) -> int:
@@ -371,11 +371,11 @@ def _file() -> Path:
     return Path(folder) / "layouts.json"
 
 
-def example(hparams: dict[str, np.ndarray], seeds: np.ndarray) -> Callable[[int], Any]:
+def example(inputs: Inputs, seeds: np.ndarray) -> Callable[[int], Any]:
     """The first lanes of a bucket, repeated to fill a block."""
 
     def block(size: int) -> tuple[Any, Any]:
         at = np.arange(size) % len(seeds)
-        return {name: values[at] for name, values in hparams.items()}, seeds[at]
+        return jax.tree.map(lambda a: a[at], inputs), seeds[at]
 
     return block

@@ -17,11 +17,10 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from optjax import scan
 from optjax.problems import Data
 from optjax.sweeps import lane
-from optjax.sweeps.lane import Lane, Spec
-from optjax.types import Array, HParams, PyTree
+from optjax.sweeps.lane import Inputs, Lane, Spec
+from optjax.types import Array, PyTree
 
 
 class Layout(NamedTuple):
@@ -37,14 +36,28 @@ def lanes_mesh(devices: list[Any]) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(np.asarray(devices), ("lane",), axis_types=(AxisType.Auto,))
 
 
-def _vectorised(one: Callable[..., Any], tile: int, lanes: int) -> Callable[..., Any]:
-    """`one` over the first axis of its first `lanes` arguments; a tile of one is not vmapped."""
-    if tile > 1:
-        return lambda *args: jax.vmap(one, (0,) * lanes + (None,) * (len(args) - lanes))(*args)
+def _vectorised(
+    one: Callable[..., Any], spec: Spec, data: Data, inputs: Inputs, tile: int
+) -> Callable[..., Any]:
+    """`one(spec, data, hparams, x, …)` over the lanes of a tile: a function of (x, …).
 
-    def alone(*args: Any) -> Any:
-        first = [jax.tree.map(lambda leaf: leaf[0], a) for a in args[:lanes]]
-        out = one(*first, *args[lanes:])
+    A tile of one is not vmapped. Lanes that have data of their own take them here, once.
+    """
+    own = inputs.which is not None
+    if own:
+        data = jax.tree.map(lambda a: a[inputs.which], data)
+    one = functools.partial(one, spec)
+    if tile > 1:
+        axis = 0 if own else None
+        return lambda x, *rest: jax.vmap(one, (axis, 0, 0, *(None for _ in rest)))(
+            data, inputs.hparams, x, *rest
+        )
+
+    def first(tree: PyTree) -> PyTree:
+        return jax.tree.map(lambda leaf: leaf[0], tree)
+
+    def alone(x: Any, *rest: Any) -> Any:
+        out = one(first(data) if own else data, first(inputs.hparams), first(x), *rest)
         return jax.tree.map(lambda leaf: leaf[None], out)
 
     return alone
@@ -63,16 +76,16 @@ def _by_tiles(whole: Callable[..., Any], tile: int, *args: PyTree) -> Any:
 def _chunk_of_tile(
     spec: Spec,
     data: Data,
-    every: Array,
     step: Array,
     records: Array,
-    hparams: HParams,
+    every: Array,
+    inputs: Inputs,
     lanes: Lane,
 ) -> tuple[Lane, dict[str, Array]]:
     """At most `records` records of the lanes of a tile; ends early once none is left."""
     tile = lanes.stopped_at.shape[0]
-    one = _vectorised(functools.partial(lane.record, spec, data, every), tile, 2)
-    shapes = jax.eval_shape(one, hparams, lanes, step)[1]
+    one = _vectorised(lane.record, spec, data, inputs, tile)
+    shapes = jax.eval_shape(one, lanes, step, every)[1]
     room = {k: jnp.zeros((tile, spec.capacity), v.dtype) for k, v in shapes.items()}
 
     def going(carry: Any) -> Array:
@@ -84,7 +97,7 @@ def _chunk_of_tile(
 
     def go(carry: Any) -> Any:
         done, lanes, room = carry
-        lanes, values = one(hparams, lanes, step + done * every)
+        lanes, values = one(lanes, step + done * every, every)
         room = {
             name: lax.dynamic_update_slice_in_dim(room[name], value[:, None], done, 1)
             for name, value in values.items()
@@ -100,7 +113,8 @@ class Programs:
 
     Args:
       spec: what a lane computes. layout: see `Layout`. devices: that the lanes are laid over.
-      data: of the problem. example: the hyperparameters and seeds of a block, for their shapes.
+      data: of the problem; stacked where each lane's inputs say which are its own.
+      example: inputs and seeds of a block, for their shapes.
     """
 
     def __init__(
@@ -111,27 +125,27 @@ class Programs:
             spec, plan=dataclasses.replace(spec.plan, counts=layout.counts)
         )
         self.mesh = lanes_mesh(devices) if len(devices) > 1 or jax.process_count() > 1 else None
-        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), example)
-        self.plain_like = jax.eval_shape(functools.partial(lane.plain_start, self.spec), data, *one)
-        self.like = jax.eval_shape(functools.partial(lane.start, self.spec), data, *one)
+        self.like, self.plain_like = lane.likes(self.spec, data, *example)
         self.data = self.put(data, replicated=True)
-        self.inputs_like = one
+        self.inputs_like = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), example
+        )
         self._compiled: dict[str, Any] = {}
         self._chunk_lowered: Any = None
         self.hasty = False  # whether compiling would take longer than running
 
-    def start(self, hparams: PyTree, seeds: PyTree) -> PyTree:
+    def start(self, inputs: Inputs, seeds: PyTree) -> PyTree:
         """The lanes before their first step."""
-        return self._call("start", self._start, hparams, seeds)
+        return self._call("start", self._start, inputs, seeds)
 
-    def chunk(self, hparams: PyTree, lanes: PyTree, step: int, records: int, every: int) -> Any:
+    def chunk(self, inputs: Inputs, lanes: PyTree, step: int, records: int, every: int) -> Any:
         """(the lanes after at most `records` records, name → (block, capacity) values)."""
         numbers = [np.int32(x) for x in (step, records, every)]
-        return self._call("chunk", self._chunk, hparams, lanes, *numbers)
+        return self._call("chunk", self._chunk, inputs, lanes, *numbers)
 
-    def outcome(self, hparams: PyTree, lanes: PyTree, step: int) -> scan.Outcome:
-        """What each lane has reached."""
-        return self._call("outcome", self._outcome, hparams, lanes, np.int32(step))
+    def outcome(self, inputs: Inputs, lanes: PyTree, step: int) -> Any:
+        """(what each lane has reached, name → what is kept of it)."""
+        return self._call("outcome", self._outcome, inputs, lanes, np.int32(step))
 
     def put(self, tree: PyTree, *, replicated: bool = False) -> PyTree:
         """Arrays of the host on the devices, the first axis over the lanes unless `replicated`."""
@@ -191,12 +205,12 @@ class Programs:
 
     def prepare(self) -> None:
         """Compile all three programs, side by side, before their arguments are there."""
-        hparams, seeds, lanes = self._shapes()
+        inputs, seeds, lanes = self._shapes()
         step = np.int32(1)
         wanted = {
-            "chunk": (self._chunk, (hparams, lanes, step, step, step)),
-            "start": (self._start, (hparams, seeds)),
-            "outcome": (self._outcome, (hparams, lanes, step)),
+            "chunk": (self._chunk, (inputs, lanes, step, step, step)),
+            "start": (self._start, (inputs, seeds)),
+            "outcome": (self._outcome, (inputs, lanes, step)),
         }
         lowered = {}
         for name, (program, args) in wanted.items():
@@ -235,12 +249,12 @@ class Programs:
     def _lowered(self) -> Any:
         """The chunk, lowered for arguments of which only the shapes are known."""
         if self._chunk_lowered is None:
-            hparams, _, lanes = self._shapes()
-            self._chunk_lowered = self._lower(self._chunk, hparams, lanes, *[np.int32(1)] * 3)
+            inputs, _, lanes = self._shapes()
+            self._chunk_lowered = self._lower(self._chunk, inputs, lanes, *[np.int32(1)] * 3)
         return self._chunk_lowered
 
     def _shapes(self) -> tuple[PyTree, PyTree, PyTree]:
-        """Hyperparameters, seeds and lanes of a block as shapes, laid over the devices."""
+        """Inputs, seeds and lanes of a block as shapes, laid over the devices."""
         block = self.layout.block
         over = self.put(np.zeros(block, np.int32)).sharding
         empty = self.put(np.zeros((block, 0), np.int32)).sharding
@@ -251,28 +265,26 @@ class Programs:
 
         return jax.tree.map(leaf, (*self.inputs_like, self.plain_like))
 
-    def _start(self, data: Data, hparams: PyTree, seeds: Array) -> PyTree:
-        one = functools.partial(lane.start, self.spec, data)
-        return lane.plain(
-            _by_tiles(_vectorised(one, self.layout.tile, 2), self.layout.tile, hparams, seeds)
-        )
+    def _start(self, data: Data, inputs: Inputs, seeds: Array) -> PyTree:
+        def tile(inputs: Inputs, seeds: Array) -> Lane:
+            return _vectorised(lane.start, self.spec, data, inputs, self.layout.tile)(seeds)
+
+        return lane.plain(_by_tiles(tile, self.layout.tile, inputs, seeds))
 
     def _chunk(
-        self, data: Data, hparams: PyTree, lanes: PyTree, step: Array, records: Array, every: Array
+        self, data: Data, inputs: Inputs, lanes: PyTree, step: Array, records: Array, every: Array
     ) -> Any:
-        tile = functools.partial(_chunk_of_tile, self.spec, data, every, step, records)
-        lanes, values = _by_tiles(tile, self.layout.tile, hparams, lane.typed(lanes, self.like))
+        tile = functools.partial(_chunk_of_tile, self.spec, data, step, records, every)
+        lanes = lane.typed(lanes, self.like)
+        lanes, values = _by_tiles(tile, self.layout.tile, inputs, lanes)
         return lane.plain(lanes), values
 
-    def _outcome(self, data: Data, hparams: PyTree, lanes: PyTree, step: Array) -> scan.Outcome:
-        one = functools.partial(lane.outcome, self.spec, data)
-        over = _vectorised(one, self.layout.tile, 2)
-        return _by_tiles(
-            lambda h, lane: over(h, lane, step),
-            self.layout.tile,
-            hparams,
-            lane.typed(lanes, self.like),
-        )
+    def _outcome(self, data: Data, inputs: Inputs, lanes: PyTree, step: Array) -> Any:
+        def tile(inputs: Inputs, lanes: Lane) -> Any:
+            one = _vectorised(lane.outcome, self.spec, data, inputs, self.layout.tile)
+            return one(lanes, step)
+
+        return _by_tiles(tile, self.layout.tile, inputs, lane.typed(lanes, self.like))
 
 
 _CACHE: dict[Any, Any] = {}

@@ -50,7 +50,7 @@ def replay(
     >>> oj.replay(found.sel(learning_rate=0.1, seed=1)).path.shape
     (21, 2)
     """
-    many = {name: size for name, size in selected.sizes.items() if name != "step" and size > 1}
+    many = {name: size for name, size in selected["status"].sizes.items() if size > 1}
     if many:
         said = ", ".join(f"{name} ({size})" for name, size in many.items())
         raise UserError(f"several runs are selected, along {said}: choose one with .sel or .isel")

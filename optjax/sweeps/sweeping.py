@@ -22,6 +22,7 @@ from optjax.sweeps.engine import Engine, Settings
 from optjax.sweeps.folder import fits, opened
 from optjax.sweeps.grid import Grid, as_grid, label
 from optjax.sweeps.identity import identity, run_ids
+from optjax.sweeps.lane import Final
 from optjax.sweeps.layouts import Lanes
 from optjax.sweeps.progress import Progress
 from optjax.sweeps.replaying import remember
@@ -39,6 +40,7 @@ def sweep(
     *,
     stop: Any = (),
     keep_diverged: bool = False,
+    final: Final | None = None,
     out: str | os.PathLike[str] | None = None,
     anew: bool = False,
     batching: Batching = "auto",
@@ -66,6 +68,8 @@ def sweep(
       stop: rules by which a run ends early: `Target`, `Plateau`, `Halving`.
       keep_diverged: go on with runs that have diverged; without, they leave the sweep, their
         records are NaN after the divergence, and so is their final loss.
+      final: (params, model_state, data) → named arrays, kept of every run as it ends: parameters,
+        predictions, a score; variables of the dataset.
       out: a folder that keeps the sweep. The same call again goes on where it stopped, or returns
         the result; with more points or seeds it computes the new ones.
       anew: drop what the folder holds.
@@ -130,7 +134,9 @@ def sweep(
     groups = buckets(points, batching)
     store, digest = None, uuid.uuid4().hex[:16]
     if out is not None:
-        facts = identity(points, grid, {"stop": (rules, halving), "keep_diverged": keep_diverged})
+        facts = identity(
+            points, grid, {"stop": (rules, halving), "keep_diverged": keep_diverged, "final": final}
+        )
         digest = _digest(facts)
         spec = {
             "identity": facts,
@@ -152,7 +158,7 @@ def sweep(
         with _shown(progress) as show:
             engine = Engine(
                 book, groups, rules, halving, not keep_diverged, store, settings, show,
-                weighted=all(p.run.problem.weighted for p in points),
+                weighted=all(p.run.problem.weighted for p in points), final=final,
             )  # fmt: skip
             engine.run()
         dataset = book.dataset()

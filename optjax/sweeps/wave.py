@@ -8,9 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from optjax import scan
 from optjax.errors import UserError
 from optjax.sweeps import layouts
 from optjax.sweeps.buckets import Bucket
+from optjax.sweeps.lane import Inputs
 from optjax.sweeps.processes import fetch
 from optjax.sweeps.program import Layout, Programs
 from optjax.types import PyTree
@@ -21,10 +23,10 @@ NONE = -1
 
 @dataclasses.dataclass
 class Block:
-    """Lanes of one call: which run each is, its hyperparameters and its state."""
+    """Lanes of one call: which run each is, what it is given and its state."""
 
     runs: np.ndarray  # (block,) int64, or NONE
-    hparams: PyTree
+    inputs: Inputs
     lanes: PyTree
 
 
@@ -66,14 +68,14 @@ class Wave:
         self.preparing = 0.0  # seconds that compiling took
         self.blocks = []
         for part in _cut(runs, self.programs.layout.block):
-            hparams, seeds_ = self.programs.put(inputs(bucket, seeds, part))
+            given, seeds_ = self.programs.put(inputs(bucket, seeds, part))
             if step:
                 rows = [saved[int(r)] for r in np.where(part == NONE, part[0], part)]
                 leaves = [np.stack(column) for column in zip(*rows, strict=True)]
                 lanes = self.programs.put(_as_lanes(self.programs, leaves))
             else:
-                lanes = self.programs.start(hparams, seeds_)
-            self.blocks.append(Block(part, hparams, lanes))
+                lanes = self.programs.start(given, seeds_)
+            self.blocks.append(Block(part, given, lanes))
 
     @property
     def lanes(self) -> int:
@@ -91,7 +93,7 @@ class Wave:
         """Send `count` records off; the wave is at their end, whether they are there or not."""
         sent = []
         for block in self.blocks:
-            lanes, values = self.programs.chunk(block.hparams, block.lanes, self.step, count, every)
+            lanes, values = self.programs.chunk(block.inputs, block.lanes, self.step, count, every)
             block.lanes = lanes
             sent.append(
                 (block.runs, values, lanes.stopped_at, lanes.stopped_by, lanes.run.diverged_at)
@@ -100,10 +102,12 @@ class Wave:
         self.step += count * every
         return chunk
 
-    def outcomes(self, block: Block, which: np.ndarray) -> list[np.ndarray]:
-        """Final loss, status and step of divergence of some lanes of a block."""
-        out = fetch(self.programs.outcome(block.hparams, block.lanes, self.step))
-        return [np.asarray(leaf)[which] for leaf in out]
+    def outcomes(
+        self, block: Block, which: np.ndarray
+    ) -> tuple[scan.Outcome, dict[str, np.ndarray]]:
+        """What some lanes of a block have reached, and what is kept of them."""
+        out = fetch(self.programs.outcome(block.inputs, block.lanes, self.step))
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[which], out)
 
     def keep(self, alive: np.ndarray, ahead: float) -> None:
         """Gather the runs that go on into fewer blocks, or into a smaller one where that pays.
@@ -139,8 +143,8 @@ class Wave:
         for i, part in enumerate(_cut(runs, size)):
             at = np.minimum(np.arange(i * size, (i + 1) * size), len(runs) - 1)
             state = jax.tree.map(lambda leaf, at=at: leaf[at], lanes)
-            hparams, _ = inputs(self.bucket, self.seeds, part)
-            self.blocks.append(Block(part, self.programs.put(hparams), self.programs.put(state)))
+            given, _ = inputs(self.bucket, self.seeds, part)
+            self.blocks.append(Block(part, self.programs.put(given), self.programs.put(state)))
         if self.pace is not None:
             self.pace *= self.lanes / before
 
@@ -164,14 +168,14 @@ class Wave:
     def park(self) -> None:
         """To the host's memory, while other waves have the devices."""
         for block in self.blocks:
-            block.lanes, block.hparams = fetch((block.lanes, block.hparams))
+            block.lanes, block.inputs = fetch((block.lanes, block.inputs))
 
     def unpark(self) -> None:
         """Back to the devices."""
         for block in self.blocks:
             if isinstance(jax.tree.leaves(block.lanes)[0], np.ndarray):
                 block.lanes = self.programs.put(block.lanes)
-                block.hparams = self.programs.put(block.hparams)
+                block.inputs = self.programs.put(block.inputs)
 
 
 def form(request: layouts.Request, make: Any) -> tuple[Wave, layouts.Chosen]:
@@ -189,13 +193,14 @@ def form(request: layouts.Request, make: Any) -> tuple[Wave, layouts.Chosen]:
     return wave, chosen
 
 
-def inputs(bucket: Bucket, seeds: list[int], runs: np.ndarray) -> tuple[PyTree, np.ndarray]:
-    """Hyperparameters and seeds of runs; those of the first where a lane only fills up."""
+def inputs(bucket: Bucket, seeds: list[int], runs: np.ndarray) -> tuple[Inputs, np.ndarray]:
+    """What runs are given, and their seeds; those of the first where a lane only fills up."""
     runs = np.where(runs == NONE, runs[0], runs)
     place = {int(p): i for i, p in enumerate(bucket.points)}
     at = np.array([place[int(p)] for p in runs // len(seeds)])
     chosen = np.array(seeds, np.int32)[runs % len(seeds)]
-    return {name: values[at] for name, values in bucket.hparams.items()}, chosen
+    hparams = {name: values[at] for name, values in bucket.hparams.items()}
+    return Inputs(hparams, None if bucket.which is None else bucket.which[at]), chosen
 
 
 def _cut(runs: np.ndarray, block: int) -> list[np.ndarray]:

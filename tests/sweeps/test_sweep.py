@@ -13,7 +13,7 @@ import pytest
 
 import optjax as oj
 from optjax.sweeps import layouts
-from optjax.sweeps.lane import Spec
+from optjax.sweeps.lane import Inputs, Spec
 from optjax.sweeps.program import Layout, Programs
 
 N, D, T = 12, 6, 24
@@ -86,7 +86,7 @@ def test_batches_as_counts_are_the_same_batches(run, problem):
     counts = batching.counts(indices, mask, N, float)
     np.testing.assert_array_equal(counts, np.bincount(np.asarray(indices)[:5], minlength=N))
 
-    example = ({"learning_rate": np.array(RATES)}, np.arange(3, dtype=np.int32))
+    example = (Inputs({"learning_rate": np.array(RATES)}, None), np.arange(3, dtype=np.int32))
     spec = Spec(run.plan, (), 4, True)
     ends = []
     for counted in (False, True):
@@ -141,6 +141,53 @@ def test_steps_and_what_shapes_the_program_may_be_swept(problem):
     one = found.sel(optimizer="adam", momentum_flag="False", learning_rate=0.1, seed=0, steps=12)
     again = oj.replay(one)
     assert again.path.shape == (13, D)
+
+
+def _many_problems():
+    rng = np.random.default_rng(5)
+    return [
+        oj.least_squares(rng.normal(size=(N, D)), rng.normal(size=N), rng.normal(size=D))
+        for _ in range(3)
+    ]
+
+
+@pytest.mark.parametrize("how", [{}, {"tile": 1}, {"lanes": "map", "tile": 2}], ids=str)
+def test_problems_of_one_shape_are_lanes_of_one_program(how):
+    problems = _many_problems()
+
+    def make(problem):
+        return oj.make_run(problems[problem], optax.sgd, 12)
+
+    grid = {"problem": [0, 1, 2], "learning_rate": [0.01, 0.1], "batch_size": [5, N]}
+    found = oj.sweep(make, grid, 2, batching="masked", **how)
+    notes = json.loads(found.attrs["buckets"])
+    assert [note["runs"] for note in notes] == [24]
+    for p in range(3):
+        one = make(p)({"learning_rate": 0.1, "batch_size": 5}, jax.random.key(1))
+        mine = found.sel(problem=p, learning_rate=0.1, batch_size=5, seed=1)
+        np.testing.assert_allclose(mine.loss, one.loss, rtol=TOLERANCE)
+        np.testing.assert_allclose(mine.final_loss, one.final_loss, rtol=TOLERANCE)
+    np.testing.assert_allclose(oj.replay(mine).final_loss, mine.final_loss, rtol=TOLERANCE)
+
+
+def _weights(params, model_state, data):
+    return {"w": params, "far": jnp.max(jnp.abs(params)), "above": params > 0}
+
+
+def test_what_is_kept_of_a_run_is_of_its_end(noisy, tmp_path):
+    grid = {"learning_rate": [0.02, 0.1, 80.0], "batch_size": [4]}
+    how = {"stop": oj.Target(0.5), "final": _weights, "out": tmp_path / "a"}
+    found = oj.sweep(noisy, grid, 2, chunk_steps=6, **how)
+    assert found.w.dims == ("learning_rate", "batch_size", "seed", "w_0")
+    assert found.above.dtype == bool
+    one = found.sel(learning_rate=0.1, batch_size=4, seed=1)
+    assert one.stopped_by == "target"
+    np.testing.assert_allclose(oj.replay(one).params, one.w, rtol=1e-10)
+    np.testing.assert_allclose(found.far, np.abs(found.w).max("w_0"))
+    (tmp_path / "a" / "result.nc").unlink()
+    np.testing.assert_allclose(oj.load_sweep(tmp_path / "a").w, found.w)
+    with pytest.raises(oj.UserError, match="final was"):
+        oj.sweep(noisy, grid, 2, stop=oj.Target(0.5), out=tmp_path / "a")
 
 
 def test_zipped_and_drawn_points_lie_on_one_axis(run):
@@ -277,7 +324,7 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 import numpy as np, optax, optjax as oj
-from optjax.sweeps.lane import Spec
+from optjax.sweeps.lane import Inputs, Spec
 from optjax.sweeps.program import Layout, Programs
 rng = np.random.default_rng(0)
 X = rng.normal(size=(12, 6))
@@ -289,7 +336,7 @@ for count in (1, 2, 8):
     kind = {"chunk_steps": 8} if count == 8 else {"lanes": "map", "tile": 2}
     data = oj.sweep(run, grid, 3, devices=devices, stop=oj.Target(1e-9), **kind)
     found[count] = data.loss.values.tolist()
-example = ({"learning_rate": np.full(16, 0.1)}, np.arange(16, dtype=np.int32))
+example = (Inputs({"learning_rate": np.full(16, 0.1)}, None), np.arange(16, dtype=np.int32))
 programs = Programs(Spec(run.plan, (), 4, True), Layout(16, 2), jax.devices(), run.problem.data,
                     example)
 put = programs.put(example)
