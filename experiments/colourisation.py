@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from time import perf_counter
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
+from flax.linen import Module
 from matplotlib.figure import Figure
 
 from optjax.colourisation import models
@@ -16,12 +17,16 @@ from optjax.colourisation.baseline import GreyLevelBaseline
 from optjax.colourisation.palette import grey, kmeans_palette, load_palette, nearest_colour
 from optjax.colourisation.pictures import load_pictures
 from optjax.colourisation.problem import colourisation_problem
-from optjax.colourisation.training import in_epochs, population_metrics
+from optjax.colourisation.training import population_metrics
 from optjax.console import silent
 from optjax.errors import UserError
+from optjax.problems import Data, Problem
 from optjax.report.claims import Claim, mean_interval, verdict
 from optjax.report.style import COLOURS, MARKERS, caption, figure, pictures
-from optjax.trajectory import make_run
+from optjax.sweeps import sweep
+from optjax.sweeps.lane import Final
+from optjax.trajectory import Run, make_run
+from optjax.types import PyTree
 
 SOURCE = {
     "pool-upsample": {"accuracy": (41.1, 41.1), "loss": (1.588, 1.588)},
@@ -126,20 +131,10 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
         epochs=config.epochs or (12 if data.demo else PROTOCOL["epochs"]),
     )
     seeds, epochs = config.seeds, config.epochs
-    keys = jax.vmap(jax.random.key)(jnp.arange(config.seed, config.seed + seeds))
+    first = list(range(config.seed, config.seed + seeds))
     per_epoch = -(-n // config.batch_size)
-    shape = (len(nets), seeds, epochs)
-    curves = {
-        name: np.full(shape, np.nan)
-        for name in ("train_loss", "validation_loss", "validation_accuracy", "seconds_an_epoch")
-    }
-    parameters = np.zeros(len(nets), int)
-    population = {name: np.full(shape[:2], np.nan) for name in ("loss", "accuracy")}
-    diverged_at = np.full(shape[:2], -1)
     shown = np.linspace(0, len(data.validation) - 1, min(8, len(data.validation))).astype(int)
-    predicted = np.zeros((len(nets), len(shown), *data.size), np.int32)
-    total, done = len(nets) * seeds * epochs, 0
-
+    found = []
     for i, (name, net) in enumerate(nets.items()):
         problem = colourisation_problem(net, train, validation)
         learn = make_run(
@@ -150,49 +145,40 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
             max_batch_size=config.batch_size,
             record_every=per_epoch,
         )
-        again = jax.jit(jax.vmap(population_metrics(net, problem, config.batch_size), (0, None)))
-        epoch, lap = dict.fromkeys(range(seeds), 0), perf_counter()
-        for which, states, records in in_epochs(
-            learn, {"learning_rate": config.learning_rate}, keys, per_epoch
-        ):
-            e = epoch[which[0]]
-            for metric in ("validation_loss", "validation_accuracy"):
-                curves[metric][i, which, e] = np.asarray(records.metrics[metric])[:, 0]
-            curves["train_loss"][i, which, e] = np.asarray(records.loss)[:, 0]
-            curves["seconds_an_epoch"][i, which, e] = (perf_counter() - lap) / len(which)
-            diverged_at[i, which] = np.asarray(states.diverged_at)
-            lap = perf_counter()
-            epoch |= dict.fromkeys(which, e + 1)
-            done += len(which)
-            accuracy = float(np.mean(curves["validation_accuracy"][i, which, e]))
-            progress(
-                f"{name} seed {config.seed + which[0]}, epoch {e + 1}: {accuracy:.1%} right",
-                done / total,
-            )
-            if e + 1 == epochs:
-                metrics = again((states.params, states.model_state), problem.data)
-                for metric, values in population.items():
-                    values[i, which] = np.asarray(metrics[f"validation_{metric}"])
-                lap = perf_counter()
-            if 0 in which:
-                first = jax.tree.map(lambda leaf: leaf[0], (states.params, states.model_state))
-        parameters[i] = sum(leaf.size for leaf in jax.tree.leaves(first[0]))
-        scores = net.apply({"params": first[0], **first[1]}, validation[0][shown], train=False)
-        predicted[i] = np.argmax(np.asarray(scores), axis=-1)
-
+        runs = sweep(
+            learn,
+            {"learning_rate": [config.learning_rate]},
+            first,
+            keep_diverged=True,
+            final=_scores(net, problem, config.batch_size, validation[0][shown]),
+            progress=lambda text, f, i=i, name=name: progress(
+                f"{name}: {text}", (i + f) / len(nets)
+            ),
+        )
+        runs = runs.isel(learning_rate=0, drop=True).rename(step="epoch")
+        runs["parameters"] = _size(learn)
+        runs["seconds_an_epoch"] = runs.attrs["seconds"] / (seeds * epochs)
+        found.append(runs.drop_vars("epoch"))
+    together = xr.concat(found, "net", coords="minimal", compat="override")
     dims = ("net", "seed", "epoch")
+    curves = ("validation_loss", "validation_accuracy")
+    prediction = together["prediction"].isel(seed=0).transpose("net", ...).values
     return xr.Dataset(
         {
-            **{name: (dims, values) for name, values in curves.items()},
-            **{f"population_{name}": (dims[:2], values) for name, values in population.items()},
-            "parameters": ("net", parameters),
-            "diverged_at": (dims[:2], diverged_at),
+            "train_loss": (dims, together["loss"].transpose(*dims).values),
+            **{name: (dims, together[name].transpose(*dims).values) for name in curves},
+            **{
+                name: (dims[:2], together[name].transpose(*dims[:2]).values)
+                for name in ("population_loss", "population_accuracy", "diverged_at")
+            },
+            "seconds_an_epoch": ("net", together["seconds_an_epoch"].values),
+            "parameters": ("net", together["parameters"].values),
             "baseline_accuracy": baseline.accuracy,
             "baseline_loss": baseline.loss,
             "palette": (("colour", "channel"), palette),
             "shown": (("picture", "y", "x", "channel"), data.validation[shown]),
             "shown_label": (("picture", "y", "x"), labels["validation"][shown]),
-            "shown_prediction": (("net", "picture", "y", "x"), predicted),
+            "shown_prediction": (("net", "picture", "y", "x"), prediction),
             "shown_baseline": (("picture", "y", "x"), baseline.prediction[shown]),
             "mean_colour": (
                 ("split", "channel"),
@@ -215,6 +201,28 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
             "protocol": int(all(getattr(config, k) == v for k, v in PROTOCOL.items())),
         },
     )
+
+
+def _scores(net: Module, problem: Problem, batch: int, shown: np.ndarray) -> Final:
+    """What is kept of a run: scores with population statistics, its colours of some pictures."""
+    population = population_metrics(net, problem, batch)
+
+    def final(params: PyTree, state: PyTree, data: Data) -> dict[str, jax.Array]:
+        metrics = population((params, state), data)
+        scores = net.apply({"params": params, **state}, jnp.asarray(shown), train=False)
+        return {
+            "population_loss": metrics["validation_loss"],
+            "population_accuracy": metrics["validation_accuracy"],
+            "prediction": jnp.argmax(cast(jax.Array, scores), axis=-1).astype(jnp.int32),
+        }
+
+    return final
+
+
+def _size(run: Run) -> int:
+    """Parameters of a run's network."""
+    state = jax.eval_shape(run.init, {"learning_rate": 0.0}, jax.random.key(0))
+    return sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
 # ------------------------------------------------------------------------------------- figures

@@ -1,7 +1,7 @@
 """Does mini-batch SGD from zero find the minimum-norm solution, and from w0 the nearest one?"""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -12,13 +12,19 @@ from matplotlib.figure import Figure
 
 from optjax import linear
 from optjax.console import silent
-from optjax.problems import least_squares
+from optjax.problems import Data, Metrics, Problem, least_squares
 from optjax.report.claims import Claim, verdict
 from optjax.report.style import COLOURS, band, caption, figure
-from optjax.trajectory import make_run
+from optjax.sweeps import sweep
+from optjax.sweeps.grid import table
+from optjax.trajectory import Run, make_run
+from optjax.types import HParams, PyTree
 
 TOLERANCE = 1e-8
 STARTS = ("zero", "off the row space")
+SAMPLERS = ("replacement", "epochs")
+BATCHES = 4
+"""Batch sizes, from 1 to n."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +41,10 @@ class Config:
     """n of each problem; at least 4."""
     columns: tuple[int, ...] = (12, 20, 40)
     """d of each problem, more than its n."""
-    seeds: int = 8
-    """Runs (each with its own X, t and batches) for every setting."""
+    problems: int = 4
+    """Random (X, t) of each size."""
+    seeds: int = 4
+    """Runs of each, with batches of their own, for every setting."""
     steps: int = 2000
     """SGD steps a run."""
 
@@ -60,60 +68,84 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
 def _run(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
     rng = np.random.default_rng(config.seed)
     kept = np.unique(np.geomspace(1, config.steps, 60).round().astype(int))
-    samplers, batches = ("replacement", "epochs"), 4
-    shape = (len(config.rows), len(samplers), len(STARTS), batches, config.seeds)
-    distance, share = np.empty((2, *shape, len(kept)))
-    final, worst_share = np.empty((2, *shape))
-    sizes = np.array([np.linspace(1, n, batches).round().astype(int) for n in config.rows])
+    sizes = [np.linspace(1, n, BATCHES).round().astype(int) for n in config.rows]
+    found = []
     for i, (n, d) in enumerate(zip(config.rows, config.columns, strict=True)):
-        X, t, off = _problems(rng, config.seeds, n, d)
-        for j, sampler in enumerate(samplers):
-            progress(f"{n} × {d}, {sampler}", (2 * i + j) / (2 * len(config.rows)))
+        X, t, off = _problems(rng, config.problems, n, d)
+        # η = 1/max‖x‖²: each step is then a contraction, for every batch.
+        rates = 1 / np.max(np.sum(X**2, axis=2), axis=1)
+        problems = {
+            start: [
+                _watched(least_squares(X[k], t[k], w0[k], scale=0.5))
+                for k in range(config.problems)
+            ]
+            for start, w0 in zip(STARTS, (np.zeros_like(off), off), strict=True)
+        }
 
-            def one(X, t, w0, size, key, sampler=sampler):
-                # η = 1/max‖x‖²: each step is then a contraction, for every batch.
-                rate = 1 / jnp.max(jnp.sum(X**2, axis=1))
-                run = make_run(
-                    least_squares(X, t, w0, scale=0.5),
-                    optax.sgd,
-                    config.steps,
-                    sampler=sampler,
-                    record_path=True,
-                )
-                path = run({"learning_rate": rate, "batch_size": size}, key).path
-                end = linear.nearest_solution(X, t, w0)
-                norm = lambda v: jnp.linalg.norm(v, axis=-1)  # noqa: E731
-                # From w0 ≠ 0 it is the distance gone that lies in the row space.
-                gone = path[1:] - w0[None]
-                off_share = norm(linear.off_row_space(X, gone)) / norm(gone)
-                far = norm(path[1:] - end[None]) / norm(end)
-                return far[kept - 1], off_share[kept - 1], far[-1], jnp.max(off_share)
+        def make(start: str, sampler: str, problem: int, problems=problems) -> Run:
+            return make_run(problems[start][problem], optax.sgd, config.steps, sampler=sampler)
 
-            over = jax.vmap(one, (0, 0, 0, None, 0))
-            over = jax.vmap(over, (None, None, None, 0, None))
-            over = jax.jit(jax.vmap(over, (None, None, 0, None, None)))
-            keys = jax.random.split(jax.random.key(config.seed + 1 + 2 * i + j), config.seeds)
-            starts = np.stack([np.zeros_like(off), off])
-            found = over(X, t, starts, sizes[i], keys)
-            for store, value in zip((distance, share, final, worst_share), found, strict=True):
-                store[i, j] = value
-    dims = ("problem", "sampler", "start", "batch", "seed")
-    return xr.Dataset(
-        {
-            "distance": ((*dims, "step"), distance),
-            "off_share": ((*dims, "step"), share),
-            "final_distance": (dims, final),
-            "largest_off_share": (dims, worst_share),
-            "batch_size": (("problem", "batch"), sizes),
-            "plane_path": (("line", "plane_step", "axis"), _plane()),
-        },
-        {
-            "problem": [f"{n} × {d}" for n, d in zip(config.rows, config.columns, strict=True)],
-            "sampler": list(samplers),
-            "start": list(STARTS),
-            "step": kept,
-        },
-    )
+        points = [
+            {"start": start, "sampler": sampler, "batch_size": int(b), "problem": k,
+             "learning_rate": rates[k]}
+            for start in STARTS
+            for sampler in SAMPLERS
+            for b in sizes[i]
+            for k in range(config.problems)
+        ]  # fmt: skip
+        runs = sweep(
+            make,
+            table(points),
+            config.seeds,
+            progress=lambda text, f, i=i, n=n, d=d: progress(
+                f"{n} × {d}: {text}", (i + f) / len(config.rows)
+            ),
+        )
+        shape = (len(STARTS), len(SAMPLERS), BATCHES, config.problems * config.seeds)
+        far, share = (
+            runs[name].values.reshape(*shape, config.steps) for name in ("distance", "off_share")
+        )
+        dims = ("start", "sampler", "batch", "run")
+        found.append(
+            xr.Dataset(
+                {
+                    "distance": ((*dims, "step"), far[..., kept - 1]),
+                    "off_share": ((*dims, "step"), share[..., kept - 1]),
+                    "final_distance": (dims, far[..., -1]),
+                    "largest_off_share": (dims, share.max(axis=-1)),
+                    "batch_size": ("batch", sizes[i]),
+                }
+            )
+        )
+    return xr.concat(found, "problem").assign(
+        plane_path=(("line", "plane_step", "axis"), _plane())
+    ).assign_coords(
+        problem=[f"{n} × {d}" for n, d in zip(config.rows, config.columns, strict=True)],
+        sampler=list(SAMPLERS),
+        start=list(STARTS),
+        step=kept,
+    )  # fmt: skip
+
+
+def _watched(problem: Problem) -> Problem:
+    """The problem with its distance to where SGD should end, and the share off the row space."""
+    X, t = problem.data.examples["x"], problem.data.examples["t"]
+    shared = problem.data.shared
+    known = {
+        "off": linear.off_row_space(X, jnp.eye(X.shape[1])),
+        "end": linear.nearest_solution(X, t, shared["w0"]),
+    }
+    return replace(problem, data=Data(problem.data.examples, shared | known), metrics=_distances)
+
+
+def _distances(w: jax.Array, state: PyTree, data: Data, hparams: HParams) -> Metrics:
+    norm, shared = jnp.linalg.norm, data.shared
+    # From w0 ≠ 0 it is the distance gone that lies in the row space.
+    gone = w - shared["w0"]
+    return {
+        "distance": norm(w - shared["end"]) / norm(shared["end"]),
+        "off_share": norm(shared["off"] @ gone) / norm(gone),
+    }
 
 
 def _plane() -> np.ndarray:
@@ -134,7 +166,7 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
     fig, (left, right) = figure("wide", 1, 2)
     last = dataset.isel(problem=-1, start=0)
     x = dataset.step.values
-    names = ("batch", "sampler", "seed")
+    names = ("batch", "sampler", "run")
     for b in range(dataset.sizes["batch"]):
         runs = last.distance.isel(batch=b).transpose("step", ...).values.reshape(len(x), -1)
         size = int(last.batch_size[b])

@@ -13,10 +13,13 @@ from matplotlib.figure import Figure
 from optjax import linear
 from optjax.console import silent
 from optjax.optimizers import rmsprop
-from optjax.problems import least_squares
+from optjax.problems import Data, least_squares
 from optjax.report.claims import Claim, verdict
 from optjax.report.style import COLOURS, caption, figure
-from optjax.trajectory import make_run
+from optjax.sweeps import sweep
+from optjax.sweeps.grid import zipped
+from optjax.trajectory import Run, make_run
+from optjax.types import PyTree
 
 SOURCE = {"w1": ("0.314", "0.311"), "v2": ("1.89", "0.47"), "w2": ("0.469", "0.463")}
 """The source's figures, as printed: the digits say how precisely."""
@@ -106,31 +109,41 @@ def _general(config: Config, progress: Callable[[str, float], None]) -> xr.Datas
     rng = np.random.default_rng(config.seed)
     k, n, d = config.problems, config.rows, config.columns
     X, t = rng.normal(size=(k, n, d)), rng.normal(size=(k, n))
-    w0 = jnp.zeros(d)
-    values = np.empty((3, len(OPTIMISERS), k))
+    problems = [least_squares(X[i], t[i], np.zeros(d)) for i in range(k)]
+    largest = np.linalg.norm(X, 2, axis=(1, 2))
+    found = []
     for i, (name, (factory, rate)) in enumerate(OPTIMISERS.items()):
-        progress(name, (i + 1) / (len(OPTIMISERS) + 1))
 
-        def one(X, t, factory=factory, rate=rate):
-            run = make_run(
-                least_squares(X, t, w0), factory, config.steps, sampler="full",
+        def make(problem: int, factory=factory) -> Run:
+            return make_run(
+                problems[problem], factory, config.steps, sampler="full",
                 record_every=config.steps,
             )  # fmt: skip
-            if rate is None:
-                rate = 0.5 * n / jnp.linalg.norm(X, 2) ** 2
-            w = run({"learning_rate": rate}, jax.random.key(0)).params
-            star = linear.minimum_norm_solution(X, t)
-            norm = jnp.linalg.norm
-            off = norm(linear.off_row_space(X, w)) / norm(w)
-            return norm(w - star) / norm(star), off, norm(X @ w - t) / norm(t)
 
-        values[:, i] = jax.jit(jax.vmap(one))(X, t)
-    dims = ("optimiser", "problem")
-    names = ("distance", "off_share", "residual")
-    return xr.Dataset(
-        {name: (dims, value) for name, value in zip(names, values, strict=True)},
-        {"optimiser": list(OPTIMISERS)},
-    )
+        rates = 0.5 * n / largest**2 if rate is None else np.full(k, rate)
+        runs = sweep(
+            make,
+            zipped({"problem": range(k), "learning_rate": rates}),
+            final=_ends,
+            progress=lambda text, f, i=i, name=name: progress(
+                f"{name}: {text}", (1 + i + f) / (len(OPTIMISERS) + 1)
+            ),
+        )
+        ends = runs.isel(seed=0)[["distance", "off_share", "residual"]]
+        found.append(ends.reset_coords(drop=True).rename(point="problem"))
+    return xr.concat(found, "optimiser").assign_coords(optimiser=list(OPTIMISERS))
+
+
+def _ends(w: jax.Array, state: PyTree, data: Data) -> dict[str, jax.Array]:
+    """How far a run's end lies from w*, how much of it off the row space, and its residual."""
+    X, t = data.examples["x"], data.examples["t"]
+    norm = jnp.linalg.norm
+    star = linear.minimum_norm_solution(X, t)
+    return {
+        "distance": norm(w - star) / norm(star),
+        "off_share": norm(linear.off_row_space(X, w)) / norm(w),
+        "residual": norm(X @ w - t) / norm(t),
+    }
 
 
 def figures(dataset: xr.Dataset) -> dict[str, Figure]:

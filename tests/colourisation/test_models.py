@@ -190,27 +190,15 @@ def test_equal_problems_share_a_program():
 
 def test_seeds_together_and_one_by_one_learn_the_same():
     """What an accelerator does (all seeds in one program) is what the CPU does in turn."""
-    from optjax.colourisation.training import in_epochs
-
     x = np.linspace(-1, 1, 12)[:, None]
     problem = oj.flax_problem(
         nn.Dense(1, param_dtype=jnp.float64), x, x**2, lambda out, t: jnp.sum((out - t) ** 2, -1)
     )
     run = oj.make_run(problem, optax.adam, 6, sampler="epochs", max_batch_size=4, record_every=3)
-    keys = jax.random.split(KEY, 2)
-    losses = {
-        together: np.concatenate(
-            [
-                np.asarray(records.loss).ravel()
-                for _, _, records in in_epochs(run, {"learning_rate": 0.01}, keys, 3, together)
-            ]
-        )
-        for together in (False, True)
-    }
-    # One by one: seed 0's epochs, then seed 1's; together: epoch 1 of both, then epoch 2.
-    np.testing.assert_allclose(
-        losses[True].reshape(2, 2).T, losses[False].reshape(2, 2), rtol=1e-10
+    together, alone = (
+        oj.sweep(run, {"learning_rate": [0.01]}, 2, lanes=lanes) for lanes in ("vmap", "loop")
     )
+    np.testing.assert_allclose(together.loss, alone.loss, rtol=1e-10)
 
 
 def test_population_statistics_of_one_batch_give_that_batch_its_training_output():

@@ -44,7 +44,8 @@ def test_every_epoch_of_every_seed_is_recorded(dataset):
 def test_a_seed_is_the_same_run_whatever_it_runs_beside(dataset, pictures):
     alone = colourisation.run(Config(data=pictures, seeds=1, seed=1, **SMALL))
     for name in ("train_loss", "validation_loss", "validation_accuracy"):
-        np.testing.assert_array_equal(alone[name].sel(seed=1), dataset[name].sel(seed=1))
+        # float32, and lanes of other numbers: products add in another order.
+        np.testing.assert_allclose(alone[name].sel(seed=1), dataset[name].sel(seed=1), rtol=1e-4)
 
 
 def test_other_pictures_leave_the_sources_figures_undecided(dataset):
