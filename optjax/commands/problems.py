@@ -18,6 +18,9 @@ def least_squares(n: int = 256, d: int = 64, noise: float = 0.5, data_seed: int 
     from optjax.problems import least_squares
 
     _at_least(1, n=n, d=d)
+    _at_least(0, data_seed=data_seed)
+    if n * d > 10**9:
+        raise UserError(f"n × d is {n * d:,}: expected at most 10⁹ numbers")
     rng = np.random.default_rng(data_seed)
     X = rng.normal(size=(n, d))
     t = X @ rng.normal(size=d) / np.sqrt(d) + noise * rng.normal(size=n)
@@ -29,6 +32,8 @@ def quadratic(d: int = 100, power: float = 1.0, noise: float = 0.0):
     from optjax.problems import quadratic
 
     _at_least(1, d=d)
+    if d > 10**8:
+        raise UserError(f"d is {d:,}: expected at most 10⁸")
     h = np.arange(1, d + 1, dtype=np.float32) ** -np.float32(power)
     return quadratic(h, np.ones(d, np.float32), noise=np.float32(noise) * np.sqrt(h))
 
@@ -48,6 +53,7 @@ def _colouring(model: str) -> Callable[..., Any]:
         from optjax.colourisation.pictures import load_pictures
         from optjax.colourisation.problem import colourisation_problem
 
+        _at_least(0, data_seed=data_seed, pictures=pictures)
         net = models.model(model, filters=filters, colours=colours)
         found = load_pictures(data or None, size=size, seed=data_seed)
         train, held_out = found.train, found.validation
@@ -129,12 +135,38 @@ def imported(what: str, name: str) -> Callable[..., Any]:
 
 def arguments(function: Callable[..., Any], groups: Mapping[str, list[str]]) -> dict[str, Any]:
     """The words given for a function's own arguments, as values of their types."""
-    hints = typing.get_type_hints(function)
+    try:
+        hints, taken = typing.get_type_hints(function), inspect.signature(function).parameters
+    except (TypeError, ValueError, NameError):
+        hints, taken = {}, {}
     found = {}
-    for name in inspect.signature(function).parameters:
+    for name in taken:
         if name in groups:
             found[name] = typed(name, hints.get(name, str), groups[name])
     return found
+
+
+def made(name: str, make: Callable[..., Any], given: dict[str, Any]) -> Any:
+    """What the function of a PROBLEM gives.
+
+    Raises:
+      UserError: an argument is missing, or the function fails.
+    """
+    try:
+        taken = inspect.signature(make)
+    except (TypeError, ValueError):
+        raise UserError(f"PROBLEM {name!r} is no function that makes a problem") from None
+    try:
+        taken.bind(**given)
+    except TypeError as error:
+        raise UserError(f"PROBLEM {name!r}: {error}; give it as --NAME VALUE") from None
+    try:
+        return make(**given)
+    except UserError:
+        raise
+    except Exception as error:
+        line = " ".join(str(error).split())[:200]
+        raise UserError(f"PROBLEM {name!r} failed: {type(error).__name__}: {line}") from error
 
 
 def _at_least(least: int, **values: int) -> None:

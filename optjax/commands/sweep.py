@@ -16,6 +16,7 @@ USAGE = """\
 usage: optjax sweep PROBLEM --optimizer adam --learning-rate 1e-4:1e-1:log:8 --batch-size 8,32
                     --seeds 16 --steps 2000 --out DIR
        optjax sweep --resume DIR        go on where it stopped, with the words it was called by
+                                        (a PROBLEM of your own is imported again: know the folder)
        optjax sweep --show DIR          its best points and figures, finished or not
 
 PROBLEM        least-squares, quadratic, pool-upsample, conv-transpose, unet; or
@@ -156,7 +157,7 @@ def _built(name: str, groups: dict[str, list[str]]) -> tuple[Any, Any]:
     own = problems.arguments(make, groups)
     for argument in own:
         del groups[argument]
-    made = make(**own)
+    made = problems.made(name, make, own)
     if not isinstance(made, Problem | Run):
         raise UserError(
             f"PROBLEM {name!r} gives a {type(made).__name__}: expected a Problem or a Run"
@@ -186,8 +187,8 @@ def _built(name: str, groups: dict[str, list[str]]) -> tuple[Any, Any]:
         for key in run_options:
             raise UserError(f"--{flag(key)}: the PROBLEM makes its run itself; set it there")
         return made, _grid(axes, draw, zipped)
-    if "steps" not in axes:
-        raise UserError("sweep needs --steps, for instance --steps 2000")
+    if not isinstance(axes.get("steps"), list):
+        raise UserError("sweep needs --steps, for instance --steps 2000 or 500,2000")
     run = _runner(made, axes, run_options)
     if len(factories) == 1:
         return run(factories[0]), _grid(axes, draw, zipped)
@@ -199,11 +200,20 @@ def _built(name: str, groups: dict[str, list[str]]) -> tuple[Any, Any]:
 
 
 def _runner(problem: Any, axes: dict[str, Any], options: dict[str, str]) -> Callable[..., Any]:
+    from optjax.sweeps.grid import Span
     from optjax.trajectory import make_run
 
     steps = [int(s) for s in axes["steps"]]
     sizes = axes.get("batch_size")
-    limit = int(max(sizes)) if isinstance(sizes, list) and problem.n else None
+    if sizes is None or not problem.n:
+        limit = None
+    else:
+        least, limit = (
+            (sizes.low, sizes.high) if isinstance(sizes, Span) else (min(sizes), max(sizes))
+        )
+        for size in (least, limit):
+            if not 1 <= size <= problem.n:
+                raise UserError(f"batch_size is {size:g}: expected 1 to {problem.n}, the examples")
     if "record_every" in options:
         every = number({"record_every": [options["record_every"]]}, "record_every")
     else:
@@ -214,7 +224,7 @@ def _runner(problem: Any, axes: dict[str, Any], options: dict[str, str]) -> Call
     if "sampler" in options:
         how["sampler"] = options["sampler"]
     if limit is not None and options.get("sampler") != "full":
-        how["max_batch_size"] = min(max(1, limit), problem.n) if limit <= problem.n else None
+        how["max_batch_size"] = int(limit)
     last = max(steps)
     if len(steps) == 1:
         del axes["steps"]
@@ -266,9 +276,9 @@ def _values(name: str, words: list[str], drawn: bool) -> Any:
             raise UserError(
                 f"--{flag(name)} got {text!r}: how many? {text}:8; or --draw N points from it"
             )
-        return span(low, high, log=log)
+        return span(low, high, log=log, whole=name in _WHOLE)
     count = number({name: [parts[3]]}, name)
-    if count < 1 or (log and not (low > 0 and high > 0)):
+    if not 1 <= count <= 1_000_000 or (log and not (low > 0 and high > 0)):
         raise UserError(
             f"--{flag(name)} got {text!r}: expected ends above 0 and a count of 1 or more"
         )
@@ -282,6 +292,7 @@ def _shown(dataset: Any, folder: Path, counts: dict[str, int]) -> int:
     """The best points as a table, the figures and the page in the folder."""
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from optjax.report import sweep_page
@@ -290,12 +301,15 @@ def _shown(dataset: Any, folder: Path, counts: dict[str, int]) -> int:
     table = Table(box=box.SIMPLE, pad_edge=False)
     names = list(rows[0]["values"]) if rows else []
     for heading in (*names, "final loss", "over the seeds", "runs", "diverged", "steps"):
-        table.add_column(heading.replace("_", " "), justify="right")
+        table.add_column(escape(heading.replace("_", " ")), justify="right")
     for row in rows[:10]:
-        table.add_row(*sweep_page.cells(row))
+        table.add_row(*map(escape, sweep_page.cells(row)))
     console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     console.print(", ".join(f"{n:,} {name}" for name, n in counts.items() if n))
     console.print(table)
-    page = sweep_page.write(dataset, folder, f"Sweep {folder.name}")
-    print(page)
+    try:
+        print(sweep_page.write(dataset, folder, f"Sweep {folder.resolve().name}"))
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot write the page in {str(folder)!r} ({reason})") from None
     return 0

@@ -170,7 +170,8 @@ def _map(dataset: xr.Dataset, across: str, up: str) -> Figure:
     for axis, name in ((ax.xaxis, across), (ax.yaxis, up)):
         values = dataset[name].values
         every = max(1, -(-len(values) // 9))
-        axis.set_ticks(np.arange(len(values))[::every] + 0.5, [f"{v:.3g}" for v in values[::every]])
+        texts = [f"{v:.3g}" if values.dtype.kind == "f" else str(v) for v in values[::every]]
+        axis.set_ticks(np.arange(len(values))[::every] + 0.5, texts)
         axis.set_label_text(name.replace("_", " "))
     if len(dataset[across]) > 5:
         ax.tick_params(axis="x", rotation=40)

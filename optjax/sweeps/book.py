@@ -14,8 +14,33 @@ STOPPED_BY_HALVING = 1000
 """`stopped_by` of a run that another did better than; the rules of single runs count from 0."""
 
 
+RUN = "run id"
+"""The name of the runs' ids in the store; no metric's."""
+
 KEPT = "kept."
 """Before the name of what is kept of a run, in the store."""
+
+
+def real(values: np.ndarray, *, keep_whole: bool = False) -> np.ndarray:
+    """Values as netCDF and NaN want them: half precision widened, and whole numbers real.
+
+    >>> real(np.array([1, 2])).dtype, real(np.array([1, 2]), keep_whole=True).dtype
+    (dtype('float64'), dtype('int64'))
+    """
+    values = np.asarray(values)
+    if values.dtype in (np.float32, np.float64):
+        return values
+    if values.dtype.kind in "biu":
+        return values if keep_whole else values.astype(np.float64)
+    return values.astype(np.float32)
+
+
+def _room(old: np.ndarray | None, kind: np.dtype, *shape: int) -> np.ndarray:
+    """Where values of a kind go: what there is, widened where they are wider; NaN where new."""
+    if old is None:
+        return np.full(shape, np.nan, kind)
+    wider = np.promote_types(old.dtype, kind)
+    return old if wider == old.dtype else old.astype(wider)
 
 
 class Book:
@@ -69,9 +94,7 @@ class Book:
         count = 0
         for name, rows in values.items():
             count = rows.shape[1]
-            if name not in self.values:
-                kind = rows.dtype if rows.dtype.kind == "f" else np.dtype(float)
-                self.values[name] = np.full((len(self), self.records), np.nan, kind)
+            self.values[name] = _room(self.values.get(name), rows.dtype, len(self), self.records)
             self.values[name][runs, first : first + count] = rows
         self.done[runs] = np.maximum(self.done[runs], (first + count) * self.every)
 
@@ -83,15 +106,14 @@ class Book:
             ``stopped_by``, ``done``, and what is kept of the runs, its names after `KEPT`.
         """
         final = rows["final_loss"]
-        if self.final_loss is None:
-            self.final_loss = np.full(len(self), np.nan, final.dtype)
+        self.final_loss = _room(self.final_loss, final.dtype, len(self))
         self.final_loss[runs] = final
         for name in ("status", "diverged_at", "stopped_at", "stopped_by", "done"):
             getattr(self, name)[runs] = rows[name]
         self.judged[runs] = True
         for name, values in rows.items():
             if name.startswith(KEPT):
-                self._keep(name.removeprefix(KEPT), runs, values)
+                self._keep(name.removeprefix(KEPT), runs, real(values, keep_whole=True))
         for run, last in zip(runs, rows["done"] // self.every, strict=True):
             for values in self.values.values():
                 values[run, last:] = np.nan
@@ -104,18 +126,16 @@ class Book:
 
     def restore(self, facts: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
         """What a frame of the store says."""
-        arrays = dict(arrays)
-        runs = self.find(arrays.pop("run"))
+        runs = self.find(arrays[RUN])
         known = runs >= 0
-        rows = {name: a[known] for name, a in arrays.items()}
+        rows = {name: a[known] for name, a in arrays.items() if name != RUN}
         if facts.get("kind") == "records":
-            self.record(runs[known], int(facts["first"]), rows)
+            first = int(facts["first"])
+            if first < 0:
+                raise ValueError(f"a record numbered {first}")
+            self.record(runs[known], first, rows)
         else:
             self.end(runs[known], rows)
-
-    def bytes(self, metrics: int) -> int:
-        """What the whole will take, records of `metrics` metrics beside the loss."""
-        return len(self) * (self.records * (1 + metrics) * 8 + 40)
 
     def dataset(self) -> xr.Dataset:
         """Named axes: those of the grid, ``seed`` and ``step``."""

@@ -67,7 +67,14 @@ def resolve(run: Run | Callable[..., Run], grid: Grid) -> list[Point]:
     if not isinstance(run, Run):
         if not callable(run):
             raise UserError(f"run is a {type(run).__name__}: expected oj.make_run(…)")
-        parameters = [name for name in inspect.signature(run).parameters if name in grid.columns]
+        taken = inspect.signature(run).parameters
+        parameters = [name for name in taken if name in grid.columns]
+        for name, parameter in taken.items():
+            needed = parameter.default is parameter.empty and parameter.kind not in (
+                parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD
+            )  # fmt: skip
+            if needed and name not in grid.columns:
+                raise UserError(f"{label(run)} needs {name}: make it an axis of the grid")
     made: dict[str, Run] = {}
     points = []
     for i in range(len(grid)):
@@ -136,7 +143,7 @@ _BATCHING = ("auto", "static", "masked")
 def _kinds(data: Data) -> Any:
     """Shapes and dtypes of data: those of equal kinds may share a program."""
     leaves, tree = jax.tree.flatten(data)
-    return tree, tuple((leaf.shape, str(leaf.dtype)) for leaf in leaves)
+    return tree, tuple((np.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
 
 
 def _stacked(points: Sequence[Point], members: list[int]) -> tuple[Data, np.ndarray | None]:
@@ -187,7 +194,8 @@ def _shared(
         return [(int(distinct[0]), int(distinct[-1]))]
     if batching == "static":
         return [(int(b), int(b)) for b in distinct]
-    hparams = {k: v for k, v in point.hparams.items() if k != "batch_size"}
+    read = "batch_size" in point.run.problem.hparams
+    hparams = {k: v for k, v in point.hparams.items() if k != "batch_size" or read}
     data = point.run.problem.data
     ends = [int(distinct[0]), int(distinct[-1])]
     predicted = [operations(dataclasses.replace(plan, slots=b), data, hparams) for b in ends]

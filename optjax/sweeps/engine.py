@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from optjax.errors import UserError
 from optjax.scan import Status
 from optjax.sweeps import layouts
-from optjax.sweeps.book import KEPT, STOPPED_BY_HALVING, Book
+from optjax.sweeps.book import KEPT, RUN, STOPPED_BY_HALVING, Book
+from optjax.sweeps.book import real as as_real
 from optjax.sweeps.buckets import Bucket
 from optjax.sweeps.lane import Final, Spec
 from optjax.sweeps.processes import agreed, fetch
@@ -103,10 +105,20 @@ class Engine:
             return []
         found = self.store.waves()
         for facts, arrays in found.values():
-            step = int(facts["step"])
-            leaves = [arrays[f"leaf{i}"] for i in range(len(arrays) - 1)]
-            for row, run in enumerate(self.book.find(arrays["run"]).tolist()):
-                if run != NONE and step > self.at[run]:
+            try:
+                step = int(facts["step"])
+                leaves = [arrays[f"leaf{i}"] for i in range(len(arrays) - 1)]
+                runs = self.book.find(arrays[RUN]).tolist()
+                if step < 1 or any(len(leaf) != len(runs) for leaf in leaves):
+                    raise ValueError("shapes that do not fit")
+            except (KeyError, ValueError) as error:
+                raise UserError(
+                    f"a state in {str(self.store.folder)!r} is damaged ({error}): remove the "
+                    "wave-* files to compute its runs again"
+                ) from None
+            for row, run in enumerate(runs):
+                # A state whose records were lost is of no use.
+                if run != NONE and self.at[run] < step <= self.book.done[run]:
                     self.at[run] = step
                     self.saved[run] = [leaf[row] for leaf in leaves]
         self._named = 1 + max((int(name) for name in found), default=-1)
@@ -247,14 +259,14 @@ class Engine:
         told: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
         for runs, *results in chunk.blocks:
             values, stopped_at, stopped_by, diverged_at = fetch(results)
-            real = (runs != NONE) & ~book.judged[runs]
-            runs = runs[real]
-            book.diverged_at[runs] = diverged_at[real]
-            book.stopped_at[runs] = stopped_at[real]
-            book.stopped_by[runs] = stopped_by[real]
+            here = (runs != NONE) & ~book.judged[runs]
+            runs = runs[here]
+            book.diverged_at[runs] = diverged_at[here]
+            book.stopped_at[runs] = stopped_at[here]
+            book.stopped_by[runs] = stopped_by[here]
             last = self._last(runs) // book.every - chunk.first
             beyond = np.arange(chunk.count)[None] >= last[:, None]
-            rows = {name: np.asarray(v)[real, : chunk.count] for name, v in values.items()}
+            rows = {name: as_real(np.asarray(v)[here, : chunk.count]) for name, v in values.items()}
             for name, row in rows.items():
                 if beyond.any():
                     rows[name] = np.where(beyond, np.asarray(np.nan, row.dtype), row)
@@ -263,7 +275,7 @@ class Engine:
         if self.store is not None and told:
             arrays = {n: np.concatenate([rows[n] for _, rows in told]) for n in told[0][1]}
             runs = np.concatenate([runs for runs, _ in told])
-            self.store.append("records", {"run": book.ids[runs], **arrays}, first=chunk.first)
+            self.store.append("records", {RUN: book.ids[runs], **arrays}, first=chunk.first)
         over = self._over(np.arange(len(book)))
         wave.calm = not over[self._alive(wave)].any()
         self.meter.show(over)
@@ -312,9 +324,15 @@ class Engine:
         final, status, at = reached
         stopped = book.stopped_at[runs] >= 0
         status = np.where(stopped & (status == Status.RUNNING), Status.STOPPED, status)
+        # A run that stopped stands still; the wave's clock, by which it was judged, goes on.
+        at = np.where((at >= 0) & stopped, book.stopped_at[runs], at)
         at = np.where(book.diverged_at[runs] >= 0, book.diverged_at[runs], at)
+        final = as_real(final)
         if self.drop_diverged:
-            final = np.where(status == Status.DIVERGED, np.asarray(np.nan, final.dtype), final)
+            # How far a diverged run went on depends on the chunk.
+            lost = status == Status.DIVERGED
+            final = np.where(lost, np.asarray(np.nan, final.dtype), final)
+            kept = {name: _blank(values, lost) for name, values in kept.items()}
         rows = {
             "final_loss": final,
             "status": status.astype(np.int32),
@@ -326,7 +344,7 @@ class Engine:
         rows |= {KEPT + name: values for name, values in kept.items()}
         book.end(runs, rows)
         if self.store is not None:
-            self.store.append("outcome", {"run": book.ids[runs], **rows})
+            self.store.append("outcome", {RUN: book.ids[runs], **rows})
 
     def _halve(self, waves: list[Wave], step: int) -> None:
         """Successive halving at a step that all runs have reached."""
@@ -335,7 +353,9 @@ class Engine:
         if rule is None or not len(runs):
             return
         earlier = rule.steps(int(book.steps.max()), book.every).index(step)
-        cohort = max(1, math.ceil(len(book) * rule.keep**earlier - 1e-9))
+        # Of the runs that go beyond this step at all.
+        entered = int(np.sum(book.steps > step))
+        cohort = max(1, math.ceil(entered * rule.keep**earlier - 1e-9))
         chosen = rule.select(book.values[rule.metric][runs, step // book.every - 1], cohort)
         out = runs[~chosen]
         book.stopped_at[out], book.stopped_by[out] = step, STOPPED_BY_HALVING
@@ -355,9 +375,16 @@ class Engine:
             return
         going = ~self.book.judged[runs]
         arrays = {f"leaf{i}": leaf[going] for i, leaf in enumerate(leaves)}
-        arrays["run"] = self.book.ids[runs[going]]
+        arrays[RUN] = self.book.ids[runs[going]]
         self.store.save_wave(wave.name, arrays, step=wave.step)
 
     def _drop(self, name: str) -> None:
         if self.store is not None:
             self.store.drop_wave(name)
+
+
+def _blank(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """NaN, or 0 for whole numbers, in some rows."""
+    values = as_real(values, keep_whole=True).copy()
+    values[where] = np.nan if values.dtype.kind == "f" else 0
+    return values

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
+import psutil
 
 from optjax import files
 from optjax.errors import UserError
 from optjax.sweeps.book import Book
+from optjax.sweeps.checks import fits
 from optjax.sweeps.grid import Grid
 from optjax.sweeps.identity import difference, run_ids
 from optjax.sweeps.processes import agreed
@@ -38,7 +40,7 @@ def opened(
             store = Store(out)
             complete = _continued(store, book, spec, halving is not None, anew)
             if not complete:
-                fits(book, metrics, store)
+                fits(len(book), book.records, metrics, store.free(), "disk", ", or another folder")
         except UserError as refused:
             error = refused
             if store is not None:
@@ -61,10 +63,17 @@ def _continued(store: Store, book: Book, spec: dict[str, Any], compares: bool, a
         store.begin(spec, anew=True)
         return False
     where = f"the folder {str(store.folder)!r} holds another sweep"
-    told = difference(old["identity"], spec["identity"])
+    try:
+        told = difference(old["identity"], spec["identity"])
+        before = _ids_of(old)
+        same = all(old[name] == spec[name] for name in ("axes", "columns", "seeds"))
+    except _DAMAGE as error:
+        raise UserError(
+            f"the sweep in {str(store.folder)!r} is damaged ({error!r}): start anew (anew=True, "
+            "--anew)"
+        ) from None
     if told is not None:
         raise UserError(f"{where}: {told}; give another folder, or start anew (anew=True, --anew)")
-    before = _ids_of(old)
     lost = before[book.find(before) < 0]
     if len(lost):
         raise UserError(
@@ -76,7 +85,6 @@ def _continued(store: Store, book: Book, spec: dict[str, Any], compares: bool, a
             f"{where} with fewer runs, and Halving compares runs with each other: give another "
             "folder, or start anew (anew=True, --anew)"
         )
-    same = all(old[name] == spec[name] for name in ("axes", "columns", "seeds"))
     if same and store.result.is_file():
         return True
     store.result.unlink(missing_ok=True)
@@ -93,37 +101,59 @@ def load_sweep(folder: str | os.PathLike[str]) -> "xarray.Dataset":
     spec = read_spec(folder)
     store = Store(folder, writer=False)
     if store.result.is_file():
-        return files.read_dataset(store.result)
+        return result(store)
     try:
+        runs = int(np.prod([int(n) for n in spec["axes"].values()])) * len(spec["seeds"])
+        every, steps = int(spec["record_every"]), [int(t) for t in spec["steps"]]
+        fits(runs, max(steps) // every, 0, psutil.virtual_memory().available, "memory")
+        if len(steps) * len(spec["seeds"]) != runs or every < 1 or min(steps) < 1:
+            raise ValueError("lengths that do not fit")
         book = Book(
-            spec["axes"], spec["columns"], spec["seeds"], spec["steps"], spec["record_every"],
-            _ids_of(spec), spec["rules"],
+            spec["axes"], spec["columns"], spec["seeds"], steps, every, _ids_of(spec),
+            spec["rules"],
         )  # fmt: skip
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except UserError:
+        raise
+    except _DAMAGE as error:
         raise UserError(f"the sweep in {str(folder)!r} is damaged ({error!r})") from None
-    for facts, arrays in store.frames():
-        book.restore(facts, arrays)
+    restore(store, book)
     return book.dataset()
+
+
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
+
+
+def restore(store: Store, book: Book) -> None:
+    """Read into the book what the log says.
+
+    Raises:
+      UserError: a frame that is whole and yet makes no sense.
+    """
+    for facts, arrays in store.frames():
+        try:
+            book.restore(facts, arrays)
+        except _DAMAGE as error:
+            raise UserError(
+                f"the log in {str(store.folder)!r} is damaged ({error!r}): start anew (anew=True, "
+                "--anew)"
+            ) from None
+
+
+def result(store: Store) -> "xarray.Dataset":
+    """The dataset of a sweep that is complete.
+
+    Raises:
+      UserError: it is not readable.
+    """
+    try:
+        return files.read_dataset(store.result)
+    except (OSError, *_DAMAGE) as error:
+        said = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{store.result} is not readable ({said}): remove it, and call the sweep again"
+        ) from None
 
 
 def _ids_of(spec: Mapping[str, Any]) -> np.ndarray:
     grid = Grid(spec["columns"], spec["axes"])
     return run_ids(grid, spec["steps"], spec["seeds"]).ravel()
-
-
-def fits(book: Book, metrics: int, store: Store | None) -> None:
-    """Refuse what memory or the disk cannot hold before anything is computed."""
-    needed = book.bytes(metrics)
-    if store is None:
-        import psutil
-
-        free, what, instead = psutil.virtual_memory().available, "memory", ""
-    else:
-        # The log and the final file; the records in memory were checked before.
-        needed, free, what, instead = 2 * needed, store.free(), "disk", ", or another folder"
-    if needed > free:
-        raise UserError(
-            f"the records of {len(book):,} runs × {book.records:,} take up to "
-            f"{needed / 1e9:.3g} GB and the {what} has {free / 1e9:.3g} GB free: record less often "
-            f"(record_every), sweep fewer points{instead}"
-        )

@@ -5,6 +5,7 @@ results are laid out.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from optjax.errors import UserError, nearest
+from optjax.files import plainly
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +44,19 @@ class Span:
     low: float
     high: float
     log: bool
+    whole: bool = False
 
     def at(self, u: np.ndarray) -> np.ndarray:
         """The values at u in [0, 1): low + u(high − low), or low (high / low)ᵘ."""
         if self.log:
-            return self.low * (self.high / self.low) ** u
-        return self.low + u * (self.high - self.low)
+            values = self.low * (self.high / self.low) ** u
+        else:
+            values = self.low + u * (self.high - self.low)
+        return np.rint(values).astype(int) if self.whole else values
 
 
-def span(low: float, high: float, *, log: bool = False) -> Span:
-    """A range for `drawn`.
+def span(low: float, high: float, *, log: bool = False, whole: bool = False) -> Span:
+    """A range for `drawn`; `whole` rounds to whole numbers.
 
     Raises:
       UserError: no finite low below high, or a logarithmic scale from 0 or below.
@@ -63,7 +68,7 @@ def span(low: float, high: float, *, log: bool = False) -> Span:
         raise UserError(f"span from {low} to {high}: expected finite numbers, the first smaller")
     if log and low <= 0:
         raise UserError(f"span from {low} on a log scale: expected a start above 0; or log=False")
-    return Span(float(low), float(high), log)
+    return Span(float(low), float(high), log, whole)
 
 
 def product(axes: Mapping[str, Any]) -> Grid:
@@ -77,6 +82,8 @@ def product(axes: Mapping[str, Any]) -> Grid:
     (6, {'learning_rate': 0.2, 'batch_size': 4})
     """
     values = {name: _axis(name, given) for name, given in axes.items()}
+    if not values:
+        return Grid({}, {})
     for name, axis in values.items():
         _no_repeats(name, axis)
     lengths = {name: len(axis) for name, axis in values.items()}
@@ -176,13 +183,13 @@ def as_grid(given: Any) -> Grid:
 
 def _points(columns: Mapping[str, Sequence[Any]]) -> Grid:
     count = len(next(iter(columns.values()), [None]))
-    rows = list(zip(*columns.values(), strict=True))
-    seen: set[str] = set()
-    for row in rows:
-        if repr(row) in seen:
+    seen: set[Any] = set()
+    for row in zip(*columns.values(), strict=True):
+        named = tuple(label(value) for value in row)
+        if named in seen:
             said = ", ".join(f"{k} = {_said(v)}" for k, v in zip(columns, row, strict=True))
-            raise UserError(f"the point {said} is given twice: expected each point once")
-        seen.add(repr(row))
+            raise UserError(f"the point {said} is given twice: expected each once, by its name")
+        seen.add(named)
     return Grid(columns, {"point": count})
 
 
@@ -200,8 +207,10 @@ def _axis(name: str, given: Any) -> list[Any]:
         raise UserError(f"{name} is {given!r}: expected a list of values, [{given!r}]") from None
     if not isinstance(values, list) or not values:
         raise UserError(f"the axis {name} is empty: expected at least one value")
-    values = [v.item() if isinstance(v, np.generic) else v for v in values]
+    values = [v.item() if hasattr(v, "__array__") and np.ndim(v) == 0 else v for v in values]
     for value in values:
+        if np.ndim(value) and hasattr(value, "__array__"):
+            raise UserError(f"{name} holds an array {np.shape(value)}: expected one number a point")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{name} holds {value}: expected finite numbers")
         if isinstance(value, list | dict):
@@ -210,11 +219,14 @@ def _axis(name: str, given: Any) -> list[Any]:
 
 
 def _no_repeats(name: str, axis: Sequence[Any]) -> None:
-    seen: list[Any] = []
+    seen: set[Any] = set()
     for value in axis:
-        if any(value is old or value == old for old in seen):
-            raise UserError(f"{name} holds {_said(value)} twice: expected each value once")
-        seen.append(value)
+        if label(value) in seen:
+            raise UserError(
+                f"{name} holds {_said(value)} twice: expected each value once, and functions by "
+                "names of their own"
+            )
+        seen.add(label(value))
 
 
 def _said(value: Any) -> str:
@@ -224,12 +236,16 @@ def _said(value: Any) -> str:
 def label(value: Any) -> Any:
     """A value as a coordinate: numbers and text as they are, others by their name.
 
-    >>> label(0.1), label(math.sqrt)
-    (0.1, 'sqrt')
+    >>> label(0.1), label(math.sqrt), label(functools.partial(math.pow, 2))
+    (0.1, 'sqrt', 'pow(2)')
     """
     if isinstance(value, bool) or value is None:
         return str(value)
     if isinstance(value, int | float | str):
         return value
+    if isinstance(value, functools.partial):
+        given = [*map(str, map(label, value.args))]
+        given += [f"{name}={label(v)}" for name, v in value.keywords.items()]
+        return f"{label(value.func)}({', '.join(given)})"
     name = getattr(value, "__name__", None) or getattr(value, "name", None)
-    return name if isinstance(name, str) else " ".join(repr(value).split())[:60]
+    return name if isinstance(name, str) else plainly(value)

@@ -1,5 +1,6 @@
 """What makes two sweeps the same sweep, and what makes two runs of them the same run."""
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -55,7 +56,8 @@ def identity(points: Sequence[Point], grid: Grid, settings: Mapping[str, Any]) -
             facts[f"max_batch_size{at}"] = str(plan.slots)
         for part in (plan.init, plan.loss, plan.objective, plan.metrics, plan.optimizer):
             modules |= _modules(part)
-    facts["float64"] = str(jax.config.read("jax_enable_x64"))
+    for name in ("jax_enable_x64", "jax_default_prng_impl", "jax_threefry_partitionable"):
+        facts[name] = str(getattr(jax.config, name))
     for name, version in provenance.versions().items():
         facts[f"version of {name}"] = version
     for name, source in provenance.source_hashes(modules).items():
@@ -88,11 +90,13 @@ def run_ids(grid: Grid, steps: Sequence[int], seeds: Sequence[int]) -> np.ndarra
     """A number for every run, (P, S) uint64, by its own point, steps and seed alone."""
     ids = np.empty((len(grid), len(seeds)), np.uint64)
     for i in range(len(grid)):
-        point = sorted((k, repr(label(v))) for k, v in grid.point(i).items())
+        point = sorted((k, _named(v)) for k, v in grid.point(i).items())
         stem = json.dumps([point, steps[i]])
         for j, seed in enumerate(seeds):
             digest = hashlib.blake2b(f"{stem}|{seed}".encode(), digest_size=8).digest()
             ids[i, j] = int.from_bytes(digest, "little")
+    if len(np.unique(ids)) < ids.size:
+        raise UserError("two runs of the grid have one name: give each point and seed once")
     return ids
 
 
@@ -101,20 +105,77 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else text[:60] + "…" + text[-16:]
 
 
+def _named(value: Any) -> str:
+    """A value of a point as text, 1 and 1.0 alike."""
+    known = label(value)
+    return repr(float(known)) if isinstance(known, int | float) else repr(known)
+
+
 def _functions(*parts: Any) -> str:
-    return "; ".join(f"{plainly(part)}{_constants(part)}" for part in parts)
+    """What callables and values are, readable, and a fingerprint of all that they are made of."""
+    digest = hashlib.sha256()
+    for part in parts:
+        _feed(digest, part, 0)
+    return f"{'; '.join(plainly(part) for part in parts)} #{digest.hexdigest()[:8]}"
 
 
-def _constants(part: Any) -> str:
-    """The values that a function closes over: two lambdas may differ in them alone."""
-    cells = getattr(part, "__closure__", None) or ()
-    found = []
-    for cell in cells:
-        try:
-            found.append(plainly(cell.cell_contents))
-        except ValueError:
-            continue
-    return f" with {', '.join(found)}" if found else ""
+def _feed(digest: Any, value: Any, depth: int) -> None:
+    """Feed a value into a fingerprint: code, closures, arrays and fields, not addresses."""
+
+    def feed(*inner: Any) -> None:
+        for item in inner:
+            _feed(digest, item, depth + 1)
+
+    digest.update(f"|{type(value).__module__}.{type(value).__qualname__}:".encode())
+    if depth > 12:
+        return
+    if isinstance(value, types.FunctionType):
+        digest.update(f"{value.__module__}.{value.__qualname__}".encode())
+        feed(value.__defaults__, value.__kwdefaults__)
+        for cell in value.__closure__ or ():
+            with contextlib.suppress(ValueError):
+                feed(cell.cell_contents)
+        if not _has_file(value.__module__):
+            _feed_code(digest, value.__code__)
+            known = (value.__globals__.get(name) for name in value.__code__.co_names)
+            feed(*(k for k in known if getattr(k, "__module__", None) == value.__module__))
+    elif isinstance(value, types.MethodType):
+        feed(value.__func__, value.__self__)
+    elif isinstance(value, functools.partial):
+        feed(value.func, value.args, dict(value.keywords))
+    elif isinstance(value, type):
+        digest.update(f"{value.__module__}.{value.__qualname__}".encode())
+    elif hasattr(value, "dtype") and hasattr(value, "shape"):
+        if jax.dtypes.issubdtype(value.dtype, jax.dtypes.prng_key):
+            value = jax.random.key_data(value)
+        array = np.ascontiguousarray(value)
+        digest.update(f"{array.dtype} {array.shape}".encode() + array.tobytes())
+    elif isinstance(value, Mapping):
+        for key in sorted(value, key=repr):
+            feed(key, value[key])
+    elif isinstance(value, list | tuple):
+        feed(*value)
+    elif dataclasses.is_dataclass(value):
+        feed(*(getattr(value, field.name, None) for field in dataclasses.fields(value)))
+    else:
+        digest.update(plainly(value).encode())
+        if type(value).__repr__ is object.__repr__:
+            feed(dict(getattr(value, "__dict__", {})))
+
+
+def _feed_code(digest: Any, code: types.CodeType) -> None:
+    digest.update(code.co_code + repr(code.co_names).encode())
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            _feed_code(digest, constant)
+        else:
+            digest.update(repr(constant).encode())
+
+
+def _has_file(name: str | None) -> bool:
+    """Whether a module's source is hashed as a whole: not a script's or a notebook's own."""
+    module = sys.modules.get(name or "")
+    return name != "__main__" and bool(getattr(module, "__file__", None))
 
 
 def _data_hash(run: Any) -> str:
@@ -124,11 +185,7 @@ def _data_hash(run: Any) -> str:
     for leaf in leaves:
         if isinstance(leaf, Tracer):
             raise UserError("the problem's data are traced: call sweep outside of jit and vmap")
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
+        _feed(digest, leaf, 0)
     return digest.hexdigest()[:16]
 
 
@@ -156,4 +213,4 @@ def _modules(part: Any, depth: int = 0) -> set[types.ModuleType]:
 def _own(name: str) -> bool:
     """Code that its version does not tell: ours and the user's, not an installed library's."""
     file = getattr(sys.modules[name], "__file__", None) or ""
-    return name.startswith("optjax") or "site-packages" not in file
+    return _has_file(name) and (name.startswith("optjax") or "site-packages" not in file)

@@ -83,12 +83,14 @@ def record(
 
     def one(_: Array, carry: tuple[RunState, Array]) -> tuple[RunState, Array]:
         state, loss = _step(spec.plan, data, hparams, carry[0])
-        return state, carry[1] + loss
+        return state, carry[1] + loss.astype(carry[1].dtype)
 
-    state, total = lax.fori_loop(0, every, one, (start, jnp.zeros((), kind.dtype)))
+    # A sum over many steps loses too much in half precision.
+    wide = widened(kind.dtype)
+    state, total = lax.fori_loop(0, every, one, (start, jnp.zeros((), wide)))
     numbers = scan.split(spec.plan, hparams, state.params)[1]
     values = {
-        "loss": total / every.astype(total.dtype),
+        "loss": (total / every.astype(wide)).astype(kind.dtype),
         **spec.plan.metrics(state.params, state.model_state, data, numbers),
     }
     fresh = lane._replace(run=state._replace(step=None))
@@ -99,12 +101,25 @@ def record(
         rule_state, fires = rule.update(lane.rules[i], state.step, values)
         rules.append(rule_state)
         first = fires & (fresh.stopped_at < 0)
+        if spec.drop_diverged:
+            first &= state.diverged_at < 0
         fresh = fresh._replace(
             stopped_at=jnp.where(first, state.step, fresh.stopped_at).astype(jnp.int32),
             stopped_by=jnp.where(first, i, fresh.stopped_by).astype(jnp.int32),
         )
     fresh = fresh._replace(rules=tuple(rules))
     return _where(lane.stopped_at >= 0, lane, fresh), values
+
+
+def widened(dtype: Any) -> Any:
+    """A dtype to add and compare in: at least float32.
+
+    >>> str(widened(jnp.dtype("bfloat16"))), str(widened(jnp.dtype("float64")))
+    ('float32', 'float64')
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return jax.dtypes.canonicalize_dtype(float)
+    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
 def _where(take: Array, one: PyTree, other: PyTree) -> PyTree:
@@ -136,6 +151,13 @@ def typed(tree: PyTree, like: PyTree) -> PyTree:
 
     def leaf(a: Any, kind: Any) -> Any:
         is_key = jnp.issubdtype(kind.dtype, jax.dtypes.prng_key)
-        return jax.random.wrap_key_data(a) if is_key else a
+        return jax.random.wrap_key_data(a, impl=_generator(kind)) if is_key else a
 
     return jax.tree.map(leaf, tree, like)
+
+
+def _generator(kind: Any) -> Any:
+    """The generator of a key of which only shape and dtype are known."""
+    found = []
+    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), kind)
+    return found[0]

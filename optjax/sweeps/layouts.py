@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from optjax import files
@@ -88,16 +89,16 @@ def check(how: str, tile: int | None) -> None:
 def choose(request: Request) -> Chosen:
     """The layout to run in; compiled and, where it was tried, measured."""
     if request.how != "auto" or request.tile is not None:
-        return Chosen(request.programs(_given(request)), None, "given", {})
+        return _fitting(request, request.programs(_given(request)), "given")
     memory = _Memory(request)
     known = memory.layout()
     if known is not None:
-        return Chosen(request.programs(known), None, "remembered", {})
+        return _fitting(request, request.programs(known), "remembered")
     before = _BEFORE.get(memory.key)
     if before is not None and request.steps <= 4 * before.steps and request.lanes >= before.lanes:
         programs = request.programs(before.layout)
         programs.hasty = before.hasty
-        return Chosen(programs, before.rate, "as before", {})
+        return dataclasses.replace(_fitting(request, programs, "as before"), rate=before.rate)
     chosen = _chosen(request, memory)
     programs = chosen.programs
     _BEFORE[memory.key] = _Before(
@@ -237,7 +238,7 @@ def lane_bytes(spec: Spec, bucket: Bucket, example: Any) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(lane))
 
 
-def _fitting(request: Request, programs: Programs) -> Chosen:
+def _fitting(request: Request, programs: Programs, why: str = "guessed") -> Chosen:
     """The programs, with as few lanes in a tile as the device's memory asks for."""
     while True:
         layout = programs.layout
@@ -249,7 +250,7 @@ def _fitting(request: Request, programs: Programs) -> Chosen:
                 raise
             needed = 2 * request.memory
         if needed <= request.memory or layout.tile == 1:
-            return Chosen(programs, None, "guessed", {})
+            return Chosen(programs, None, why, {})
         tile = _power(max(1.0, layout.tile * request.memory / needed))
         hasty = programs.hasty
         programs = request.programs(Layout(len(request.devices) * tile, tile, layout.counts))
@@ -318,12 +319,14 @@ class _Memory:
     def __init__(self, request: Request) -> None:
         plan, bucket = request.spec.plan, request.bucket
         shapes = [
-            (leaf.shape, str(leaf.dtype)) for leaf in jax.tree.leaves((bucket.data, bucket.hparams))
+            (np.shape(leaf), str(jnp.result_type(leaf)))
+            for leaf in jax.tree.leaves((bucket.data, bucket.hparams))
         ]
         facts = [
             files.plainly(plan),
             [files.plainly(rule) for rule in request.spec.rules],
             shapes,
+            _countable(request),
             jax.config.read("jax_enable_x64"),
             [request.devices[0].device_kind, len(request.devices), os.cpu_count()],
             [jax.__version__, int(math.log2(request.lanes))],

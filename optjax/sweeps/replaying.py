@@ -1,6 +1,7 @@
 """A run of a sweep again, alone."""
 
 import dataclasses
+import json
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -21,8 +22,16 @@ class _Made:
     """What a sweep of this process was made of, for `replay`."""
 
     def __init__(self, run: Run | Callable[..., Run], grid: Grid) -> None:
-        self.run, self.grid = run, grid
+        self._run, self.grid = weakref.ref(run), grid
 
+    @property
+    def run(self) -> Run | Callable[..., Run] | None:
+        """What was swept, while somebody holds it."""
+        return self._run()
+
+
+_WORDS = {"True": True, "False": False, "None": None}
+"""Labels of values that are no numbers and no text."""
 
 _MADE: "weakref.WeakValueDictionary[str, _Made]" = weakref.WeakValueDictionary()
 _HELD: "weakref.WeakKeyDictionary[Any, dict[str, _Made]]" = weakref.WeakKeyDictionary()
@@ -56,16 +65,25 @@ def replay(
         raise UserError(f"several runs are selected, along {said}: choose one with .sel or .isel")
     made = _MADE.get(str(selected.attrs.get("sweep")))
     if run is None:
-        if made is None:
+        run = None if made is None else made.run
+        if run is None:
             raise UserError(
                 "what was swept is not known in this process: give it, oj.replay(selected, run)"
             )
-        run = made.run
     selected = selected.squeeze(drop=False)
     skipped = {"seed", "step", "point"}
     coords = {str(k): v.item() for k, v in selected.coords.items() if k not in skipped}
-    if made is not None:
-        coords = {name: _original(made.grid, name, value) for name, value in coords.items()}
+    named = json.loads(selected.attrs.get("named", "[]"))
+    for name, value in coords.items():
+        if made is not None:
+            coords[name] = _original(made.grid, name, value)
+        elif name in named:
+            raise UserError(
+                f"{name} is {value!r} by name only: replay it in the process that swept it, or "
+                "give a run without it"
+            )
+        else:
+            coords[name] = _WORDS.get(value, value)
     point = resolve(run, Grid({name: [value] for name, value in coords.items()}, {"point": 1}))[0]
     steps = int(selected["steps_done"])
     plan = dataclasses.replace(point.run.plan, steps=steps, record_every=every, record_path=True)

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from optjax.errors import UserError
+from optjax.errors import UserError, nearest
 from optjax.types import Array, PyTree
 
 
@@ -49,11 +49,16 @@ class Target:
     better: Literal["low", "high"] = "low"
     name: str = dataclasses.field(default="target", init=False)
 
+    def __post_init__(self) -> None:
+        _known(self.better)
+        if not isinstance(self.value, int | float) or not np.isfinite(self.value):
+            raise UserError(f"target is {self.value!r}: expected a finite number")
+
     def init(self) -> PyTree:
         return ()
 
     def update(self, state: PyTree, step: Array, values: dict[str, Array]):
-        now = values[self.metric]
+        now = _real(values[self.metric])
         goal = jnp.asarray(self.value, now.dtype)
         return state, (now <= goal) if self.better == "low" else (now >= goal)
 
@@ -75,15 +80,15 @@ class Plateau:
     name: str = dataclasses.field(default="plateau", init=False)
 
     def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise UserError(f"patience is {self.patience}: expected at least 1 step")
+        _known(self.better)
+        _steps("patience", self.patience)
 
     def init(self) -> PyTree:
         return jnp.full((), jnp.inf, float), jnp.zeros((), jnp.int32)
 
     def update(self, state: PyTree, step: Array, values: dict[str, Array]):
         best, at = state
-        now = values[self.metric].astype(best.dtype)
+        now = _real(values[self.metric]).astype(best.dtype)
         now = now if self.better == "low" else -now
         margin = jnp.asarray(self.least, best.dtype) * jnp.abs(best)
         better = now < jnp.where(jnp.isfinite(best), best - margin, best)
@@ -110,10 +115,10 @@ class Halving:
     name: str = dataclasses.field(default="halving", init=False)
 
     def __post_init__(self) -> None:
+        _known(self.better)
         if not 0 < self.keep < 1:
             raise UserError(f"keep is {self.keep}: expected a share between 0 and 1")
-        if self.first < 1:
-            raise UserError(f"first is {self.first}: expected at least 1 step")
+        _steps("first", self.first)
 
     def steps(self, last: int, every: int) -> list[int]:
         """The steps of the selections, all before `last` and multiples of `every`."""
@@ -133,20 +138,41 @@ class Halving:
         return chosen & np.isfinite(values)
 
 
+def _known(better: str) -> None:
+    if better not in ("low", "high"):
+        raise UserError(f"better is {better!r}: expected 'low' or 'high'")
+
+
+def _steps(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise UserError(f"{name} is {value!r}: expected a whole number of steps, at least 1")
+
+
+def _real(value: Array) -> Array:
+    """A metric as a number that can be compared with any: at least float32."""
+    from optjax.sweeps.lane import widened
+
+    return value.astype(widened(value.dtype))
+
+
 def checked(rules: Any, metrics: set[str], every: int) -> tuple[tuple[Any, ...], Halving | None]:
     """The rules of single runs, and the one that compares runs, if there is one.
 
     Raises:
       UserError: no rule, two that compare, or a metric that is not recorded.
     """
-    from optjax.errors import nearest
-
     rules = tuple(rules) if isinstance(rules, list | tuple) else (rules,)
     for rule in rules:
-        if not hasattr(rule, "metric"):
+        if not hasattr(rule, "metric") or isinstance(rule, type):
             raise UserError(f"stop holds {rule!r}: expected rules, as oj.Target(0.1)")
         if rule.metric not in metrics:
             raise UserError(f"unknown metric {rule.metric!r}: {nearest(rule.metric, metrics)}")
+        try:
+            hash(rule)
+        except TypeError:
+            raise UserError(
+                f"stop holds a {type(rule).__name__}, which is not hashable: freeze its dataclass"
+            ) from None
     comparing = [rule for rule in rules if isinstance(rule, Halving)]
     if len(comparing) > 1:
         raise UserError("stop holds two Halving rules: expected one at most")

@@ -15,6 +15,7 @@ that follows it; the state under way is never older than the records it needs.
 import errno
 import json
 import os
+import re
 import shutil
 import struct
 import zlib
@@ -22,6 +23,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from optjax.errors import UserError
@@ -31,7 +33,7 @@ FORMAT = 1
 _HEAD = struct.Struct("<4sIQ")
 _MAGIC = b"oj1\n"
 _LARGEST = 4 << 30
-_OURS = ("sweep.json", "records.log", "lock", "result.nc", "figures", "index.html")
+_WAVE = re.compile(r"wave-\d{4,9}\.(safetensors|part)")
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -70,7 +72,7 @@ class Store:
             ) from None
         try:
             self.spec = self._read_spec()
-            others = [p.name for p in self.folder.iterdir() if not self._ours(p.name)]
+            others = [p.name for p in self.folder.iterdir() if p.name != "lock"]
             if self.spec is None and others:
                 raise UserError(
                     f"the folder {str(self.folder)!r} holds {others[0]!r} and no sweep: give an "
@@ -82,17 +84,23 @@ class Store:
 
     def close(self) -> None:
         """Let other processes write."""
+        self.close_log()
+        self._lock.release()
+
+    def close_log(self) -> None:
+        """Write no more to the log that was open."""
         if self._log is not None:
             self._log.close()
             self._log = None
-        self._lock.release()
 
     def begin(self, spec: Mapping[str, Any], *, anew: bool) -> None:
         """Write what the sweep is; `anew` drops what was there."""
         with self._writing():
             if anew:
-                for name in self._own_files():
-                    (self.folder / name).unlink(missing_ok=True)
+                self.close_log()
+                for path in self.folder.iterdir():
+                    if path.name in ("records.log", "result.nc") or _WAVE.fullmatch(path.name):
+                        path.unlink()
             write_text(self.folder / "sweep.json", json.dumps({"format": FORMAT, **spec}, indent=1))
             self.spec = dict(spec)
 
@@ -100,12 +108,12 @@ class Store:
         """One frame of records, on the disk when this returns."""
         if not self.writer:
             return
-        from safetensors.numpy import save
-
-        payload = save(
-            {name: np.ascontiguousarray(a) for name, a in arrays.items()},
-            {"kind": kind, **{name: str(value) for name, value in facts.items()}},
-        )
+        count = len(next(iter(arrays.values())))
+        if count > 1 and sum(a.nbytes for a in arrays.values()) > _LARGEST // 4:
+            for part in (slice(count // 2), slice(count // 2, None)):
+                self.append(kind, {name: a[part] for name, a in arrays.items()}, **facts)
+            return
+        payload = _packed(arrays, {"kind": kind, **facts})
         with self._writing():
             if self._log is None:
                 self._log = (self.folder / "records.log").open("ab")
@@ -142,12 +150,7 @@ class Store:
         """Where a wave of runs stands, in place of where it stood."""
         if not self.writer:
             return
-        from safetensors.numpy import save
-
-        payload = save(
-            {key: np.ascontiguousarray(a) for key, a in arrays.items()},
-            {key: str(value) for key, value in facts.items()},
-        )
+        payload = _packed(arrays, facts)
         path = self.folder / f"wave-{name}.safetensors"
         part = path.with_suffix(".part")
         with self._writing():
@@ -164,6 +167,8 @@ class Store:
         """The waves that are under way, by name."""
         found = {}
         for path in sorted(self.folder.glob("wave-*.safetensors")):
+            if not _WAVE.fullmatch(path.name):
+                continue
             found[path.stem.removeprefix("wave-")] = _parsed(path.read_bytes(), path)
         return found
 
@@ -194,13 +199,6 @@ class Store:
             raise UserError(f"{path} is not readable as a sweep ({error}); remove it") from None
         return spec
 
-    def _own_files(self) -> list[str]:
-        return [p.name for p in self.folder.iterdir() if self._ours(p.name) and p.name != "lock"]
-
-    @staticmethod
-    def _ours(name: str) -> bool:
-        return name in _OURS or name.startswith((".", "wave-"))
-
     def _writing(self) -> "_Writing":
         return _Writing(self.folder)
 
@@ -224,6 +222,24 @@ class _Writing:
             ) from error
 
 
+_PLAIN = "?bBhHiIlLqQefd"
+"""Types that safetensors reads back; others are kept as bytes, with their name."""
+
+
+def _packed(arrays: Arrays, facts: Mapping[str, Any]) -> bytes:
+    from safetensors.numpy import save
+
+    told = {name: str(value) for name, value in facts.items()}
+    plain = {}
+    for name, array in arrays.items():
+        array = np.ascontiguousarray(array).reshape(array.shape)
+        if array.dtype.char not in _PLAIN:
+            told[f"dtype {name}"] = str(array.dtype)
+            array = array.reshape(*array.shape, 1).view(np.uint8)
+        plain[name] = array
+    return save(plain, told)
+
+
 def _parsed(payload: bytes, path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
     """Facts and arrays of safetensors bytes, whose header the library checks against their size."""
     from safetensors import SafetensorError
@@ -232,8 +248,13 @@ def _parsed(payload: bytes, path: Path) -> tuple[dict[str, str], dict[str, np.nd
     try:
         size = int.from_bytes(payload[:8], "little")
         facts = json.loads(payload[8 : 8 + size]).get("__metadata__", {})
-        return facts, load(payload)
-    except (SafetensorError, ValueError, AttributeError, KeyError) as error:
+        arrays = load(payload)
+        for name, array in arrays.items():
+            if f"dtype {name}" in facts:
+                kind = np.dtype(jnp.dtype(facts[f"dtype {name}"]))
+                arrays[name] = array.view(kind).reshape(array.shape[:-1])
+        return facts, arrays
+    except (SafetensorError, ValueError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}): remove it to compute again") from None
 
 

@@ -8,18 +8,17 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import jax
-import numpy as np
+import psutil
 
-from optjax import files, provenance, scan
+from optjax import files, provenance
 from optjax.console import Console
 from optjax.errors import UserError
-from optjax.sweeps import layouts
+from optjax.sweeps import checks, layouts
 from optjax.sweeps import rules as stop_rules
 from optjax.sweeps.book import Book
-from optjax.sweeps.buckets import Batching, Point, buckets, resolve
+from optjax.sweeps.buckets import Batching, buckets, resolve
 from optjax.sweeps.engine import Engine, Settings
-from optjax.sweeps.folder import fits, opened
+from optjax.sweeps.folder import opened, restore, result
 from optjax.sweeps.grid import Grid, as_grid, label
 from optjax.sweeps.identity import identity, run_ids
 from optjax.sweeps.lane import Final
@@ -105,24 +104,30 @@ def sweep(
     0.1
     """
     begin = time.perf_counter()
+    layouts.check(lanes, tile)
+    devices = checks.settings(
+        devices, tile=tile, chunk_steps=chunk_steps, chunk_seconds=chunk_seconds,
+        checkpoint_seconds=checkpoint_seconds, memory=memory,
+    )  # fmt: skip
     grid = as_grid(grid)
-    chosen = _seeds(seeds)
+    chosen = checks.chosen_seeds(seeds)
     points = resolve(run, grid)
     plan = points[0].run.plan
-    metrics = _metrics(points[0])
-    rules, halving = stop_rules.checked(stop, {"loss", *metrics}, plan.record_every)
-    layouts.check(lanes, tile)
+    steps = [p.steps for p in points]
+    common, metrics = checks.names(points, grid, final)
+    rules, halving = stop_rules.checked(stop, {"loss", *common}, plan.record_every)
     if chunk_steps is not None and chunk_steps < plan.record_every:
         raise UserError(
             f"chunk_steps is {chunk_steps}: expected at least record_every = {plan.record_every}"
         )
-    steps = [p.steps for p in points]
-    ids = run_ids(grid, steps, chosen)
+    runs, records = len(grid) * len(chosen), max(steps) // plan.record_every
+    checks.fits(runs, records, len(metrics), psutil.virtual_memory().available, "memory")
     columns = {name: [label(v) for v in column] for name, column in grid.columns.items()}
     names = [rule.name for rule in rules]
+    ids = run_ids(grid, steps, chosen)
     book = Book(grid.axes, columns, chosen, steps, plan.record_every, ids, names)
     settings = Settings(
-        devices=list(jax.devices() if devices is None else devices),
+        devices=devices,
         lanes=lanes,
         tile=tile,
         chunk_steps=chunk_steps,
@@ -130,7 +135,6 @@ def sweep(
         checkpoint_seconds=checkpoint_seconds,
         memory=memory,
     )
-    fits(book, len(metrics), None)
     groups = buckets(points, batching)
     store, digest = None, uuid.uuid4().hex[:16]
     if out is not None:
@@ -142,7 +146,7 @@ def sweep(
             "identity": facts,
             "axes": dict(grid.axes),
             "columns": columns,
-            "seeds": chosen,
+            "seeds": list(chosen),
             "steps": steps,
             "record_every": plan.record_every,
             "rules": names,
@@ -153,8 +157,7 @@ def sweep(
         if store is not None:
             if store.spec is None:
                 return _known(store, run, grid)
-            for told, arrays in store.frames():
-                book.restore(told, arrays)
+            restore(store, book)
         with _shown(progress) as show:
             engine = Engine(
                 book, groups, rules, halving, not keep_diverged, store, settings, show,
@@ -164,7 +167,9 @@ def sweep(
         dataset = book.dataset()
         dataset.attrs.update(
             sweep=digest,
-            parameters=json.dumps([name for name, _ in points[0].shape]),
+            named=json.dumps(
+                [n for n, column in grid.columns.items() if any(map(callable, column))]
+            ),
             buckets=json.dumps(engine.notes),
             device=settings.devices[0].device_kind,
             devices=len(settings.devices),
@@ -174,6 +179,8 @@ def sweep(
         )
         if store is not None and store.writer:
             files.save_dataset(dataset, store.result)
+        if engine.interrupt.asked:
+            raise KeyboardInterrupt
     finally:
         if store is not None:
             store.close()
@@ -182,41 +189,9 @@ def sweep(
 
 
 def _known(store: Store, run: Run | Callable[..., Run], grid: Grid) -> "xarray.Dataset":
-    dataset = files.read_dataset(store.result)
+    dataset = result(store)
     remember(run, grid, dataset.attrs["sweep"])
     return dataset
-
-
-def _seeds(seeds: int | Sequence[int]) -> list[int]:
-    if isinstance(seeds, bool):
-        raise UserError(f"seeds is {seeds}: expected how many, or a list of them")
-    if isinstance(seeds, int | np.integer):
-        if seeds < 1:
-            raise UserError(f"seeds is {seeds}: expected at least 1")
-        return list(range(int(seeds)))
-    try:
-        chosen = [int(s) for s in seeds]
-        whole = all(int(s) == s for s in seeds)
-    except (TypeError, ValueError):
-        raise UserError(f"seeds is {seeds!r}: expected how many, or a list of them") from None
-    if not chosen or not whole or min(chosen) < 0 or max(chosen) >= 2**31:
-        raise UserError(f"seeds is {list(seeds)}: expected at least one, from 0 to 2³¹ − 1")
-    for seed in chosen:
-        if chosen.count(seed) > 1:
-            raise UserError(f"the seed {seed} is given twice: expected each once")
-    return chosen
-
-
-def _metrics(point: Point) -> list[str]:
-    """Names of what the problem records beside the loss."""
-    plan, data = point.run.plan, point.run.problem.data
-
-    def names(data: Any, hparams: Any, key: Any) -> Any:
-        state = scan.init(plan, data, hparams, key)
-        numbers = scan.split(plan, hparams, state.params)[1]
-        return plan.metrics(state.params, state.model_state, data, numbers)
-
-    return list(jax.eval_shape(names, data, point.hparams, jax.random.key(0)))
 
 
 def _digest(facts: Mapping[str, Any]) -> str:

@@ -152,7 +152,8 @@ class Wave:
         """A layout for one small block, where the time that it saves exceeds its compilation."""
         layout, devices = self.programs.layout, len(self.programs.devices)
         each = 1 << math.ceil(math.log2(-(-left // devices)))
-        candidate = Layout(devices * each, min(layout.tile, each), layout.counts)
+        tile = min(1 << int(math.log2(layout.tile)), each)  # a power of two divides another
+        candidate = Layout(devices * each, tile, layout.counts)
         share = candidate.block / self.lanes
         if share <= 0.5 and ahead * (1 - share) > 2 * self.preparing:
             return candidate

@@ -1,0 +1,145 @@
+"""What a sweep is asked for, checked before anything is computed or written."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from optjax import scan
+from optjax.errors import UserError
+from optjax.sweeps.buckets import Point
+from optjax.sweeps.grid import Grid
+from optjax.sweeps.lane import Final
+from optjax.types import PyTree
+
+RESERVED = frozenset(
+    "loss final_loss status diverged_at stopped_at stopped_by steps_done seed step point".split()
+)
+"""Names of a sweep's own in its dataset."""
+
+
+def chosen_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
+    """The seeds: 0 … n − 1, or those given.
+
+    Raises:
+      UserError: none, one twice, or what is no whole number from 0 to 2³¹ − 1.
+    """
+    if isinstance(seeds, int | np.integer) and not isinstance(seeds, bool):
+        if not 1 <= seeds < 2**31:
+            raise UserError(f"seeds is {seeds}: expected how many, 1 to 2³¹ − 1")
+        return range(int(seeds))
+    try:
+        chosen = [int(s) for s in seeds]  # pyright: ignore[reportGeneralTypeIssues]
+        whole = all(int(s) == s for s in seeds)  # pyright: ignore[reportGeneralTypeIssues]
+    except (TypeError, ValueError):
+        raise UserError(f"seeds is {seeds!r}: expected how many, or a list of them") from None
+    if not chosen or not whole or min(chosen) < 0 or max(chosen) >= 2**31:
+        raise UserError(
+            f"seeds is {str(chosen)[:80]}: expected at least one, whole numbers from 0 to 2³¹ − 1"
+        )
+    seen: set[int] = set()
+    for seed in chosen:
+        if seed in seen:
+            raise UserError(f"the seed {seed} is given twice: expected each once")
+        seen.add(seed)
+    return chosen
+
+
+def settings(devices: Any, **numbers: Any) -> list[Any]:
+    """The devices; and whether the numbers of a sweep's settings can be what they are.
+
+    Args:
+      numbers: tile, chunk_steps (whole, or None); chunk_seconds, checkpoint_seconds, memory.
+
+    Raises:
+      UserError: one that cannot be, named.
+    """
+    for name in ("tile", "chunk_steps"):
+        value = numbers[name]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise UserError(f"{name} is {value!r}: expected a whole number")
+    for name, least in (("chunk_seconds", 1e-3), ("checkpoint_seconds", 0.0), ("memory", 1.0)):
+        value = numbers[name]
+        if name == "memory" and value is None:
+            continue
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        if not (good and math.isfinite(value) and value >= least):
+            raise UserError(f"{name} is {value!r}: expected a finite number, at least {least:g}")
+    if devices is None:
+        return list(jax.devices())
+    try:
+        chosen = list(devices)
+    except TypeError:
+        raise UserError(f"devices is {devices!r}: expected a list, as jax.devices()[:2]") from None
+    if not chosen or not all(isinstance(d, jax.Device) for d in chosen):
+        raise UserError(f"devices is {devices!r}: expected some of jax.devices()")
+    if len(set(chosen)) < len(chosen):
+        raise UserError("a device is given twice: expected each once")
+    return chosen
+
+
+def names(points: Sequence[Point], grid: Grid, final: Final | None) -> tuple[set[str], set[str]]:
+    """Metrics that all runs record beside the loss, and those that any does.
+
+    Raises:
+      UserError: a metric that is no number, or a name that is taken.
+    """
+    if final is not None and not callable(final):
+        raise UserError(f"final is {final!r}: expected a function (params, model_state, data)")
+    found: list[set[str]] = []
+    kept: set[str] = set()
+    seen: set[Any] = set()
+    for point in points:
+        if (point.run.plan, tuple(point.hparams)) in seen:
+            continue
+        seen.add((point.run.plan, tuple(point.hparams)))
+        metrics, ends = _shapes(point, final)
+        for name, kind in metrics.items():
+            if kind.shape:
+                raise UserError(f"the metric {name} has shape {kind.shape}: expected one number")
+        found.append(set(metrics))
+        kept |= set(ends)
+    common, every = set.intersection(*found), set.union(*found)
+    for what, given in (("an axis", set(grid.columns)), ("a metric", every), ("final", kept)):
+        others = RESERVED | (every | kept if what == "an axis" else set())
+        others |= every if what == "final" else set()
+        for name in sorted(given & others):
+            raise UserError(f"{what} is named {name!r}, which the dataset has already: rename it")
+    return common, every
+
+
+def _shapes(point: Point, final: Final | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    plan, data = point.run.plan, point.run.problem.data
+
+    def look(data: Any, hparams: Any, key: Any) -> tuple[PyTree, PyTree]:
+        state = scan.init(plan, data, hparams, key)
+        numbers = scan.split(plan, hparams, state.params)[1]
+        metrics = plan.metrics(state.params, state.model_state, data, numbers)
+        ends = {} if final is None else final(state.params, state.model_state, data)
+        if not isinstance(ends, Mapping) or not all(
+            isinstance(v, jax.Array | np.ndarray | int | float) for v in ends.values()
+        ):
+            raise UserError("final gives something else than a dict of arrays: expected that")
+        return dict(metrics), dict(ends)
+
+    return jax.eval_shape(look, data, point.hparams, jax.random.key(0))
+
+
+def fits(runs: int, records: int, metrics: int, free: float, what: str, instead: str = "") -> None:
+    """Refuse what memory or a disk cannot hold.
+
+    Args:
+      metrics: recorded beside the loss. free: bytes. what: "memory" or "disk".
+
+    Raises:
+      UserError: how large it is, and what there is.
+    """
+    needed = runs * (records * (1 + metrics) * 8 + 40) * (2 if what == "disk" else 1)
+    if needed > free:
+        raise UserError(
+            f"the records of {runs:,} runs × {records:,} take up to {needed / 1e9:.3g} GB and the "
+            f"{what} has {free / 1e9:.3g} GB free: record less often (record_every), sweep fewer "
+            f"points{instead}"
+        )
