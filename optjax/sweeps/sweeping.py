@@ -104,11 +104,11 @@ def sweep(
     0.1
     """
     begin = time.perf_counter()
-    layouts.check(lanes, tile)
     devices = checks.settings(
         devices, tile=tile, chunk_steps=chunk_steps, chunk_seconds=chunk_seconds,
         checkpoint_seconds=checkpoint_seconds, memory=memory,
     )  # fmt: skip
+    layouts.check(lanes, tile)
     grid = as_grid(grid)
     chosen = checks.chosen_seeds(seeds)
     points = resolve(run, grid)
