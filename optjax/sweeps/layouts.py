@@ -91,7 +91,8 @@ def choose(request: Request) -> Chosen:
     if request.how != "auto" or request.tile is not None:
         return _fitting(request, request.programs(_given(request)), "given")
     memory = _Memory(request)
-    known = memory.layout()
+    # Processes may remember different things, and must run the same programs.
+    known = memory.layout() if jax.process_count() == 1 else None
     if known is not None:
         return _fitting(request, request.programs(known), "remembered")
     before = _BEFORE.get(memory.key)
@@ -121,7 +122,7 @@ def _chosen(request: Request, memory: "_Memory") -> Chosen:
     chosen = dataclasses.replace(chosen, rate=rate, tried={_name(layout): rate})
     compiling = time.perf_counter() - begin
     budget = _TRIAL_SHARE * rate * request.steps
-    if budget < compiling or jax.process_count() > 1:
+    if budget < compiling:
         return chosen
     deadline = time.perf_counter() + budget
     for other in _others(request, layout):
