@@ -255,7 +255,8 @@ def _network(sizes: Sizes) -> list[Side]:
         return [run({"learning_rate": 1e-3}, jax.random.key(0)).final_loss for run in alone]
 
     def swept() -> None:
-        sweep(whole, grid, sizes.net_seeds, progress=_silent)
+        # Compiled beforehand: over so few steps two sizes would share a program.
+        sweep(whole, grid, sizes.net_seeds, batching="static", progress=_silent)
 
     loop(), swept()
     each = len(sizes.net_batches) * steps

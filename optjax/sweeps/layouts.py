@@ -109,7 +109,6 @@ def choose(request: Request) -> Chosen:
 
 
 def _chosen(request: Request, memory: "_Memory") -> Chosen:
-    begin = time.perf_counter()
     programs, flops = _guess(request)
     programs.hasty = flops * request.steps < _HASTY
     chosen = _fitting(request, programs)
@@ -120,7 +119,7 @@ def _chosen(request: Request, memory: "_Memory") -> Chosen:
         return chosen
     layout = chosen.programs.layout
     chosen = dataclasses.replace(chosen, rate=rate, tried={_name(layout): rate})
-    compiling = time.perf_counter() - begin
+    compiling = chosen.programs.compiling
     budget = _TRIAL_SHARE * rate * request.steps
     if budget < compiling:
         return chosen

@@ -7,6 +7,7 @@ it all: vmap is one tile a block, `lax.map` several, a plain loop a block of one
 
 import dataclasses
 import functools
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -132,6 +133,7 @@ class Programs:
         )
         self._compiled: dict[str, Any] = {}
         self._chunk_lowered: Any = None
+        self.compiling = 0.0  # seconds, when its programs were compiled
         self.hasty = False  # whether compiling would take longer than running
 
     def start(self, inputs: Inputs, seeds: PyTree) -> PyTree:
@@ -187,11 +189,16 @@ class Programs:
 
     def _call(self, name: str, program: Callable[..., Any], *args: Any) -> Any:
         if name not in self._compiled:
-            self._compiled[name] = _cached(
+            self._take(
+                name,
                 (name, *self._key(args)),
                 lambda: self._lower(program, *args).compile(compiler_options=self._options()),
             )
         return self._compiled[name](self.data, *args)
+
+    def _take(self, name: str, key: Any, make: Callable[[], Any] | None) -> None:
+        self._compiled[name], seconds = _cached(key, make)
+        self.compiling += seconds
 
     def _key(self, args: Any) -> Any:
         kinds = _kinds((self.data, *args))
@@ -216,7 +223,7 @@ class Programs:
         for name, (program, args) in wanted.items():
             key = (name, *self._key(args))
             if key in _CACHE:
-                self._compiled[name] = _CACHE[key]
+                self._take(name, key, None)
             else:
                 lowered[name] = key, self._lower(program, *args)
         if not lowered:
@@ -228,7 +235,7 @@ class Programs:
                 for name, (_, low) in lowered.items()
             }
             for name, job in jobs.items():
-                self._compiled[name] = _cached(lowered[name][0], job.result)
+                self._take(name, lowered[name][0], job.result)
 
     def _lower(self, program: Callable[..., Any], *args: Any) -> Any:
         """Of the arguments the first two are laid over the lanes."""
@@ -291,13 +298,22 @@ _CACHE: dict[Any, Any] = {}
 _ROOM = 64
 
 
-def _cached(key: Any, make: Callable[[], Any]) -> Any:
-    """A compiled program, kept for the next sweep of this process; the least used goes first."""
+def _cached(key: Any, make: Callable[[], Any] | None) -> tuple[Any, float]:
+    """A compiled program and the seconds it took, kept for the next sweep of this process.
+
+    The one that was used longest ago goes first.
+    """
     found = _CACHE.pop(key, None)
-    _CACHE[key] = make() if found is None else found
+    if found is None:
+        if make is None:
+            raise KeyError(key)
+        begin = time.perf_counter()
+        made = make()
+        found = made, time.perf_counter() - begin
+    _CACHE[key] = found
     if len(_CACHE) > _ROOM:
         _CACHE.pop(next(iter(_CACHE)))
-    return _CACHE[key]
+    return found
 
 
 def forget() -> None:
