@@ -180,15 +180,19 @@ def _curves(ax: Axes, dataset: xr.Dataset, name: str, label: str) -> None:
     rates, loss = dataset[f"{name}_learning_rate"].values, dataset[f"{name}_loss"]
     sizes = dataset[f"{name}_batch_size"].values
     shown = sizes if len(sizes) <= 5 else sizes[:: -(-len(sizes) // 5)]
+    least = []
     for i, size in enumerate(shown):
         runs = loss.sel({f"{name}_batch_size": size}).transpose(f"{name}_learning_rate", ...).values
         good = np.isfinite(runs).all(axis=1)
         middle = np.median(runs[good], axis=1)
+        least.append(middle.min())
         ax.plot(rates[good], middle, color=COLOURS[i], marker=MARKERS[i], ms=3.5,
                 label=f"b = {size}")  # fmt: skip
         low, high = np.quantile(runs[good], (0.25, 0.75), axis=1)
         ax.fill_between(rates[good], low, high, color=COLOURS[i], alpha=0.2, linewidth=0)
     ax.set(xscale="log", yscale="log", xlabel="learning rate", ylabel=label)
+    # Where runs all but diverge, the curves go up by tens of decades.
+    ax.set_ylim(0.7 * min(least), min(ax.get_ylim()[1], 30 * max(least)))
     ax.set_title(PROBLEMS[name], fontsize=10)
     ax.legend(frameon=False, fontsize=8)
 
@@ -206,7 +210,7 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
     _curves(axes[0], dataset, "squares", "loss above the least, after the last step")
     _curves(axes[1], dataset, "net", "loss of the last steps (nats a pixel)")
     caption(curves, "Lines: medians over seeds; bands: quartiles. Rates at which a run diverged "
-            "are left out.")  # fmt: skip
+            "are left out; curves that leave the frame are on their way there.")  # fmt: skip
     return {"growth": grown, "curves": curves}
 
 
