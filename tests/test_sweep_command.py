@@ -64,6 +64,26 @@ def test_what_was_computed_so_far_is_shown(out, tmp_path, capsys, monkeypatch):
     assert "was not made by this command" in capsys.readouterr().err
 
 
+def test_an_interrupt_says_how_to_go_on(out, capsys, monkeypatch):
+    import signal
+
+    from optjax.sweeps.progress import Meter
+
+    show, asked = Meter.show, []
+
+    def interrupting(self, over):
+        show(self, over)
+        if not asked:
+            asked.append(True)
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Meter, "show", interrupting)
+    assert main([*WORDS.split(), "--out", out, "--chunk-seconds", "0.001"]) == 130
+    assert f"go on with: optjax sweep --resume {out}" in capsys.readouterr().err
+    monkeypatch.setattr(Meter, "show", show)
+    assert main(["sweep", "--resume", out]) == 0
+
+
 def test_optimizers_draws_rules_and_a_users_own_problem(out, tmp_path, capsys, monkeypatch):
     (tmp_path / "mine_problem.py").write_text(
         "import numpy as np, optax, optjax as oj\n"

@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,7 +98,12 @@ def _sweep(name: str, groups: dict[str, list[str]], words: list[str]) -> int:
 
     how = _how(groups)
     run, grid = _built(name, groups)
-    dataset = sweep(run, grid, out=out, about={"command": _without_out(words)}, **how)
+    try:
+        dataset = sweep(run, grid, out=out, about={"command": _without_out(words)}, **how)
+    except KeyboardInterrupt:
+        line = f"optjax: interrupted; go on with: optjax sweep --resume {shlex.quote(out)}"
+        print(line, file=sys.stderr)
+        return 130
     return _shown(dataset, Path(out), sweep_page.summary(dataset))
 
 
@@ -308,8 +314,9 @@ def _shown(dataset: Any, folder: Path, counts: dict[str, int]) -> int:
     console.print(", ".join(f"{n:,} {name}" for name, n in counts.items() if n))
     console.print(table)
     try:
-        print(sweep_page.write(dataset, folder, f"Sweep {folder.resolve().name}"))
+        page = sweep_page.write(dataset, folder, f"Sweep {folder.resolve().name}")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise UserError(f"cannot write the page in {str(folder)!r} ({reason})") from None
+    print(page)
     return 0
