@@ -11,6 +11,12 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Layouts of sweeps are remembered for a test alone, never in the user's cache."""
+    monkeypatch.setenv("OPTJAX_CACHE", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.fixture
 def data_folder() -> Path:
     """The folder that OPTJAX_DATA names, or a skip that says why."""

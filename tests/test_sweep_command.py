@@ -14,11 +14,6 @@ WORDS = "sweep least-squares --n 12 --d 4 --optimizer adam --learning-rate 1e-2:
 WORDS += " --batch-size 2,12 --seeds 2 --steps 20"
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPTJAX_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def out(tmp_path):
     return str(tmp_path / "kept")

@@ -1,14 +1,12 @@
 """A network named on the command line, and its constructor's arguments."""
 
 import dataclasses
-import importlib
 import inspect
-import sys
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from optjax.commands.words import one, typed, whole
+from optjax.commands.words import module_of, one, typed, whole
 from optjax.errors import UserError, nearest
 
 
@@ -25,16 +23,7 @@ def find_model(name: str) -> tuple[Any, bool]:
             hint = nearest(name, MODELS)
             raise UserError(f"unknown MODEL {name!r}; {hint}; your own is package.module:Class")
         return MODELS[name], True
-    module_name, _, attribute = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        line = " ".join(str(error).split())
-        raise UserError(
-            f"MODEL {name!r}: {module_name} does not import ({type(error).__name__}: {line})"
-        ) from None
+    module, attribute = module_of("MODEL", name)
     if not hasattr(module, attribute):
         names = [n for n in vars(module) if not n.startswith("_")]
         raise UserError(f"MODEL {name!r}: no {attribute!r} there; {nearest(attribute, names)}")

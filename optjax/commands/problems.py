@@ -1,15 +1,13 @@
 """Problems that the command line knows by name; a user's own is package.module:function."""
 
-import importlib
 import inspect
-import sys
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from optjax.commands.words import typed
+from optjax.commands.words import module_of, typed
 from optjax.errors import UserError, nearest
 
 
@@ -116,16 +114,7 @@ def find_optimizer(name: str) -> Callable[..., Any]:
 
 def imported(what: str, name: str) -> Callable[..., Any]:
     """What package.module:function names; the folder one stands in is searched, too."""
-    module_name, _, attribute = name.partition(":")
-    if "" not in sys.path:
-        sys.path.insert(0, "")
-    try:
-        module = importlib.import_module(module_name)
-    except (Exception, SystemExit) as error:
-        line = " ".join(str(error).split())
-        raise UserError(
-            f"{what} {name!r}: {module_name} does not import ({type(error).__name__}: {line})"
-        ) from None
+    module, attribute = module_of(what, name)
     found = getattr(module, attribute, None)
     if not callable(found):
         names = [n for n in vars(module) if not n.startswith("_")]

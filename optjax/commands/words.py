@@ -1,9 +1,12 @@
 """The words of a command line, taken apart: what each option was given, and of what type."""
 
 import contextlib
+import importlib
 import io
 import math
 import re
+import sys
+import types
 import typing
 from typing import Any
 
@@ -111,3 +114,23 @@ def _bad(name: str, kind: Any, words: list[str]) -> UserError:
 def flag(name: str) -> str:
     """A field's name as it is typed."""
     return name.replace("_", "-")
+
+
+def module_of(what: str, name: str) -> tuple[types.ModuleType, str]:
+    """The module of package.module:attribute, imported, and the attribute's name.
+
+    The folder one stands in is searched, too.
+
+    Raises:
+      UserError: it does not import; `what` says what was named.
+    """
+    module_name, _, attribute = name.partition(":")
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    try:
+        return importlib.import_module(module_name), attribute
+    except (Exception, SystemExit) as error:
+        line = " ".join(str(error).split())
+        raise UserError(
+            f"{what} {name!r}: {module_name} does not import ({type(error).__name__}: {line})"
+        ) from None

@@ -19,11 +19,6 @@ import optjax as oj
 from optjax.problems import Data, Problem
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPTJAX_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="module")
 def problem():
     rng = np.random.default_rng(0)

@@ -25,11 +25,6 @@ class Killed(BaseException):
     """As if the process had ended here."""
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPTJAX_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="module")
 def run():
     rng = np.random.default_rng(0)

@@ -22,11 +22,6 @@ GRID = {"learning_rate": RATES, "batch_size": SIZES}
 TOLERANCE = 1e-12  # float64; products of other shapes add in another order
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("OPTJAX_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture(scope="module")
 def problem():
     rng = np.random.default_rng(0)
