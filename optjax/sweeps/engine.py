@@ -370,9 +370,9 @@ class Engine:
                 wave.park()
 
     def _checkpoint(self, wave: Wave) -> None:
-        runs, leaves = wave.state()
         if self.store is None:
             return
+        runs, leaves = wave.state()
         going = ~self.book.judged[runs]
         arrays = {f"leaf{i}": leaf[going] for i, leaf in enumerate(leaves)}
         arrays[RUN] = self.book.ids[runs[going]]
