@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import psutil
 
 from optjax import files
 from optjax.errors import UserError, nearest
@@ -183,12 +184,7 @@ def device_memory(device: Any) -> float:
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return 0.8 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    try:
-        import psutil
-
-        return 0.5 * psutil.virtual_memory().available
-    except ImportError:
-        return math.inf
+    return 0.5 * psutil.virtual_memory().available
 
 
 # -------------------------------------------------------------------------------------- candidates
@@ -197,14 +193,13 @@ def device_memory(device: Any) -> float:
 def _given(request: Request) -> Layout:
     devices = len(request.devices)
     each = -(-request.lanes // devices)
-    counts = False
     if request.how == "loop":
-        return Layout(devices, 1, counts)
+        return Layout(devices, 1)
     if request.how == "map":
         tile = min(request.tile or max(1, each // 4), each)
-        return Layout(devices * tile * -(-each // tile), tile, counts)
+        return Layout(devices * tile * -(-each // tile), tile)
     tile = min(request.tile or each, each)
-    return Layout(devices * tile, tile, counts)
+    return Layout(devices * tile, tile)
 
 
 def _guess(request: Request) -> tuple[Programs, float]:
