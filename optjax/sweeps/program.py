@@ -20,6 +20,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optjax.problems import Data
 from optjax.sweeps import lane
+from optjax.sweeps.buckets import counted
 from optjax.sweeps.lane import Inputs, Lane, Spec
 from optjax.types import Array, PyTree
 
@@ -164,13 +165,8 @@ class Programs:
         return jax.tree.map(leaf, tree)
 
     def operations(self) -> float:
-        """Operations of one step of a lane, as XLA counts them before it optimises.
-
-        Of loops whose length it does not know it counts one turn.
-        """
-        cost: Any = self._lowered().cost_analysis() or {}
-        cost = cost[0] if isinstance(cost, list) else cost
-        return float(cost.get("flops", 0.0)) / self.layout.tile
+        """Operations of one step of a lane; see `counted`."""
+        return counted(self._lowered()) / self.layout.tile
 
     def memory(self) -> int | None:
         """Bytes that a chunk takes on a device: arguments, results and temporaries."""
