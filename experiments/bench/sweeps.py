@@ -15,6 +15,7 @@ import optax
 
 from optjax.colourisation.models import model
 from optjax.colourisation.problem import colourisation_problem
+from optjax.console import silent
 from optjax.problems import Problem, least_squares
 from optjax.sweeps import sweep
 from optjax.sweeps.program import forget
@@ -126,7 +127,7 @@ def _squares(entry: Entry, sizes: Sizes) -> list[Side]:
     grid = {"learning_rate": np.geomspace(1e-4, 1e-2, sizes.runs // seeds)}
 
     def swept() -> float:
-        return seconds(lambda: sweep(run, grid, seeds, progress=_silent) and None)
+        return seconds(lambda: sweep(run, grid, seeds, progress=silent) and None)
 
     rates = jnp.repeat(jnp.asarray(grid["learning_rate"], jnp.float32), seeds)
     keys = jnp.tile(jax.vmap(jax.random.key)(jnp.arange(seeds)), sizes.runs // seeds)
@@ -256,7 +257,7 @@ def _network(sizes: Sizes) -> list[Side]:
 
     def swept() -> None:
         # Compiled beforehand: over so few steps two sizes would share a program.
-        sweep(whole, grid, sizes.net_seeds, batching="static", progress=_silent)
+        sweep(whole, grid, sizes.net_seeds, batching="static", progress=silent)
 
     loop(), swept()
     each = len(sizes.net_batches) * steps
@@ -278,7 +279,7 @@ def _batches(sizes: Sizes) -> list[Side]:
 
     def swept() -> None:
         forget()
-        sweep(run, grid, seeds, progress=_silent)
+        sweep(run, grid, seeds, progress=silent)
 
     keys = jax.vmap(jax.random.key)(jnp.arange(seeds))
 
@@ -312,7 +313,7 @@ def _early(sizes: Sizes) -> list[Side]:
     others = np.geomspace(1e3 * limit, 1e5 * limit, sizes.early_runs - good)
 
     def swept(rates: np.ndarray) -> None:
-        sweep(run, {"learning_rate": np.random.default_rng(0).permutation(rates)}, progress=_silent)
+        sweep(run, {"learning_rate": np.random.default_rng(0).permutation(rates)}, progress=silent)
 
     every = np.concatenate([survivors, others])
     for rates in (survivors, every):
@@ -339,13 +340,13 @@ def _overhead(sizes: Sizes) -> list[Side]:
         shutil.rmtree(out)
 
     def bare() -> None:
-        sweep(run, grid, chunk_steps=sizes.long_steps, progress=_silent, tile=512)
+        sweep(run, grid, chunk_steps=sizes.long_steps, progress=silent, tile=512)
 
     short = make_run(
         problem, optax.rmsprop, run.plan.record_every, max_batch_size=sizes.batch_size,
         record_every=run.plan.record_every,
     )  # fmt: skip
-    sweep(short, grid, tile=512, progress=_silent)
+    sweep(short, grid, tile=512, progress=silent)
     return [
         Side("one chunk, nothing kept", lambda: seconds(bare), 2),
         Side("kept, in chunks of 10 s", lambda: seconds(kept), 2),
@@ -364,11 +365,7 @@ def _compiling(sizes: Sizes) -> list[Side]:
     def many() -> Any:
         jax.clear_caches()
         forget()
-        return seconds(lambda: sweep(run, {"learning_rate": rates}, progress=_silent) and None)
+        return seconds(lambda: sweep(run, {"learning_rate": rates}, progress=silent) and None)
 
     one(), many()
     return [Side("one run", one), Side("oj.sweep", many)]
-
-
-def _silent(text: str, fraction: float) -> None:
-    return None
