@@ -435,7 +435,15 @@ def test_a_sweep_that_does_not_fit_is_split_and_says_so(run, alone):
 
 
 def test_a_second_sweep_compiles_nothing_it_has(run):
-    """The bucket of many batch sizes is one program: static batches are as many as sizes."""
+    from optjax.sweeps import program
+
+    oj.sweep(run, GRID, 2, batching="masked")
+    known = set(program._CACHE)
+    oj.sweep(run, {**GRID, "learning_rate": [0.03, 0.04, 0.06]}, 2, batching="masked")
+    assert set(program._CACHE) == known
+
+
+def test_batch_sizes_share_a_program_or_have_one_each(run):
     masked = json.loads(oj.sweep(run, GRID, 1, batching="masked").attrs["buckets"])
     static = json.loads(oj.sweep(run, GRID, 1, batching="static").attrs["buckets"])
     assert [note["slots"] for note in masked] == [12]
