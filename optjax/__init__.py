@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optjax.batching import Batch, masked_mean
     from optjax.errors import UserError
+    from optjax.hypergradients.gradient import Hypergradient, hypergrad
     from optjax.networks import flax_problem
     from optjax.optimizers import differentiable, rmsprop, safe_sqrt, with_weight_decay
     from optjax.problems import Data, Problem, least_squares, quadratic
     from optjax.scan import Records, RunState, Status, Trajectory
+    from optjax.schedules import Schedule
     from optjax.sweeps import load_sweep, replay, sweep
     from optjax.sweeps.grid import drawn, span, table, zipped
     from optjax.sweeps.rules import Halving, Plateau, Target
@@ -37,9 +39,12 @@ _HOME = {
     "Records": "scan",
     "Run": "trajectory",
     "RunState": "scan",
+    "Schedule": "schedules",
     "Status": "scan",
     "Trajectory": "scan",
     "make_run": "trajectory",
+    "Hypergradient": "hypergradients.gradient",
+    "hypergrad": "hypergradients.gradient",
     "load_sweep": "sweeps",
     "replay": "sweeps",
     "sweep": "sweeps",
@@ -56,11 +61,13 @@ __all__ = [
     "Batch",
     "Data",
     "Halving",
+    "Hypergradient",
     "Plateau",
     "Problem",
     "Records",
     "Run",
     "RunState",
+    "Schedule",
     "Status",
     "Target",
     "Trajectory",
@@ -68,6 +75,7 @@ __all__ = [
     "differentiable",
     "drawn",
     "flax_problem",
+    "hypergrad",
     "least_squares",
     "load_sweep",
     "make_run",

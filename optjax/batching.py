@@ -41,9 +41,13 @@ def masked_mean(values: Array, mask: Array | None) -> Array:
     if mask is None:
         return jnp.mean(values)
     mask = mask.reshape(mask.shape + (1,) * (values.ndim - 1))
-    # An example that does not count may overflow: 0 · ∞ must not come in.
-    drawn, counted = (mask, values) if mask.dtype == bool else (mask > 0, mask * values)
-    total = jnp.sum(jnp.where(drawn, counted, jnp.zeros_like(counted)))
+    # An example that does not count may overflow: 0 · ∞ must not come in. Where it does not
+    # overflow it stays, so that the derivative by a weight of zero is the example's loss.
+    if mask.dtype == bool:
+        counted = jnp.where(mask, values, jnp.zeros_like(values))
+    else:
+        counted = mask * jnp.where((mask != 0) | jnp.isfinite(values), values, 0)
+    total = jnp.sum(counted)
     slots_per_example = values.size // values.shape[0]
     count = jnp.maximum(jnp.sum(mask), 1) * slots_per_example
     return total / count.astype(values.dtype)
@@ -67,6 +71,29 @@ def counts(indices: Array, mask: Array | None, n: int, dtype: Any) -> Array:
     if mask is not None:
         hit_Bn &= mask[:, None]
     return jnp.sum(hit_Bn, axis=0).astype(dtype)
+
+
+def weighted(weights: Array, mask: Array | None) -> tuple[Array, Array]:
+    """A mask and a factor that make `masked_mean` a mean of weighted examples.
+
+    .. math:: \\frac{1}{\\sum_i m_i} \\sum_i m_i ω_i v_i = s · masked\\_mean(v, mω)
+
+    Args:
+      weights: (B,), ω of the batch's examples, of any sign. mask: (B,) as in `Batch`.
+
+    Returns:
+      mω (B,), and s ().
+
+    >>> import jax.numpy as jnp
+    >>> mask, factor = weighted(jnp.array([0.5, 0.0, 2.0]), jnp.array([True, True, False]))
+    >>> float(factor * masked_mean(jnp.array([3.0, 1.0, 7.0]), mask))
+    0.75
+    """
+    count = jnp.asarray(weights.shape[0], weights.dtype)
+    if mask is not None:
+        mask = mask.astype(weights.dtype)
+        weights, count = mask * weights, jnp.maximum(jnp.sum(mask), 1)
+    return weights, jnp.maximum(jnp.sum(weights), 1) / count
 
 
 def no_order() -> Array:

@@ -24,7 +24,10 @@ Factory = Callable[..., optax.GradientTransformation]
 
 @jax.custom_jvp
 def safe_sqrt(x: Array) -> Array:
-    """√x with the derivative 0 at x = 0 and the ordinary one elsewhere; values are `jnp.sqrt`'s.
+    """√x with the derivative 0 where x is not above 0, the ordinary one elsewhere.
+
+    Values are `jnp.sqrt`'s. Below 0 they are NaN; the derivative is not, so that a branch which
+    `jnp.where` leaves out leaves nothing behind in reverse mode, either.
 
     >>> import jax
     >>> float(jax.grad(safe_sqrt)(0.0)), float(jax.grad(safe_sqrt)(4.0))
@@ -37,13 +40,43 @@ def safe_sqrt(x: Array) -> Array:
 def _safe_sqrt_jvp(primals, tangents):
     (x,), (dx,) = primals, tangents
     root = safe_sqrt(x)
-    zero = root == 0
-    slope = jnp.where(zero, jnp.zeros_like(root), 0.5 / jnp.where(zero, jnp.ones_like(root), root))
-    return root, slope * dx
+    positive = x > 0
+    slope = 0.5 / jnp.where(positive, root, jnp.ones_like(root))
+    return root, jnp.where(positive, slope, jnp.zeros_like(root)) * dx
+
+
+@jax.custom_jvp
+def _safe_cbrt(x: Array) -> Array:
+    """∛x with the derivative 0 at 0, as `safe_sqrt`."""
+    return jnp.cbrt(x)
+
+
+@_safe_cbrt.defjvp
+def _safe_cbrt_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    root = _safe_cbrt(x)
+    away = root != 0
+    slope = 1 / (3 * jnp.where(away, root, jnp.ones_like(root)) ** 2)
+    return root, jnp.where(away, slope, jnp.zeros_like(root)) * dx
+
+
+def _whole_power(x: Array, n: Array) -> Array:
+    """xⁿ for a whole n: XLA's own conversion, made where strict promotion sees it."""
+    return jax.lax.pow(x, n.astype(x.dtype) if jnp.issubdtype(n.dtype, jnp.integer) else n)
+
+
+def _real_sqrt(x: Array) -> Array:
+    """`safe_sqrt`, and 0 below 0: reverse mode through an unused branch multiplies by the root."""
+    return safe_sqrt(jnp.where(x < 0, jnp.zeros_like(x), x))
+
+
+_EXCHANGED = {"sqrt": _real_sqrt, "cbrt": _safe_cbrt, "pow": _whole_power}
+"""Primitives of an optimiser's update, and what stands for them: equal values to the bit where
+roots are real."""
 
 
 def differentiable(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The same transformation with every square root of its update replaced by `safe_sqrt`.
+    """The same transformation with every root of its update replaced by one like `safe_sqrt`.
 
     The update is traced once and its program evaluated again with the roots exchanged, so any
     optax transformation goes in, and its values come out equal to the bit. Roots inside loops
@@ -71,7 +104,12 @@ def differentiable(tx: optax.GradientTransformation) -> optax.GradientTransforma
             closed, shape = jax.make_jaxpr(program, return_shape=True)(updates, state, params)
             leaves = jax.tree.leaves((updates, state, params))
             out = _evaluate(closed.jaxpr, closed.consts, leaves)
-        return jax.tree.unflatten(jax.tree.structure(shape), out)
+        # A result that is a constant of the program comes as Python's own number.
+        return jax.tree.map(
+            lambda s, o: jnp.asarray(o, s.dtype),
+            shape,
+            jax.tree.unflatten(jax.tree.structure(shape), out),
+        )
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -84,7 +122,7 @@ def _as_optax_expects() -> Iterator[None]:
 
 
 def _evaluate(jaxpr: Any, consts: list[Any], args: list[Any]) -> list[Any]:
-    """Evaluate a jaxpr with `sqrt` exchanged for `safe_sqrt`, inner jits included."""
+    """Evaluate a jaxpr with its roots exchanged for safe ones, inner jits included."""
     values: dict[Any, Any] = dict(
         zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True)
     )
@@ -94,8 +132,8 @@ def _evaluate(jaxpr: Any, consts: list[Any], args: list[Any]) -> list[Any]:
 
     for eqn in jaxpr.eqns:
         inputs = [read(v) for v in eqn.invars]
-        if eqn.primitive.name == "sqrt":
-            outputs = [safe_sqrt(*inputs)]
+        if eqn.primitive.name in _EXCHANGED:
+            outputs = [_EXCHANGED[eqn.primitive.name](*inputs)]
         elif eqn.primitive.name in ("jit", "pjit"):
             inner = eqn.params["jaxpr"]
             outputs = _evaluate(inner.jaxpr, inner.consts, inputs)

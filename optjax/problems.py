@@ -138,7 +138,7 @@ def least_squares(
         raise UserError(f"X has shape {x.shape} and w0 {start.shape}: expected ({x.shape[1]},)")
     return Problem(
         init=_start_of_shared,
-        loss=_squares_loss,
+        loss=squares_loss,
         objective=_squares_objective,
         data=Data(
             {"x": x.astype(dtype), "t": y.astype(dtype)},
@@ -153,7 +153,7 @@ def _start_of_shared(key: Key, data: Data) -> tuple[PyTree, PyTree]:
     return data.shared["w0"], ()
 
 
-def _squares_loss(w: Array, state: PyTree, batch: Batch, hparams: HParams) -> tuple[Array, PyTree]:
+def squares_loss(w: Array, state: PyTree, batch: Batch, hparams: HParams) -> tuple[Array, PyTree]:
     residual_B = batch.examples["x"] @ w - batch.examples["t"]
     return batch.shared["scale"] * masked_mean(residual_B**2, batch.mask), state
 

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import enum
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -16,7 +16,11 @@ from optjax import batching, optimizers
 from optjax.batching import Batch, Sampler
 from optjax.errors import UserError
 from optjax.problems import Data
+from optjax.schedules import Schedule
 from optjax.types import Array, HParams, Key, PyTree
+
+Loop = Callable[..., tuple[Any, Any]]
+"""`jax.lax.scan`, or another (body, carry, xs, length=…) with its values and other derivatives."""
 
 
 class Status(enum.IntEnum):
@@ -96,7 +100,7 @@ class Plan:
 _INIT, _DRAW, _NOISE = 0, 1, 2  # folded into the run's key: independent streams
 
 
-def _dtype(params: PyTree) -> Any:
+def hyper_dtype(params: PyTree) -> Any:
     """Hyperparameters enter in the parameters' dtype, but never below float32."""
     dtypes = (leaf.dtype for leaf in jax.tree.leaves(params))
     return functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))
@@ -114,13 +118,25 @@ def _traced(hparams: HParams) -> Iterator[None]:
         ) from None
 
 
+def at_step(plan: Plan, hparams: HParams, step: Array) -> HParams:
+    """The hyperparameters as they are at a step: a schedule's value, the others as they stand."""
+    return {
+        name: value.at(step, plan.steps) if isinstance(value, Schedule) else value
+        for name, value in hparams.items()
+    }
+
+
 def split(
-    plan: Plan, hparams: HParams, params: PyTree
-) -> tuple[Any, dict[str, Array], Array | None]:
+    plan: Plan, hparams: HParams, params: PyTree, step: Array
+) -> tuple[Any, dict[str, Any], Array | None]:
     """The optimiser, all hyperparameters in the parameters' dtype, and the batch size."""
-    dtype = _dtype(params)
+    dtype = hyper_dtype(params)
     size = hparams.get("batch_size")
-    numbers = {k: jnp.asarray(v).astype(dtype) for k, v in hparams.items() if k != "batch_size"}
+    numbers = {
+        name: jax.tree.map(lambda v: jnp.asarray(v).astype(dtype), value)
+        for name, value in at_step(plan, hparams, step).items()
+        if name not in ("batch_size", "initial_params")
+    }
     own = {name: value for name, value in numbers.items() if name in plan.own}
     with _traced(own):
         tx = optimizers.differentiable(plan.optimizer(**own))
@@ -134,25 +150,53 @@ def split(
 def init(plan: Plan, data: Data, hparams: HParams, key: Key) -> RunState:
     """The state before the first step; a traced batch size out of range is diverged at 0."""
     params, model_state = plan.init(jax.random.fold_in(key, _INIT), data)
-    tx, _, size = split(plan, hparams, params)
+    if "initial_params" in hparams:
+        params = _given(params, hparams["initial_params"])
+    start = jnp.zeros((), jnp.int32)
+    tx, _, size = split(plan, hparams, params, start)
     good = jnp.array(True)
     if size is not None and plan.n:
         good = (size >= 1) & (size <= plan.slots)
     return RunState(
-        step=jnp.zeros((), jnp.int32),
+        step=start,
         key=key,
         params=params,
         model_state=model_state,
-        opt_state=tx.init(params),
+        opt_state=jax.tree.map(jnp.asarray, tx.init(params)),  # optax has Python bools in some
         order=batching.initial_order(plan.sampler, jax.random.fold_in(key, _DRAW), plan.n),
-        gradient=jnp.full((), jnp.inf, _dtype(params)),
+        gradient=jnp.full((), jnp.inf, hyper_dtype(params)),
         diverged_at=jnp.where(good, -1, 0).astype(jnp.int32),
     )
 
 
+def _given(params: PyTree, initial: PyTree) -> PyTree:
+    """The initial parameters that the hyperparameters give, in the problem's own dtypes."""
+    shapes = [jax.tree.map(jnp.shape, tree) for tree in (initial, params)]
+    if jax.tree.structure(initial) != jax.tree.structure(params) or shapes[0] != shapes[1]:
+        raise UserError(f"initial_params are of shapes {shapes[0]}: expected {shapes[1]}")
+    return jax.tree.map(lambda v, w: jnp.asarray(v).astype(w.dtype), initial, params)
+
+
+def _for_each(value: PyTree, params: PyTree) -> PyTree:
+    """A hyperparameter as a tree like the parameters: itself, or one number for all of them."""
+    if jax.tree.structure(value) == jax.tree.structure(params):
+        return value
+    return jax.tree.map(lambda _: value, params)
+
+
+def penalty(l2: PyTree, params: PyTree) -> Array:
+    """Σ λ̃ w², for one λ̃ or one for each parameter, ()."""
+    terms = jax.tree.map(
+        lambda k, w: jnp.sum(k.astype(w.dtype) * jnp.square(w)).astype(hyper_dtype(params)),
+        _for_each(l2, params),
+        params,
+    )
+    return sum(jax.tree.leaves(terms), jnp.zeros((), hyper_dtype(params)))
+
+
 def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[RunState, Array]:
     """One update of the parameters: the state after it, and the mini-batch loss before it."""
-    tx, numbers, size = split(plan, hparams, state.params)
+    tx, numbers, size = split(plan, hparams, state.params, state.step)
     if size is not None and plan.n:
         size = jnp.clip(size, 1, plan.slots)
     indices, mask, order = None, None, state.order
@@ -164,27 +208,36 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
         )
     examples = data.examples
     if indices is not None and plan.counts:
-        mask = batching.counts(indices, mask, plan.n, _dtype(state.params))
+        mask = batching.counts(indices, mask, plan.n, hyper_dtype(state.params))
     elif indices is not None:
         examples = jax.tree.map(lambda a: a[indices], examples)
+    weights = numbers.pop("example_weights", None)
+    share: Array | None = None
+    if weights is not None:
+        mask, share = batching.weighted(
+            weights if plan.counts or indices is None else weights[indices], mask
+        )
     noise = jax.random.fold_in(jax.random.fold_in(state.key, _NOISE), state.step)
     batch = Batch(examples, mask, noise, data.shared)
 
     def value(params: PyTree) -> tuple[Array, PyTree]:
-        return plan.loss(params, state.model_state, batch, numbers)
+        loss, model_state = plan.loss(params, state.model_state, batch, numbers)
+        return (loss if share is None else share.astype(loss.dtype) * loss), model_state
 
     (loss, model_state), grads = jax.value_and_grad(value, has_aux=True)(state.params)
     l2 = numbers.get("l2")
 
     def penalised(params: PyTree, loss: Array) -> Array:
         """What the optimiser minimises: a line search must see the penalty, too."""
-        if l2 is None:
-            return loss
-        squares = sum(jnp.sum(jnp.square(w)).astype(loss.dtype) for w in jax.tree.leaves(params))
-        return loss + l2.astype(loss.dtype) * squares
+        return loss if l2 is None else loss + penalty(l2, params).astype(loss.dtype)
 
     if l2 is not None:
-        grads = jax.tree.map(lambda g, w: g + 2 * l2.astype(w.dtype) * w, grads, state.params)
+        grads = jax.tree.map(
+            lambda g, k, w: g + 2 * k.astype(w.dtype) * w,
+            grads,
+            _for_each(l2, state.params),
+            state.params,
+        )
     with _traced(numbers):
         updates, opt_state = tx.update(
             grads,
@@ -202,7 +255,7 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
     )
     params = cast(PyTree, optax.apply_updates(state.params, updates))
 
-    largest = [jnp.max(jnp.abs(g)).astype(_dtype(params)) for g in jax.tree.leaves(grads)]
+    largest = [jnp.max(jnp.abs(g)).astype(hyper_dtype(params)) for g in jax.tree.leaves(grads)]
     top = jnp.max(jnp.stack(largest))
     top = jax.lax.stop_gradient(top)
     finite = jnp.isfinite(top) & jnp.isfinite(loss)
@@ -220,37 +273,56 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
     return state, loss
 
 
-def _scan(
-    plan: Plan, steps: int, data: Data, hparams: HParams, state: RunState
+def steps_of(
+    plan: Plan,
+    steps: int,
+    data: Data,
+    hparams: HParams,
+    state: RunState,
+    loop: Loop = jax.lax.scan,
 ) -> tuple[RunState, Records]:
+    """`steps` more steps: (the state after them, their `Records`)."""
     every = plan.record_every
+    # A schedule goes in step by step: the derivative by it is then a row a step, and not a sum of
+    # T arrays of length K.
+    moving = {name: value for name, value in hparams.items() if isinstance(value, Schedule)}
+    fixed = {name: value for name, value in hparams.items() if name not in moving}
+    when = state.step + jnp.arange(steps, dtype=jnp.int32)
+    rows = {
+        name: value.at(when, plan.steps).reshape(steps // every, every)
+        for name, value in moving.items()
+    }
 
-    def one(state: RunState, _: None) -> tuple[RunState, Array]:
-        return step(plan, data, hparams, state)
+    def one(state: RunState, row: HParams) -> tuple[RunState, Array]:
+        return step(plan, data, {**fixed, **row}, state)
 
-    def record(state: RunState, _: None) -> tuple[RunState, Records]:
+    def record(state: RunState, rows: HParams) -> tuple[RunState, Records]:
+        last = {name: row[-1] for name, row in rows.items()}
         if every == 1:
-            state, loss = one(state, None)
+            state, loss = one(state, last)
         else:
-            state, losses = jax.lax.scan(one, state, None, length=every)
+            state, losses = loop(one, state, rows, length=every)
             loss = jnp.mean(losses)
-        numbers = split(plan, hparams, state.params)[1]
+        numbers = split(plan, {**fixed, **last}, state.params, state.step)[1]
         metrics = plan.metrics(state.params, state.model_state, data, numbers)
         path = state.params if plan.record_path else None
         return state, Records(state.step, loss, metrics, path)
 
-    return jax.lax.scan(record, state, None, length=steps // every)
+    if steps == every:  # one record: a loop of one would only hide it from the compiler
+        state, records = record(state, {name: row[0] for name, row in rows.items()})
+        return state, jax.tree.map(lambda a: a[None], records)
+    return loop(record, state, rows, length=steps // every)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def advance(plan: Plan, steps: int, data: Data, hparams: HParams, state: RunState):
-    """`steps` more steps: (the state after them, their `Records`)."""
-    return _scan(plan, steps, data, hparams, state)
+    """`steps_of`, compiled."""
+    return steps_of(plan, steps, data, hparams, state)
 
 
 def outcome(plan: Plan, data: Data, hparams: HParams, state: RunState) -> Outcome:
     """What a run that ends in `state` has reached."""
-    numbers = split(plan, hparams, state.params)[1]
+    numbers = split(plan, hparams, state.params, state.step)[1]
     final_loss = plan.objective(state.params, state.model_state, data, numbers)
     finite = jnp.isfinite(final_loss)
     for leaf in jax.tree.leaves(state.params):
@@ -284,9 +356,11 @@ def finish(
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def run(plan: Plan, data: Data, hparams: HParams, key: Key) -> Trajectory:
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def run(
+    plan: Plan, data: Data, hparams: HParams, key: Key, loop: Loop = jax.lax.scan
+) -> Trajectory:
     """The whole run in one program."""
     start = init(plan, data, hparams, key)
-    end, records = _scan(plan, plan.steps, data, hparams, start)
+    end, records = steps_of(plan, plan.steps, data, hparams, start, loop)
     return finish(plan, data, hparams, start.params, end, records)

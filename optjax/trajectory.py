@@ -6,8 +6,8 @@ run. `jit` compiles it, `vmap` batches it, `grad` differentiates it.
 
 import dataclasses
 import operator
-from collections.abc import Iterator
-from typing import Any, get_args
+from collections.abc import Iterator, Mapping
+from typing import Any, cast, get_args
 
 import jax
 import numpy as np
@@ -19,6 +19,7 @@ from optjax.batching import Sampler
 from optjax.errors import UserError, nearest
 from optjax.problems import Data, Problem
 from optjax.scan import Plan, Records, RunState, Trajectory
+from optjax.schedules import Schedule
 from optjax.types import HParams, Key
 
 
@@ -83,18 +84,16 @@ class Run:
     def checked(self, hparams: HParams) -> HParams:
         """Names against the factory's, and concrete values against what they can be."""
         plan = self.plan
-        known = plan.own | {"l2", "batch_size"} | self.problem.hparams
+        examples = {"example_weights"} if plan.n else set()
+        known = plan.own | {"l2", "batch_size", "initial_params"} | examples | self.problem.hparams
         for name in hparams:
             if name not in known:
                 raise UserError(f"unknown hyperparameter {name!r}: {nearest(name, known)}")
         missing = sorted(optimizers.required(plan.optimizer) - set(hparams))
         if missing:
             raise UserError(f"hyperparameters lack {missing[0]}: the optimiser needs it; add it")
-        checked = {name: _number(name, value) for name, value in hparams.items()}
-        for name in ("batch_size", "l2"):
-            if name in checked and np.ndim(checked[name]):
-                shape = np.shape(checked[name])
-                raise UserError(f"{name} has shape {shape}: expected a number; vmap over several")
+        checked = {name: _value(name, value, plan.steps) for name, value in hparams.items()}
+        self._check_shapes(checked)
         size = checked.get("batch_size")
         if size is None:
             return checked
@@ -111,6 +110,59 @@ class Run:
             elif value != round(value):
                 raise UserError(f"batch_size is {value:g}: expected a whole number")
         return checked
+
+    def _check_shapes(self, hparams: HParams) -> None:
+        size, weights = hparams.get("batch_size"), hparams.get("example_weights")
+        if isinstance(size, Schedule) or np.ndim(cast(Any, size)):
+            raise UserError("batch_size is no single number: expected one; vmap over several")
+        l2 = hparams.get("l2")
+        if not isinstance(l2, Schedule) and l2 is not None and np.ndim(cast(Any, l2)):
+            self._check_l2(np.shape(cast(Any, l2)))
+        if weights is not None:
+            shape = () if isinstance(weights, dict | Schedule) else np.shape(cast(Any, weights))
+            if shape != (self.plan.n,):
+                raise UserError(
+                    f"example_weights have shape {shape}: expected {(self.plan.n,)}, one an example"
+                )
+
+    def _check_l2(self, shape: tuple[int, ...]) -> None:
+        params, _ = jax.eval_shape(self.plan.init, jax.random.key(0), self.problem.data)
+        shapes = jax.tree.map(lambda w: w.shape, params)
+        if not hasattr(params, "shape") or params.shape != shape:
+            raise UserError(
+                f"l2 has shape {shape}: expected a number (vmap over several), or one for each "
+                f"parameter, of shapes {shapes}"
+            )
+
+
+def _value(name: str, value: Any, steps: int) -> Any:
+    """A hyperparameter as it enters the program: numbers, trees of them, schedules."""
+    if isinstance(value, Schedule):
+        return _schedule(name, value, steps)
+    if isinstance(value, Mapping | list | tuple) and _is_tree(value):
+        return jax.tree.map(lambda leaf: _number(name, leaf), value)
+    return _number(name, value)
+
+
+def _is_tree(value: Any) -> bool:
+    """Whether it is a tree of parameters and not a list of numbers."""
+    return isinstance(value, Mapping) or any(np.ndim(leaf) for leaf in jax.tree.leaves(value))
+
+
+def _schedule(name: str, schedule: Schedule, steps: int) -> Schedule:
+    values, linear = _number(name, schedule.values), schedule.linear
+    count = np.size(values)
+    if np.ndim(values) != 1 or count < 1 + linear:
+        least = "two" if linear else "one"
+        raise UserError(
+            f"the schedule of {name} has shape {np.shape(values)}: expected (K,), at least {least}"
+        )
+    if not linear and (count > steps or steps % count):
+        raise UserError(
+            f"the schedule of {name} has {count} values: expected a divisor of steps = {steps}, or "
+            "linear=True"
+        )
+    return Schedule(values, linear)
 
 
 def _number(name: str, value: Any) -> Any:
@@ -157,9 +209,15 @@ def make_run(
       tolerance: a run whose last gradient has no entry above it is `Status.CONVERGED`.
 
     Returns:
-      The run. ``hparams`` is a dict: the factory's keyword names, ``batch_size``, ``l2`` (λ̃ of a
-      penalty λ̃‖w‖² on all parameters). Every value may be traced. Flags that shape the program
-      (``nesterov``) go in by `functools.partial`.
+      The run. ``hparams`` is a dict. Every value may be traced, and a `Schedule` in place of a
+      number changes along the run:
+
+      * the factory's keyword names; flags that shape the program (``nesterov``) go in by
+        `functools.partial`;
+      * ``batch_size``, 1 … B;
+      * ``l2``, λ̃ of a penalty λ̃‖w‖² on all parameters, or a tree like the parameters;
+      * ``example_weights``, (n,): a batch's loss is (1/b) Σᵢ ωᵢ ℓᵢ. ``final_loss`` is unweighted;
+      * ``initial_params``, a tree like the problem's own initial parameters, in their place.
 
       A traced ``batch_size`` outside 1 … B cannot raise: such a run is `Status.DIVERGED` at 0.
 

@@ -17,9 +17,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-from jax.typing import ArrayLike
 
 Array = jax.Array
 Key = jax.Array
 PyTree = Any
-HParams = Mapping[str, ArrayLike]
+HParams = Mapping[str, Any]
+"""Numbers and arrays by name; a `Schedule` or a tree like the parameters where a run takes one."""

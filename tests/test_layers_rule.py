@@ -7,10 +7,10 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = [
     {"types", "errors", "console", "files", "provenance"},
-    {"problems", "optimizers", "batching"},
+    {"problems", "optimizers", "batching", "schedules"},
     {"networks", "scan"},
     {"trajectory"},
-    {"linear", "convnets"},
+    {"linear", "convnets", "noise", "hypergradients"},
     {"colourisation"},
     {"sweeps"},
     {"report"},

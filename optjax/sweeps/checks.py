@@ -115,7 +115,7 @@ def _shapes(point: Point, final: Final | None) -> tuple[dict[str, Any], dict[str
 
     def look(data: Any, hparams: Any, key: Any) -> tuple[PyTree, PyTree]:
         state = scan.init(plan, data, hparams, key)
-        numbers = scan.split(plan, hparams, state.params)[1]
+        numbers = scan.split(plan, hparams, state.params, state.step)[1]
         metrics = plan.metrics(state.params, state.model_state, data, numbers)
         ends = {} if final is None else final(state.params, state.model_state, data)
         if not isinstance(ends, Mapping) or not all(
