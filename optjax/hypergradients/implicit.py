@@ -1,0 +1,213 @@
+"""At convergence: the derivative of the solution by the implicit function theorem.
+
+    G(w, θ) = ∇_w [L(w, θ) + λ̃‖w‖²] = 0,   H dw/dθ = −∂_θ G,   dF/dθ = ∂_w F · dw/dθ + ∂_θ F
+
+The run's length and optimiser do not matter: no step is differentiated. With more parameters than
+examples H is singular where λ̃ = 0. A run from 0 then ends at the solution of minimum norm, and
+its derivative is H⁺ in place of H⁻¹: ∂_θ G lies in the range of H, and conjugate gradients from 0
+never leave it, at λ̃ = 0 as at any λ̃ above it. For ‖Xw − t‖² + λ‖w‖² that is
+
+    dw/dλ = −Xᵀ(XXᵀ + λI)⁻² t,   down to λ → 0.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Literal, cast, get_args
+
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jax.scipy.sparse.linalg import cg
+
+from optjax import batching, scan
+from optjax.batching import Batch
+from optjax.errors import UserError
+from optjax.hypergradients.job import Found, Job, looks_inside
+from optjax.problems import Data
+from optjax.scan import Outcome, Trajectory
+from optjax.types import Array, HParams, Key, PyTree
+
+Solver = Literal["cg", "normal_cg", "neumann"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Implicit:
+    """Implicit differentiation at the run's end (Bengio 2000; Lorraine et al. 2020).
+
+    It serves hyperparameters of what is minimised: ``l2``, ``example_weights``, the problem's own.
+    The result's ``aux`` holds ``residual``, ‖G‖ at the end over ‖G‖ at the start, and
+    ``solve_residual``, that of the linear system.
+
+    Args:
+      solver: "cg"; "normal_cg", on H² u = H b, for the adjoint of a singular H; or "neumann",
+        Σ_{i<iterations} α (I − αH)ⁱ b, as Lorraine et al.
+      iterations: of the solver; by default until the tolerance, at most ten times the parameters
+        (Neumann: 1,000).
+      direction: "tangent" solves a system for each number of θ; "adjoint" solves one, whose right
+        side ∂_w F may have parts outside the range of a singular H; "auto": tangents for up to 16.
+      tolerance: the largest ``residual`` that counts as converged; √ε of the parameters' type by
+        default. A run whose status is CONVERGED by its own tolerance counts, too.
+    """
+
+    solver: Solver = "cg"
+    iterations: int | None = None
+    direction: Literal["auto", "tangent", "adjoint"] = "auto"
+    tolerance: float | None = None
+
+    name = "implicit"
+
+    def check(self, job: Job, names: frozenset[str]) -> None:
+        """What is minimised must depend on the hyperparameters, and `of` on the end alone."""
+        if self.solver not in get_args(Solver):
+            raise UserError(f"solver is {self.solver!r}: expected {', '.join(get_args(Solver))}")
+        if job.averages:
+            raise UserError(
+                "mode 'implicit' and of 'mean_loss': expected a number of the run's end"
+            )
+        for name in sorted(names):
+            if name in job.plan.own or name in ("initial_params", "batch_size"):
+                hint = "give the penalty as l2" if name == "weight_decay" else "leave it out of wrt"
+                raise UserError(
+                    f"mode 'implicit' and {name!r}: the solution is that of the training loss, in "
+                    f"which it has no part; {hint}, or take mode 'segmented'"
+                )
+
+    def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
+        hparams = {**rest, **theta}
+        trajectory = scan.run(job.plan, data, hparams, key)
+        w, unravel = ravel_pytree(trajectory.params)
+        flat, theta_of = ravel_pytree(theta)
+        start, _ = ravel_pytree(scan.init(job.plan, data, hparams, key).params)
+
+        def gradient(w: Array, flat: Array) -> Array:
+            """G(w, θ)."""
+            at = {**rest, **theta_of(flat)}
+            return jax.grad(
+                lambda w: _minimised(job, data, at, unravel(w), trajectory.model_state, key)
+            )(w)
+
+        def value(w: Array, flat: Array) -> Array:
+            at = {**rest, **theta_of(flat)}
+            return job.judge(_at_end(job, data, at, trajectory, unravel(w)))[0]
+
+        def hessian(v: Array) -> Array:
+            return jax.jvp(lambda w: gradient(w, flat), (w,), (v,))[1]
+
+        number, (by_w, by_theta) = jax.value_and_grad(value, argnums=(0, 1))(w, flat)
+        tangents = self.direction == "tangent" or (self.direction == "auto" and flat.size <= 16)
+        if tangents:
+            # −∂_θ G, a row for each number: (P, d)
+            rows = -jax.vmap(lambda e: jax.jvp(lambda f: gradient(w, f), (flat,), (e,))[1])(
+                jnp.eye(flat.size, dtype=flat.dtype)
+            )
+            moves, errors = jax.vmap(lambda b: self._solve(hessian, b))(rows)
+            slope, error = by_theta + moves @ by_w, jnp.max(errors)
+        else:
+            v, error = self._solve(hessian, by_w)
+            back = jax.vjp(lambda f: gradient(w, f), flat)[1](v)[0]
+            slope = by_theta - back
+        residual = _norm(gradient(w, flat)) / _norm(gradient(start, flat))
+        outcome = Outcome(trajectory.final_loss, trajectory.status, trajectory.diverged_at)
+        aux = {"residual": residual, "solve_residual": error}
+        limit = self._tolerance(w.dtype)
+        good = (residual <= limit) | (trajectory.status == scan.Status.CONVERGED)
+        good &= error <= jnp.sqrt(jnp.asarray(limit, w.dtype))
+        slope = jnp.where(good, slope, jnp.nan)
+        return Found(number, theta_of(slope), outcome, aux)
+
+    def _tolerance(self, dtype: Any) -> float:
+        return self.tolerance or float(jnp.finfo(dtype).eps) ** 0.5
+
+    def _solve(self, hessian: Callable[[Array], Array], b: Array) -> tuple[Array, Array]:
+        """x of Hx = b, and ‖Hx − b‖/‖b‖ (of the normal equations: ‖H(Hx − b)‖/‖Hb‖)."""
+        tol = float(jnp.finfo(b.dtype).eps) ** 0.75
+        most = self.iterations
+        # jax's solver mixes its own float64 constants into the arithmetic.
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            if self.solver == "cg":
+                x, _ = cg(hessian, b, tol=tol, maxiter=most)
+                return x, _norm(hessian(x) - b) / _norm(b)
+            if self.solver == "normal_cg":
+                right = hessian(b)
+                x, _ = cg(lambda v: hessian(hessian(v)), right, tol=tol, maxiter=most)
+                return x, _norm(hessian(hessian(x) - b)) / _norm(right)
+            x = _neumann(hessian, b, most or 1000)
+            return x, _norm(hessian(x) - b) / _norm(b)
+
+    def refusal(self, aux: dict[str, Any], dtype: Any) -> str | None:
+        """Why the gradient of a finished call cannot be had, in a line; None where it can."""
+        residual, solve = float(aux["residual"]), float(aux["solve_residual"])
+        limit = self._tolerance(dtype)
+        if not residual <= limit:
+            return (
+                f"mode 'implicit': the run has not converged, its gradient is {residual:.2g} of "
+                f"what it was at the start (expected at most {limit:.2g}); take more steps, a "
+                "larger tolerance, or mode 'segmented'"
+            )
+        if not solve <= limit**0.5:
+            return (
+                f"mode 'implicit': the linear system is solved to {solve:.2g} only (expected "
+                f"{limit**0.5:.2g}); take more iterations, or Implicit(solver='normal_cg') where "
+                "the Hessian is singular"
+            )
+        return None
+
+
+def _norm(v: Array) -> Array:
+    return jnp.maximum(jnp.linalg.norm(v), jnp.finfo(v.dtype).tiny)
+
+
+def _minimised(
+    job: Job, data: Data, hparams: HParams, params: PyTree, model_state: PyTree, key: Key
+) -> Array:
+    """L(w, θ) + λ̃‖w‖² over all training data, as a full-batch step sees it."""
+    plan = job.plan
+    last = jnp.asarray(plan.steps, jnp.int32)
+    numbers = scan.split(plan, hparams, params, last)[1]
+    weights, mask, share = numbers.pop("example_weights", None), None, None
+    if weights is not None:
+        mask, share = batching.weighted(weights, None)
+    batch = Batch(data.examples, mask, key, data.shared)
+    loss, _ = plan.loss(params, model_state, batch, numbers)
+    loss = loss if share is None else share.astype(loss.dtype) * loss
+    l2 = numbers.get("l2")
+    return loss if l2 is None else loss + scan.penalty(l2, params).astype(loss.dtype)
+
+
+def _at_end(
+    job: Job, data: Data, hparams: HParams, trajectory: Trajectory, params: PyTree
+) -> Trajectory:
+    """The trajectory with other final parameters: what is judged as a function of them."""
+    plan, state = job.plan, trajectory.model_state
+    numbers = scan.split(plan, hparams, params, jnp.asarray(plan.steps, jnp.int32))[1]
+    metrics = plan.metrics(params, state, data, numbers)
+    path = trajectory.path
+    if path is not None and looks_inside(job):
+        path = jax.tree.map(lambda rows, w: rows.at[-1].set(w), path, params)
+    return trajectory._replace(
+        params=params,
+        path=path,
+        final_loss=plan.objective(params, state, data, numbers),
+        metrics={
+            name: rows.at[-1].set(cast(Array, metrics[name]))
+            for name, rows in trajectory.metrics.items()
+        },
+    )
+
+
+def _neumann(hessian: Callable[[Array], Array], b: Array, terms: int) -> Array:
+    """Σ_{i<terms} α (I − αH)ⁱ b, with α = 1/λ_max by power iteration."""
+
+    def power(v: Array, _: None) -> tuple[Array, None]:
+        v = hessian(v)
+        return v / _norm(v), None
+
+    v, _ = jax.lax.scan(power, b / _norm(b), None, length=30)
+    rate = 1 / (1.05 * _norm(hessian(v)))
+
+    def term(carry: tuple[Array, Array], _: None) -> tuple[tuple[Array, Array], None]:
+        total, rest = carry
+        return (total + rest, rest - rate * hessian(rest)), None
+
+    (total, _), _ = jax.lax.scan(term, (jnp.zeros_like(b), b), None, length=terms)
+    return rate * total

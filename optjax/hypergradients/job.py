@@ -1,0 +1,133 @@
+"""What every mode is given: a run, a number that it makes, and the hyperparameters to vary."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from optjax import scan
+from optjax.errors import UserError, nearest
+from optjax.problems import Data
+from optjax.scan import Loop, Outcome, Plan, Trajectory
+from optjax.types import Array, HParams, Key, PyTree
+
+Of = str | Callable[[Trajectory], Array]
+
+
+class Found(NamedTuple):
+    """What a mode finds."""
+
+    value: Array  # ()
+    gradient: PyTree  # like theta
+    outcome: Outcome
+    aux: dict[str, Any]  # what else the mode knows of it
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """The static part of a hypergradient: hashable, so that equal jobs share a program.
+
+    Attributes:
+      plan: of the run; of one record where `of` looks at nothing else.
+      of: what is differentiated, a number of the trajectory.
+      averages: `of` is the mean loss along the run, a sum over its parts.
+      name: of `of`, for messages.
+    """
+
+    plan: Plan
+    of: Callable[[Trajectory], Array]
+    averages: bool
+    name: str
+
+    def value(
+        self, data: Data, hparams: HParams, key: Key, loop: Loop = jax.lax.scan
+    ) -> tuple[Array, Outcome]:
+        """The number, and how the run ended."""
+        return self.judge(scan.run(self.plan, data, hparams, key, loop))
+
+    def judge(self, trajectory: Trajectory) -> tuple[Array, Outcome]:
+        """The number that a trajectory makes, and how it ended."""
+        value = jnp.asarray(self.of(trajectory))
+        if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
+            raise UserError(
+                f"of gives {value.dtype} of shape {value.shape}: expected one real number"
+            )
+        ended = Outcome(trajectory.final_loss, trajectory.status, trajectory.diverged_at)
+        return value, jax.tree.map(jax.lax.stop_gradient, ended)
+
+
+class Mode(Protocol):
+    """A way to differentiate a run. One file each; a frozen dataclass, hashable."""
+
+    @property
+    def name(self) -> str:
+        """As `oj.hypergrad` calls it."""
+        ...
+
+    def check(self, job: Job, names: frozenset[str]) -> None:
+        """Refuse, before anything is traced, what the mode cannot serve."""
+        ...
+
+    def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
+        """The value and its gradient by theta, a dict of floating arrays."""
+        ...
+
+
+def make_job(plan: Plan, of: Of, metrics: set[str]) -> Job:
+    """The job of differentiating what `of` names.
+
+    Raises:
+      UserError: an unknown name.
+    """
+    if callable(of):
+        return Job(plan, of, False, getattr(of, "__name__", "of"))
+    known = {"final_loss", "mean_loss", *metrics}
+    if of not in known:
+        raise UserError(
+            f"unknown of {of!r}: {nearest(str(of), known)}; or a function of Trajectory"
+        )
+    # Numbers of the end alone, and the mean of all steps, need one record.
+    plan = dataclasses.replace(plan, record_every=plan.steps, record_path=False)
+    if of == "final_loss":
+        return Job(plan, _final_loss, False, of)
+    if of == "mean_loss":
+        return Job(plan, _mean_loss, True, of)
+    return Job(plan, _LastMetric(of), False, of)
+
+
+def _final_loss(trajectory: Trajectory) -> Array:
+    return trajectory.final_loss
+
+
+def _mean_loss(trajectory: Trajectory) -> Array:
+    return jnp.mean(trajectory.loss)
+
+
+@dataclasses.dataclass(frozen=True)
+class _LastMetric:
+    name: str
+
+    def __call__(self, trajectory: Trajectory) -> Array:
+        return trajectory.metrics[self.name][-1]
+
+
+def with_records(job: Job, every: int) -> Job:
+    """The same job with a record every so many steps, where what it looks at allows it."""
+    return dataclasses.replace(job, plan=dataclasses.replace(job.plan, record_every=every))
+
+
+def looks_inside(job: Job) -> bool:
+    """Whether the number may depend on more than the end and the mean of the run."""
+    return not (job.of in (_final_loss, _mean_loss) or isinstance(job.of, _LastMetric))
+
+
+def size(tree: PyTree) -> int:
+    """Numbers in a tree of arrays."""
+    return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(tree))
+
+
+def nothing_to_check(job: Job, names: frozenset[str]) -> None:
+    """A mode that serves every run."""

@@ -1,0 +1,135 @@
+"""What a mode will keep, in bytes, predicted by tracing two and three steps of the run."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import psutil
+
+from optjax import scan
+from optjax.errors import UserError
+from optjax.hypergradients.forward import Forward
+from optjax.hypergradients.job import Job, Mode, size
+from optjax.hypergradients.recursive import Recursive
+from optjax.hypergradients.reverse import Reverse
+from optjax.hypergradients.segmented import Segmented, segment_length
+from optjax.problems import Data
+from optjax.types import HParams, PyTree
+
+
+class Footprint(NamedTuple):
+    """Bytes that a run's derivative is made of."""
+
+    state: int  # a state of the run
+    step: int  # what reverse mode keeps of a step
+    rest: int  # parameters, gradients and data, whatever the mode
+
+
+def footprint(job: Job, data: Data, theta: HParams, rest: HParams) -> Footprint:
+    """Traced once for runs of a shape."""
+    shapes = tuple(jax.tree.map(jax.typeof, (data, theta, rest)))
+    leaves, structure = jax.tree.flatten(shapes)
+    return _footprint(job, structure, tuple((a.shape, a.dtype) for a in leaves))
+
+
+@functools.lru_cache(maxsize=256)
+def _footprint(job: Job, structure: Any, leaves: tuple[Any, ...]) -> Footprint:
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in leaves]
+    data, theta, rest = jax.tree.unflatten(structure, arrays)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def state(data: Data, theta: HParams, rest: HParams, key: Any) -> Any:
+        return scan.init(job.plan, data, {**rest, **theta}, key)
+
+    def kept(steps: int) -> int:
+        """Bytes of the residuals of `steps` steps, the loop's and what it does not change."""
+        # A schedule's values belong to its own run; here any of the right number will do.
+        plan = dataclasses.replace(job.plan, record_every=1, record_path=False, metrics=_no_metrics)
+
+        def residuals(data: Data, theta: HParams, rest: HParams, state: Any) -> Any:
+            def run(theta: HParams) -> Any:
+                end, _ = scan.steps_of(plan, steps, data, {**rest, **theta}, state)
+                return end.params
+
+            return jax.vjp(run, theta)[1]
+
+        return _bytes(jax.eval_shape(residuals, data, theta, rest, start))
+
+    start = jax.eval_shape(state, data, theta, rest, key)
+    two, three = kept(2), kept(3)
+    return Footprint(_bytes(start), max(three - two, 1), _bytes(start) + _bytes(theta))
+
+
+def _no_metrics(*_: Any) -> dict[str, Any]:
+    return {}
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(
+        int(np.prod(leaf.shape)) * _itemsize(leaf.dtype)
+        for leaf in jax.tree.leaves(tree)
+        if hasattr(leaf, "shape")
+    )
+
+
+def _itemsize(dtype: Any) -> int:
+    return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
+
+
+def predicted(mode: Mode, job: Job, found: Footprint, numbers: int) -> int | None:
+    """Bytes of temporaries; None for modes whose memory does not depend on T."""
+    steps = job.plan.steps
+    if isinstance(mode, Forward):
+        return found.state * (1 + 2 * min(numbers, mode.tile)) + found.rest
+    if isinstance(mode, Reverse):
+        return found.step * steps + found.rest
+    if isinstance(mode, Segmented):
+        each = -(-steps // mode.segments) if mode.segments else segment_length(steps)
+        return found.state * -(-steps // each) + found.step * each + found.rest
+    if isinstance(mode, Recursive):
+        levels = max(1, math.ceil(math.log(steps, mode.branching)))
+        return found.state * levels * mode.branching + found.step + found.rest
+    return None
+
+
+def available() -> float:
+    """Bytes that a derivative may take: half of what the default device has free."""
+    device = jax.devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return 0.5 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return 0.5 * psutil.virtual_memory().available
+
+
+def check(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> None:
+    """Refuse a mode whose memory does not fit, and name one whose memory does."""
+    if not isinstance(mode, Reverse | Segmented | Recursive):
+        return
+    found, free = footprint(job, data, theta, rest), available()
+    numbers = size(theta)
+    needed = predicted(mode, job, found, numbers) or 0
+    if needed <= free:
+        return
+    others = [Segmented(), Recursive(), Forward()]
+    fits = [m.name for m in others if (predicted(m, job, found, numbers) or 0) <= free]
+    instead = f"mode {fits[0]!r} would" if fits else "no exact mode does; take fewer steps"
+    raise UserError(
+        f"mode {mode.name!r} needs about {readable(needed)} for {job.plan.steps} steps and "
+        f"{readable(free)} are free: {instead}"
+    )
+
+
+def readable(count: float) -> str:
+    """Bytes for people.
+
+    >>> readable(958 * 2**20), readable(2.3 * 2**30)
+    ('958 MiB', '2.3 GiB')
+    """
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"

@@ -1,0 +1,62 @@
+"""A run of one step: no second derivatives are needed.
+
+    w₁ = w₀ + u(g₀; θ),   dF(w₁)/dθ = ∇F(w₁) · ∂_θ u(g₀; θ)
+
+since neither w₀ nor its gradient g₀ depends on θ; for gradient descent −∇L(w₁)·∇L(w₀). On least
+squares with the whole batch, by the learning rate, the source's closed form is used:
+
+    dL₁/dη = −4k² aᵀXXᵀ(I − 2kη XXᵀ)a,   a = Xw₀ − t, loss k‖Xw − t‖²
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+import optax
+
+from optjax import linear, problems, scan
+from optjax.errors import UserError
+from optjax.hypergradients.job import Found, Job
+from optjax.hypergradients.reverse import Reverse
+from optjax.problems import Data
+from optjax.types import HParams, Key
+
+
+@dataclasses.dataclass(frozen=True)
+class OneStep:
+    """The derivative through one step: closed form on least squares, else its general form."""
+
+    name = "one_step"
+
+    def check(self, job: Job, names: frozenset[str]) -> None:
+        """The run must be one step."""
+        if job.plan.steps != 1:
+            raise UserError(
+                f"mode 'one_step' and a run of {job.plan.steps} steps: expected a run of one; "
+                "Truncated(1) differentiates the last step of a longer one"
+            )
+
+    def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
+        if not _has_closed_form(job, frozenset({*theta, *rest}), frozenset(theta)):
+            # The start carries no tangent, so what reverse mode writes is the general form above.
+            return Reverse()(job, data, theta, rest, key)
+        hparams = {**rest, **theta}
+        w0 = scan.init(job.plan, data, hparams, key).params
+        X, t, k = data.examples["x"], data.examples["t"], data.shared["scale"]
+        k = k / jnp.asarray(X.shape[0], X.dtype)
+        rate = theta["learning_rate"]
+        value = linear.one_step_loss(X, t, w0, rate, k)
+        slope = linear.one_step_hypergradient(X, t, w0, rate, k)
+        _, outcome = job.value(data, hparams, key)
+        return Found(value, {"learning_rate": slope}, outcome, {})
+
+
+def _has_closed_form(job: Job, given: frozenset[str], names: frozenset[str]) -> bool:
+    plan = job.plan
+    return (
+        plan.loss is problems.squares_loss
+        and plan.optimizer is optax.sgd
+        and plan.sampler == "full"
+        and job.name == "final_loss"
+        and names == {"learning_rate"}
+        and given <= {"learning_rate", "initial_params"}
+    )

@@ -1,0 +1,390 @@
+"""Biased, estimated and implicit gradients against what they should be; memory; refusals."""
+
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from oracles import central_difference
+
+import optjax as oj
+from optjax import linear
+from optjax.hypergradients import (
+    ES,
+    PES,
+    Forward,
+    Implicit,
+    NonFiniteHypergradient,
+    Recursive,
+    Reverse,
+    Segmented,
+    Truncated,
+    memory,
+)
+from optjax.problems import Data, Problem
+
+KEY = jax.random.key(2)
+
+
+def _data(n, d, seed):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, d)) * np.geomspace(0.3, 2, d)
+    return X, rng.normal(size=n), rng.normal(size=d)
+
+
+# ------------------------------------------------------------------------------------ truncated
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_truncated_is_k_over_t_of_the_gradient(k):
+    """Gradient descent at one rate on a quadratic: T equal factors, k of them differentiated."""
+    X, t, w0 = _data(5, 4, 0)
+    run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 20, sampler="full")
+    value, gradient = oj.hypergrad(run, mode=Truncated(k))({"learning_rate": 0.1}, KEY)
+    exact = linear.gradient_descent_hypergradient(X, t, w0, 0.1, 20)
+    np.testing.assert_allclose(value, linear.gradient_descent_loss(X, t, w0, 0.1, 20), rtol=1e-12)
+    np.testing.assert_allclose(gradient["learning_rate"], exact * k / 20, rtol=1e-10)
+
+
+def test_truncated_under_momentum_is_the_derivative_with_the_first_rates_fixed():
+    X, t, w0 = _data(5, 4, 1)
+    run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 12, max_batch_size=3)
+    last = Truncated(4)
+    for of in ("final_loss", "mean_loss", lambda trajectory: jnp.sum(trajectory.loss[-3:])):
+        _, gradient = oj.hypergrad(run, of=of, wrt="learning_rate", mode=last)(
+            {"learning_rate": 0.05, "momentum": 0.5}, KEY
+        )
+        schedule = oj.Schedule(np.full(12, 0.05))
+        _, each = oj.hypergrad(run, of=of, wrt="learning_rate", mode="reverse")(
+            {"learning_rate": schedule, "momentum": 0.5}, KEY
+        )
+        expected = each["learning_rate"].values[-4:].sum()
+        np.testing.assert_allclose(gradient["learning_rate"], expected, rtol=1e-10)
+
+
+# ------------------------------------------------------------------------ evolution strategies
+
+
+def _z(gradient, error, exact):
+    return float((gradient - exact) / error)
+
+
+def test_es_is_unbiased_on_a_quadratic():
+    """The loss after one step is a parabola in the rate (lopsided: far from its vertex)."""
+    X, t, w0 = _data(5, 4, 2)
+    run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 1, sampler="full")
+    found = oj.hypergrad(run, mode=ES(pairs=4000, sigma={"learning_rate": 0.3}, tile=4000))(
+        {"learning_rate": 0.9}, KEY
+    )
+    exact = linear.one_step_hypergradient(X, t, w0, 0.9)
+    z = _z(found.gradient["learning_rate"], found.aux["standard_error"]["learning_rate"], exact)
+    assert abs(z) < 3.5
+    assert found.aux["standard_error"]["learning_rate"] < 0.1 * abs(exact)
+    np.testing.assert_allclose(found.value, linear.one_step_loss(X, t, w0, 0.9), rtol=1e-12)
+
+
+def test_es_is_unbiased_by_many_numbers():
+    """By the initial parameters the final loss is a quadratic, whatever the number of steps."""
+    X, t, w0 = _data(6, 4, 3)
+    run = oj.make_run(oj.least_squares(X, t), optax.sgd, 6, max_batch_size=2)
+    hparams = {"learning_rate": 0.05, "initial_params": w0}
+    exact = oj.hypergrad(run, wrt="initial_params")(hparams, KEY).gradient["initial_params"]
+    found = oj.hypergrad(run, wrt="initial_params", mode=ES(pairs=4000, tile=4000))(hparams, KEY)
+    z = (found.gradient["initial_params"] - exact) / found.aux["standard_error"]["initial_params"]
+    assert np.max(np.abs(z)) < 3.5
+
+
+def _linear_in_theta():
+    """w ← w − η(w − θ), loss ½(w − θ)²: the state is linear in the θ of every step."""
+
+    def loss(w, state, batch, hparams):
+        return 0.5 * jnp.sum((w - hparams["theta"]) ** 2), state
+
+    def objective(w, state, data, hparams):
+        return 0.5 * jnp.sum((w + 1.0) ** 2)
+
+    def init(key, data):
+        return data.shared, ()
+
+    return Problem(init, loss, objective, Data((), jnp.array([0.3, -2.0])),
+                   hparams=frozenset({"theta"}))  # fmt: skip
+
+
+@pytest.mark.parametrize("of", ["final_loss", "mean_loss", lambda run: run.params[0] ** 2])
+@pytest.mark.parametrize("segment", [3, 12])
+def test_pes_is_unbiased_on_a_quadratic(of, segment):
+    """A quadratic in all segments' perturbations together; θ = 0.7 is far from any minimum."""
+    run = oj.make_run(_linear_in_theta(), optax.sgd, 12, record_every=3)
+    hparams = {"learning_rate": 0.2, "theta": 0.7}
+    exact = oj.hypergrad(run, of=of, wrt="theta", mode="forward")(hparams, KEY)
+    mode = PES(segment, pairs=4000, sigma={"theta": 0.5})
+    found = oj.hypergrad(run, of=of, wrt="theta", mode=mode)(hparams, KEY)
+    error = found.aux["standard_error"]["theta"]
+    assert abs(_z(found.gradient["theta"], error, exact.gradient["theta"])) < 3.5
+    assert error < 0.2 * abs(exact.gradient["theta"])
+    np.testing.assert_allclose(found.value, exact.value, rtol=1e-12)
+
+
+def test_pes_of_one_segment_is_es_of_the_same_variance_and_smooths_each_segment():
+    """One step a segment: each factor (1 − ηh)² is smoothed by itself, E = (1 − ηh)² + σ²h²."""
+    h, rate, sigma, steps = 1.7, 0.4, 0.15, 3
+    run = oj.make_run(oj.quadratic([h], [1.0]), optax.sgd, steps)
+    mode = PES(1, pairs=20000, sigma={"learning_rate": sigma})
+    found = oj.hypergrad(run, mode=mode)({"learning_rate": rate}, KEY)
+
+    def smoothed(rate):
+        return h / 2 * ((1 - rate * h) ** 2 + (sigma * h) ** 2) ** steps
+
+    exact = central_difference(smoothed, rate, 1e-6)
+    z = _z(found.gradient["learning_rate"], found.aux["standard_error"]["learning_rate"], exact)
+    assert abs(z) < 3.5
+
+
+def test_es_takes_a_batch_size():
+    X, t, w0 = _data(16, 3, 4)
+    run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 20)
+    hparams = {"learning_rate": 0.02, "batch_size": 6}
+    estimate = oj.hypergrad(run, wrt="batch_size", mode=ES(pairs=64, sigma={"batch_size": 2.0}))
+    found = estimate(hparams, KEY)
+    assert np.isfinite(found.gradient["batch_size"])
+    assert found.aux["standard_error"]["batch_size"] > 0
+
+
+# ------------------------------------------------------------------------------------ implicit
+
+
+@pytest.mark.parametrize("penalty", [1e-8, 1e-5, 1e-2, 1.0])
+def test_implicit_is_the_ridge_derivative_down_to_the_singular_limit(penalty):
+    """dw/dλ = −Xᵀ(XXᵀ + λI)⁻²t for ‖Xw − t‖² + λ‖w‖², 4 examples and 7 parameters."""
+    X, t, _ = _data(4, 7, 5)
+    run = oj.make_run(oj.least_squares(X, t, scale=4), optax.sgd, 6000, sampler="full")
+    rate = 0.9 / np.linalg.norm(X, 2) ** 2 / 2
+    hparams = {"learning_rate": rate, "l2": penalty}
+    inverse = np.linalg.inv(X @ X.T + penalty * np.eye(4))
+    expected = -X.T @ inverse @ inverse @ t
+    v = np.random.default_rng(0).normal(size=7)  # has parts off the row space
+
+    def of(trajectory):
+        return jnp.dot(v, trajectory.params)
+
+    found = oj.hypergrad(run, of=of, wrt="l2", mode="implicit")(hparams, KEY)
+    np.testing.assert_allclose(found.gradient["l2"], v @ expected, rtol=1e-7)
+    assert found.aux["residual"] < 1e-10
+
+
+def test_implicit_at_zero_penalty_is_the_limit():
+    X, t, _ = _data(4, 7, 6)
+    run = oj.make_run(oj.least_squares(X, t, scale=4), optax.sgd, 6000, sampler="full")
+    rate = 0.9 / np.linalg.norm(X, 2) ** 2 / 2
+    inverse = np.linalg.inv(X @ X.T)
+    expected = -X.T @ inverse @ inverse @ t
+
+    def of(trajectory):
+        return jnp.sum(trajectory.params**3)
+
+    found = oj.hypergrad(run, of=of, wrt="l2", mode="implicit")(
+        {"learning_rate": rate, "l2": 0.0}, KEY
+    )
+    w = X.T @ inverse @ t
+    np.testing.assert_allclose(found.gradient["l2"], 3 * w**2 @ expected, rtol=1e-7)
+
+
+@pytest.mark.parametrize("solver", ["cg", "normal_cg", "neumann"])
+@pytest.mark.parametrize("direction", ["tangent", "adjoint"])
+def test_implicit_by_data_weights_agrees_with_reverse_and_differences(solver, direction):
+    """More examples than parameters: the solution moves with the weights."""
+    X, t, _ = _data(9, 3, 7)
+    X = X / np.geomspace(0.3, 2, 3)  # well conditioned: reverse mode must converge, too
+    V, y, _ = _data(5, 3, 8)
+    run = oj.make_run(oj.least_squares(X, t), optax.sgd, 400, sampler="full")
+    weights = np.random.default_rng(0).uniform(0.5, 2, size=9)
+
+    def of(trajectory):
+        return jnp.mean((V @ trajectory.params - y) ** 2)
+
+    hparams = {"learning_rate": 0.2, "example_weights": weights, "l2": 0.05}
+    wrt = ("example_weights", "l2")
+    mode = Implicit(solver=solver, direction=direction)
+    found = oj.hypergrad(run, of=of, wrt=wrt, mode=mode)(hparams, KEY).gradient
+    through = oj.hypergrad(run, of=of, wrt=wrt, mode="segmented")(hparams, KEY).gradient
+    for name in wrt:
+        np.testing.assert_allclose(found[name], through[name], rtol=1e-6, atol=1e-10)
+
+
+def test_implicit_before_convergence_reports_the_residual():
+    X, t, w0 = _data(4, 7, 5)
+    run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 3, sampler="full")
+    gradient = oj.hypergrad(run, wrt="l2", mode="implicit")
+    hparams = {"learning_rate": 0.01, "l2": 0.1}
+    with pytest.raises(oj.UserError, match=r"has not converged.*0\.\d+.*more steps"):
+        gradient(hparams, KEY)
+    marked = jax.jit(gradient)(hparams, KEY)
+    assert not marked.finite
+    assert np.isnan(marked.gradient["l2"])
+    assert marked.aux["residual"] > 1e-3
+
+
+def test_implicit_off_the_row_space_says_that_the_system_has_no_solution():
+    """From w₀ off the row space, w at λ̃ = 0 has no derivative: any λ̃ > 0 removes that part."""
+    X, t, w0 = _data(3, 6, 5)
+    run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 6000, sampler="full")
+    rate = 0.9 * 3 / np.linalg.norm(X, 2) ** 2 / 2
+    with pytest.raises(oj.UserError, match="linear system"):
+        oj.hypergrad(run, wrt="l2", mode=Implicit(iterations=50))(
+            {"learning_rate": rate, "l2": 0.0}, KEY
+        )
+
+
+# -------------------------------------------------------------------------------------- memory
+
+
+def _temporaries(mode, steps):
+    X, t, w0 = _data(8, 64, 9)
+    run = oj.make_run(oj.least_squares(X, t, w0), optax.adam, steps, max_batch_size=2)
+    gradient = oj.hypergrad(run, mode=mode)
+    compiled = jax.jit(gradient).lower({"learning_rate": 0.1}, KEY).compile()
+    return compiled.memory_analysis().temp_size_in_bytes
+
+
+def test_memory_grows_as_it_should():
+    """Sixteen times the steps: forward the same, recursive by a level, segmented four times."""
+    sizes = {
+        mode.name: [_temporaries(mode, steps) for steps in (256, 4096)]
+        for mode in (Forward(), Recursive(4), Segmented(), Reverse())
+    }
+    growth = {name: after / before for name, (before, after) in sizes.items()}
+    assert growth["forward"] < 1.01
+    assert growth["recursive"] < 1.75  # 6 levels for 4: 1.5, and what does not depend on them
+    assert 2 < growth["segmented"] < 4.2
+    assert growth["reverse"] > 10
+    assert sizes["recursive"][1] < sizes["segmented"][1] < sizes["reverse"][1]
+
+
+def test_predicted_memory_is_what_is_compiled():
+    X, t, w0 = _data(8, 64, 9)
+    run = oj.make_run(oj.least_squares(X, t, w0), optax.adam, 4096, max_batch_size=2)
+    options = oj.hypergrad(run).explain({"learning_rate": 0.1}).options
+    for option in options:
+        if option.mode.name in ("reverse", "segmented"):
+            compiled = _temporaries(option.mode, 4096)
+            assert 0.5 < option.bytes / compiled < 2, option
+
+
+def test_reverse_that_does_not_fit_names_the_bytes_and_another_mode(monkeypatch):
+    X, t, w0 = _data(8, 64, 9)
+    run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 5000, max_batch_size=2)
+    monkeypatch.setattr(memory, "available", lambda: 2.0**18)
+    with pytest.raises(oj.UserError, match=r"needs about [\d.]+ MiB.*'segmented' would"):
+        oj.hypergrad(run, mode="reverse")({"learning_rate": 0.1}, KEY)
+    many = oj.hypergrad(run, wrt="example_weights")
+    choice = many.explain({"learning_rate": 0.1, "example_weights": np.ones(8)})
+    assert choice.mode.name in ("segmented", "forward")
+    assert "8 numbers" in str(choice)
+
+
+# ------------------------------------------------------------------- auto, divergence, refusals
+
+
+def test_auto_chooses_and_says_why(capsys):
+    X, t, w0 = _data(8, 6, 9)
+    run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 50)
+    few = oj.hypergrad(run, explain=True)
+    few({"learning_rate": 0.1}, KEY)
+    few({"learning_rate": 0.2}, KEY)
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 1
+    assert "forward" in said[0]
+    many = oj.hypergrad(run, wrt="example_weights")
+    weights = {"learning_rate": 0.1, "example_weights": np.ones(8)}
+    assert many.explain(weights).mode.name == "reverse"
+    one = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 1)
+    assert oj.hypergrad(one).explain({"learning_rate": 0.1}).mode.name == "one_step"
+
+
+def test_a_diverged_run_is_marked():
+    X, t, w0 = _data(5, 4, 1)
+    run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 2000, sampler="full")
+    gradient = oj.hypergrad(run)
+    with pytest.warns(NonFiniteHypergradient, match=r"diverged at step \d+"):
+        found = gradient({"learning_rate": 5.0}, KEY)
+    assert oj.Status(int(found.status)) is oj.Status.DIVERGED
+    assert not found.finite
+    assert np.isnan(found.gradient["learning_rate"])
+    rates = jnp.array([0.05, 5.0])
+    many = jax.vmap(lambda r: gradient({"learning_rate": r}, KEY))(rates)
+    assert many.finite.tolist() == [True, False]
+    assert np.isfinite(many.gradient["learning_rate"][0])
+
+
+def test_seeds_give_a_mean_and_its_standard_error():
+    X, t, w0 = _data(6, 4, 1)
+    run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 8, max_batch_size=2)
+    gradient = oj.hypergrad(run)
+    hparams = {"learning_rate": 0.05, "l2": 0.1}
+    found = gradient.over_seeds(hparams, 5)
+    alone = [gradient(hparams, jax.random.key(s)) for s in range(5)]
+    for name in hparams:
+        slopes = np.array([one.gradient[name] for one in alone])
+        np.testing.assert_allclose(found.gradient[name], slopes.mean(), rtol=1e-12)
+        error = slopes.std(ddof=1) / np.sqrt(5)
+        np.testing.assert_allclose(found.gradient_error[name], error, rtol=1e-10)
+    np.testing.assert_allclose(found.value, np.mean([one.value for one in alone]), rtol=1e-12)
+
+
+def test_jit_vmap_and_a_second_derivative():
+    X, t, w0 = _data(6, 4, 1)
+    run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 8, sampler="full")
+    gradient = oj.hypergrad(run, mode="forward")
+
+    def slope(rate):
+        return gradient({"learning_rate": rate}, KEY).gradient["learning_rate"]
+
+    curvature = jax.jit(jax.vmap(jax.grad(slope)))(jnp.array([0.05, 0.1]))
+    numeric = [central_difference(slope, r, 1e-6) for r in (0.05, 0.1)]
+    np.testing.assert_allclose(curvature, numeric, rtol=1e-6)
+
+
+def test_no_second_program_for_other_values():
+    X, t, w0 = _data(6, 4, 1)
+    run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 8)
+    gradient = oj.hypergrad(run, mode="segmented")
+    gradient({"learning_rate": 0.05}, KEY)
+    from optjax.hypergradients.gradient import _compute
+
+    before = _compute._cache_size()
+    gradient({"learning_rate": 0.07}, jax.random.key(9))
+    oj.hypergrad(run, mode="segmented")({"learning_rate": 0.01}, KEY)
+    assert _compute._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    ("make", "hparams", "match"),
+    [
+        (lambda r: oj.hypergrad(r, wrt="batch_size"), {"batch_size": 2}, "mode='es'"),
+        (lambda r: oj.hypergrad(r, wrt="l3"), {}, "hparams lack"),
+        (lambda r: oj.hypergrad(r, mode="backward"), {}, "unknown mode"),
+        (lambda r: oj.hypergrad(r, mode="truncated"), {}, r"Truncated\(k\)"),
+        (lambda r: oj.hypergrad(r, mode=Truncated(99)), {}, "expected 1 to"),
+        (lambda r: oj.hypergrad(r, mode="one_step"), {}, "expected a run of one"),
+        (lambda r: oj.hypergrad(r, of="loss"), {}, "unknown of"),
+        (lambda r: oj.hypergrad(r, of=lambda run: run.params), {}, "one real number"),
+        (lambda r: oj.hypergrad(r, wrt="learning_rate", mode="implicit"), {}, "has no part"),
+        (lambda r: oj.hypergrad(r, mode=ES(pairs=1)), {}, "at least 2"),
+        (lambda r: oj.hypergrad(r, mode=PES(3)), {}, "divisor"),
+        (lambda r: oj.hypergrad(r, mode=ES(sigma={"rate": 0.1})), {}, "sigma names"),
+        (lambda r: oj.hypergrad(r), {"learning_rate": oj.Schedule(np.ones(3))}, "3 values"),
+        (lambda r: oj.hypergrad(r), {"example_weights": np.ones(4)}, "expected \\(6,\\)"),
+        (lambda r: oj.hypergrad(r), {"l2": np.ones(3)}, "one for each"),
+        (lambda r: oj.hypergrad(r), {"initial_params": np.ones(3)}, "initial_params"),
+        (lambda r: oj.hypergrad(r), {"l2": True}, "expected a number"),
+        (lambda r: oj.hypergrad(optax.sgd), {}, "oj.make_run"),
+    ],
+)
+def test_bad_input_is_one_line(make, hparams, match):
+    X, t, w0 = _data(6, 4, 1)
+    run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 8)
+    with warnings.catch_warnings(), pytest.raises(oj.UserError, match=match) as raised:
+        make(run)({"learning_rate": 0.05, **hparams}, KEY)
+    assert "\n" not in str(raised.value)
