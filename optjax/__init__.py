@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from optjax.sweeps.grid import drawn, span, table, zipped
     from optjax.sweeps.rules import Halving, Plateau, Target
     from optjax.trajectory import Run, make_run
+    from optjax.tuning import Tuning, tune
 
 __version__ = "0.1.0"
 
@@ -52,6 +53,8 @@ _HOME = {
     "span": "sweeps.grid",
     "table": "sweeps.grid",
     "zipped": "sweeps.grid",
+    "Tuning": "tuning",
+    "tune": "tuning",
     "Halving": "sweeps.rules",
     "Plateau": "sweeps.rules",
     "Target": "sweeps.rules",
@@ -71,6 +74,7 @@ __all__ = [
     "Status",
     "Target",
     "Trajectory",
+    "Tuning",
     "UserError",
     "differentiable",
     "drawn",
@@ -87,6 +91,7 @@ __all__ = [
     "span",
     "sweep",
     "table",
+    "tune",
     "with_weight_decay",
     "zipped",
 ]

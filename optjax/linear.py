@@ -231,35 +231,95 @@ def optimal_learning_rate(
     t: Float[Array, "n"],
     w0: Float[Array, "d"],
     scale: float | None = None,
+    *,
+    batch_size: ArrayLike | None = None,
+    replacement: bool = True,
 ) -> Float[Array, ""]:
-    """The learning rate that minimises `one_step_loss`; the loss is convex in it.
+    """The learning rate that minimises `one_step_loss`, or `one_step_expected_loss` of a batch.
 
     η* = ‖Xᵀa‖²/(2k‖XXᵀa‖²), with k = 1/n: (n/2)‖Xᵀa‖²/‖XXᵀa‖²
 
-    It is short-sighted: the best rate for one step, not for many.
+    For mini-batches η* = ‖g‖²/(gᵀHg + tr(HC_b)), with g the gradient, H = 2kXᵀX the curvature
+    and C_b the covariance of the mini-batch gradient. It is short-sighted: the best rate for one
+    step, not for many.
 
     Args:
         X: (n, d).
         t: (n,).
         w0: (d,), where the gradient does not vanish.
         scale: the loss's factor k; 1/n if None.
+        batch_size: b, examples of a mini-batch, may be traced; all of them if None.
+        replacement: whether a mini-batch is drawn with replacement.
 
     Raises:
-        UserError: shapes do not fit, a value is not finite, or the gradient at w0 is zero
-            to the last bit.
+        UserError: shapes do not fit, a value is not finite, the batch size is out of range, or
+            the gradient at w0 is zero to the last bit (with mini-batches: every example's).
 
     >>> float(optimal_learning_rate([[1.0]], [1.0], [0.0]))
     0.5
     """
     X, _, a, k = _start(X, t, w0, scale)
     Xta = X.T @ a
-    if not isinstance(Xta, Tracer) and not np.asarray(Xta).any():
+    noise = 0.0 if batch_size is None else _noise_cost(X, a, k, batch_size, replacement)
+    still = not isinstance(Xta, Tracer) and not np.asarray(Xta).any()
+    if still and not isinstance(noise, Tracer) and noise == 0:
         raise UserError(
             "the gradient at w0 is zero, so every learning rate leaves the loss as it is; "
             "give another w0"
         )
     XXta = X @ Xta
-    return (Xta @ Xta) / (2 * k * (XXta @ XXta))
+    return (Xta @ Xta) / (2 * k * (XXta @ XXta) + noise / (4 * k**2))
+
+
+def one_step_expected_loss(
+    X: Float[Array, "n d"],
+    t: Float[Array, "n"],
+    w0: Float[Array, "d"],
+    eta: ArrayLike,
+    scale: float | None = None,
+    *,
+    batch_size: ArrayLike,
+    replacement: bool = True,
+) -> Float[Array, ""]:
+    """The loss expected after one step along the gradient of a random mini-batch.
+
+    E L1(η) = L1(η) + ½η² tr(HC_b), C_b = C/b · (1, or without replacement (n − b)/(n − 1))
+
+    with H = 2kXᵀX and C the covariance of the gradient of one example. tr(HC) is exact, from all
+    n gradients, for O(nd min(n, d)) operations.
+
+    Args:
+        X, t, w0, eta, scale: as `one_step_loss`.
+        batch_size: b, examples of the mini-batch; may be traced.
+        replacement: whether the mini-batch is drawn with replacement.
+
+    Raises:
+        UserError: shapes do not fit, a value is not finite, or the batch size is out of range.
+
+    >>> float(one_step_expected_loss([[1.0], [1.0]], [1.0, 3.0], [2.0], 0.5, batch_size=1))
+    2.0
+    """
+    X, _, a, k = _start(X, t, w0, scale)
+    noise = _noise_cost(X, a, k, batch_size, replacement)
+    return one_step_loss(X, t, w0, eta, scale) + 0.5 * eta**2 * noise
+
+
+def _noise_cost(
+    X: Array, a: Array, k: float, batch_size: ArrayLike, replacement: bool
+) -> Float[Array, ""]:
+    """tr(HC_b): twice the loss that the noise of a mini-batch's gradient adds at η = 1."""
+    n, d = X.shape
+    b = jnp.asarray(batch_size)
+    if not isinstance(b, Tracer) and not (1 <= float(b) <= (np.inf if replacement else n)):
+        most = "" if replacement else f" and at most n = {n}"
+        raise UserError(f"batch_size is {float(b):g}: expected at least 1{most}")
+    b = b.astype(X.dtype)
+    gradients_nd = 2 * k * n * a[:, None] * X
+    noise_nd = gradients_nd - jnp.mean(gradients_nd, axis=0, keepdims=True)
+    # ‖Xv‖ = ‖Rv‖: of n × d and d × d the smaller.
+    root = X if n <= d else jnp.linalg.qr(X, mode="r")
+    cost = 2 * k * jnp.sum((noise_nd @ root.T) ** 2) / n
+    return cost / b if replacement else cost / b * (n - b) / max(n - 1, 1)
 
 
 def _power(r: Array, steps: int | Int[Array, ""]) -> Array:

@@ -273,6 +273,13 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
     return state, loss
 
 
+def record(plan: Plan, data: Data, hparams: HParams, state: RunState, loss: Array) -> Records:
+    """What is recorded at a state, given the mean loss of the steps before it."""
+    numbers = split(plan, hparams, state.params, state.step)[1]
+    metrics = plan.metrics(state.params, state.model_state, data, numbers)
+    return Records(state.step, loss, metrics, state.params if plan.record_path else None)
+
+
 def steps_of(
     plan: Plan,
     steps: int,
@@ -296,22 +303,22 @@ def steps_of(
     def one(state: RunState, row: HParams) -> tuple[RunState, Array]:
         return step(plan, data, {**fixed, **row}, state)
 
-    def record(state: RunState, rows: HParams) -> tuple[RunState, Records]:
+    def several(state: RunState, rows: HParams) -> tuple[RunState, Records]:
         last = {name: row[-1] for name, row in rows.items()}
         if every == 1:
             state, loss = one(state, last)
         else:
             state, losses = loop(one, state, rows, length=every)
             loss = jnp.mean(losses)
-        numbers = split(plan, {**fixed, **last}, state.params, state.step)[1]
-        metrics = plan.metrics(state.params, state.model_state, data, numbers)
-        path = state.params if plan.record_path else None
-        return state, Records(state.step, loss, metrics, path)
+        return state, record(plan, data, {**fixed, **last}, state, loss)
 
     if steps == every:  # one record: a loop of one would only hide it from the compiler
-        state, records = record(state, {name: row[0] for name, row in rows.items()})
+        state, records = several(state, {name: row[0] for name, row in rows.items()})
         return state, jax.tree.map(lambda a: a[None], records)
-    return loop(record, state, rows, length=steps // every)
+    if loop is not jax.lax.scan and every > 1:
+        # A loop that keeps little must not keep what a whole record's steps leave.
+        several = jax.checkpoint(several, prevent_cse=False)
+    return loop(several, state, rows, length=steps // every)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -14,6 +14,7 @@ LAYERS = [
     {"colourisation"},
     {"sweeps"},
     {"report"},
+    {"tuning"},
     {"experiments"},
     {"commands"},
     {"cli"},

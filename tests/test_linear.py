@@ -1,5 +1,7 @@
 """Closed forms against numpy, against loops, and every derivative against a finite difference."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -83,6 +85,46 @@ def test_the_optimal_learning_rate_is_the_vertex_of_the_parabola(shape, scale):
     )
 
 
+@pytest.mark.parametrize("shape", [(4, 6), (5, 3)])
+@pytest.mark.parametrize("size", [1, 2, 4])
+@pytest.mark.parametrize("replacement", [True, False])
+@pytest.mark.parametrize("scale", [None, 0.5])
+def test_the_expected_loss_is_the_mean_over_all_mini_batches(shape, size, replacement, scale):
+    X, t, w0 = draw(shape, seed=6)
+    n = shape[0]
+    k = 1 / n if scale is None else scale
+    drawn = (
+        itertools.product(range(n), repeat=size)
+        if replacement
+        else itertools.combinations(range(n), size)
+    )
+    batches = [list(batch) for batch in drawn]
+
+    def mean(eta):
+        ends = (
+            w0 - eta * 2 * k * n / size * X[batch].T @ (X[batch] @ w0 - t[batch])
+            for batch in batches
+        )
+        return np.mean([k * np.sum((X @ w - t) ** 2) for w in ends])
+
+    options = {"batch_size": size, "replacement": replacement}
+    best = linear.optimal_learning_rate(X, t, w0, scale, **options)
+    for eta in (0.3 * best, 2 * best):
+        close(linear.one_step_expected_loss(X, t, w0, eta, scale, **options), mean(eta), 1e-11)
+    close(mean(0.5 * best), mean(1.5 * best), 1e-11)
+    assert mean(best) < mean(1.01 * best)
+
+
+@pytest.mark.parametrize("shape", [*SHAPES, (9, 4)])
+def test_a_mini_batch_of_all_without_replacement_is_the_full_batch(shape):
+    X, t, w0 = draw(shape, seed=6)
+    whole = linear.optimal_learning_rate(X, t, w0, batch_size=shape[0], replacement=False)
+    close(whole, linear.optimal_learning_rate(X, t, w0))
+    sizes = jnp.arange(1, 5)
+    rates = jax.vmap(lambda b: linear.optimal_learning_rate(X, t, w0, batch_size=b))(sizes)
+    close(rates[1], linear.optimal_learning_rate(X, t, w0, batch_size=2))
+
+
 @pytest.mark.parametrize("shape", [*SHAPES, (9, 4)])
 @pytest.mark.parametrize("steps", [0, 1, 2, 7, 50])
 @pytest.mark.parametrize("overshoot", [0.4, 1.8])
@@ -136,6 +178,13 @@ def test_jit_vmap_and_a_traced_number_of_steps():
         (
             lambda X, t, w: linear.optimal_learning_rate(X, 0 * t, 0 * w),
             "gradient at w0 is zero",
+        ),
+        (lambda X, t, w: linear.optimal_learning_rate(X, t, w, batch_size=0), "batch_size is 0"),
+        (
+            lambda X, t, w: linear.one_step_expected_loss(
+                X, t, w, 0.1, batch_size=4, replacement=False
+            ),
+            "batch_size is 4: expected at least 1 and at most n = 3",
         ),
     ],
 )

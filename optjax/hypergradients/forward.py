@@ -8,15 +8,17 @@ three to five tangents.
 """
 
 import dataclasses
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
+from optjax import scan
+from optjax.hypergradients.dual import Dual, push
 from optjax.hypergradients.job import Found, Job, nothing_to_check
 from optjax.problems import Data
-from optjax.scan import Outcome
+from optjax.scan import Outcome, Records, RunState
 from optjax.types import Array, HParams, Key
 
 
@@ -26,9 +28,11 @@ class Forward:
 
     Args:
       tile: tangents carried at once; more than these take several passes.
+      singly: up to so many are carried one beside the other, more as one batch.
     """
 
     tile: int = 32
+    singly: int = 4
 
     name = "forward"
     check = staticmethod(nothing_to_check)
@@ -36,6 +40,8 @@ class Forward:
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
         flat, unravel = ravel_pytree(theta)
         count = flat.size
+        if count <= self.singly:
+            return _singly(job, data, theta, rest, key)
 
         def run(flat: Array) -> tuple[Array, Outcome]:
             return job.value(data, {**rest, **unravel(flat)}, key)
@@ -62,3 +68,47 @@ class Forward:
         values, slopes, outcomes = jax.lax.map(tile, starts)
         value, outcome = jax.tree.map(lambda a: a[0], (values, outcomes))
         return Found(value, unravel(slopes.reshape(-1)[:count]), outcome, {})
+
+
+def _singly(job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
+    """Every step linearised once, and its linear map applied to each tangent."""
+    plan = job.plan
+    flat, unravel = ravel_pytree(theta)
+    units = jnp.eye(flat.size, dtype=flat.dtype)
+    at = Dual(theta, tuple(jax.tree.leaves(unravel(unit)) for unit in units))
+
+    def start(theta: HParams) -> RunState:
+        return scan.init(plan, data, {**rest, **theta}, key)
+
+    def step(theta: HParams, state: RunState) -> tuple[RunState, Array]:
+        return scan.step(plan, data, {**rest, **theta}, state)
+
+    def record(theta: HParams, state: RunState, losses: Array) -> Records:
+        return scan.record(plan, data, {**rest, **theta}, state, jnp.mean(losses))
+
+    def judge(theta: HParams, start: Any, end: RunState, records: Records) -> Any:
+        return job.judge(scan.finish(plan, data, {**rest, **theta}, start, end, records))
+
+    def one(state: Dual, _: None) -> tuple[Dual, Dual]:
+        after = push(step, at, state)
+        return _first(after), _second(after)
+
+    def several(state: Dual, _: None) -> tuple[Dual, Dual]:
+        state, losses = jax.lax.scan(one, state, None, length=plan.record_every)
+        return state, push(record, at, state, losses)
+
+    begin = push(start, at)
+    end, records = jax.lax.scan(several, begin, None, length=plan.steps // plan.record_every)
+    first = push(lambda state: state.params, begin)
+    judged = push(judge, at, first, end, records)
+    value, outcome = judged.value
+    slopes = jnp.stack([tangent[0] for tangent in judged.tangents])
+    return Found(value, unravel(slopes.astype(flat.dtype)), outcome, {})
+
+
+def _first(pair: Dual) -> Dual:
+    return push(lambda pair: pair[0], pair)
+
+
+def _second(pair: Dual) -> Dual:
+    return push(lambda pair: pair[1], pair)

@@ -119,13 +119,13 @@ class HypergradFn:
 
     def pure(self, data: Data, hparams: HParams, key: Key) -> Hypergradient:
         """The same with the data as an argument, and no look at the numbers: for `jax.jit`."""
-        theta, rest = self._parted(hparams)
-        mode = self._chosen(data, theta, rest)
+        theta, rest = self.parted(hparams)
+        mode = self.chosen(data, theta, rest)
         return _compute(mode, self.job, data, theta, rest, key)
 
     def explain(self, hparams: HParams) -> Choice:
         """What mode "auto" chooses for these hyperparameters, and why."""
-        theta, rest = self._parted(hparams)
+        theta, rest = self.parted(hparams)
         return auto.choose(self.job, self.run.problem.data, theta, rest)
 
     def over_seeds(self, hparams: HParams, seeds: int | Iterable[int]) -> Estimate:
@@ -144,7 +144,8 @@ class HypergradFn:
         mean, error = _mean_and_error((each.value, each.gradient), each.finite)
         return Estimate(mean[0], error[0], mean[1], error[1], each)
 
-    def _parted(self, hparams: HParams) -> tuple[HParams, HParams]:
+    def parted(self, hparams: HParams) -> tuple[HParams, HParams]:
+        """What is differentiated by, as floating arrays, and the other hyperparameters."""
         checked = self.run.checked(hparams)
         names = self._names(checked)
         params, _ = jax.eval_shape(self.job.plan.init, jax.random.key(0), self.run.problem.data)
@@ -172,7 +173,8 @@ class HypergradFn:
                 )
         return self.wrt
 
-    def _chosen(self, data: Data, theta: HParams, rest: HParams) -> Mode:
+    def chosen(self, data: Data, theta: HParams, rest: HParams) -> Mode:
+        """The mode: the one that was asked for, if it fits, or what "auto" chooses."""
         if not theta:
             raise UserError(
                 "nothing to differentiate by: hparams hold no number for it; name one in wrt"

@@ -39,8 +39,8 @@ def in_parts(
 def segment_length(length: int) -> int:
     """Steps of a segment: the divisor of `length` near its root, if there is one.
 
-    >>> segment_length(6400), segment_length(1001), segment_length(997)
-    (80, 28, 32)
+    >>> segment_length(6400), segment_length(1000), segment_length(997)
+    (80, 40, 32)
     """
     root = math.isqrt(length - 1) + 1
     near = [k for k in range(max(1, root * 3 // 4), root * 4 // 3 + 1) if length % k == 0]

@@ -1,0 +1,1 @@
+"""Gradient noise and what it costs: models whose moments are exact."""
