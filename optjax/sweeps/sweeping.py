@@ -13,7 +13,7 @@ import psutil
 from optjax import files, provenance
 from optjax.console import Console
 from optjax.errors import UserError
-from optjax.sweeps import checks, layouts
+from optjax.sweeps import checks, gradients, layouts
 from optjax.sweeps import rules as stop_rules
 from optjax.sweeps.book import Book
 from optjax.sweeps.buckets import Batching, buckets, resolve
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 def sweep(
-    run: Run | Callable[..., Run],
+    run: Run | Callable[..., Any],
     grid: Mapping[str, Any] | Grid,
     seeds: int | Sequence[int] = 1,
     *,
@@ -60,7 +60,8 @@ def sweep(
 
     Args:
       run: a run, as `make_run` gives; or a function that makes one from some of the grid's names
-        (an optimiser, a width): each combination of these has a program of its own.
+        (an optimiser, a width): each combination of these has a program of its own. Or a
+        hypergradient, as `hypergrad` gives, or a function that makes one: see below.
       grid: name → values, all combinations; or `zipped`, `table` or `drawn` points. The names are
         hyperparameters of the run, ``steps``, or parameters of the function.
       seeds: how many, 0, 1, …; or which.
@@ -89,6 +90,11 @@ def sweep(
       ``loss`` and the problem's metrics at every record, ``final_loss``, ``status`` (a `Status`),
       ``diverged_at``, ``stopped_at``, ``steps_done``.
 
+      Of a hypergradient: ``value``, ``gradient_NAME`` (an array's on an axis ``NAME_index``, a
+      tree's a variable a leaf), ``finite``, ``status``, ``diverged_at`` and what the mode adds; the
+      attributes say which mode, and why. Axes of a dict may then hold arrays, schedules and trees.
+      ``stop``, ``final``, ``out`` and the chunks are of runs alone. An interrupt loses what it has.
+
     Raises:
       UserError: a value or name that cannot be, in a line; a folder that belongs to another sweep
         (what differs is said), that another process is writing, or whose disk is too small.
@@ -109,11 +115,24 @@ def sweep(
         checkpoint_seconds=checkpoint_seconds, memory=memory,
     )  # fmt: skip
     layouts.check(lanes, tile)
-    grid = as_grid(grid)
+    made, asked = gradients.parted(run)
+    grid = as_grid(gradients.held(grid) if asked else grid)
     chosen = checks.chosen_seeds(seeds)
-    points = resolve(run, grid)
+    points = gradients.resolved(made, grid) if asked else resolve(made, grid)
     plan = points[0].run.plan
     steps = [p.steps for p in points]
+    if asked:
+        gradients.refuse(
+            stop=stop, keep_diverged=keep_diverged, final=final, out=out, anew=anew, about=about,
+            lanes=lanes != "auto", chunk_steps=chunk_steps, chunk_seconds=chunk_seconds != 10.0,
+            checkpoint_seconds=checkpoint_seconds != 30.0,
+        )  # fmt: skip
+        with _shown(progress) as show:
+            dataset = gradients.compute(
+                points, asked, grid, chosen, devices, show, batching, tile, memory
+            )
+        dataset.attrs.update(_origin(grid, devices, begin))
+        return dataset
     common, metrics = checks.names(points, grid, final)
     rules, halving = stop_rules.checked(stop, {"loss", *common}, plan.record_every)
     if chunk_steps is not None and chunk_steps < plan.record_every:
@@ -166,16 +185,7 @@ def sweep(
             engine.run()
         dataset = book.dataset()
         dataset.attrs.update(
-            sweep=digest,
-            named=json.dumps(
-                [n for n, column in grid.columns.items() if any(map(callable, column))]
-            ),
-            buckets=json.dumps(engine.notes),
-            device=settings.devices[0].device_kind,
-            devices=len(settings.devices),
-            seconds=time.perf_counter() - begin,
-            commit=provenance.commit(),
-            versions=json.dumps(provenance.versions()),
+            sweep=digest, buckets=json.dumps(engine.notes), **_origin(grid, devices, begin)
         )
         if store is not None and store.writer:
             files.save_dataset(dataset, store.result)
@@ -186,6 +196,20 @@ def sweep(
             store.close()
     remember(run, grid, dataset.attrs["sweep"])
     return dataset
+
+
+def _origin(grid: Grid, devices: list[Any], begin: float) -> dict[str, Any]:
+    """Where a dataset comes from, as its attributes."""
+    return {
+        "named": json.dumps(
+            [n for n, column in grid.columns.items() if any(map(callable, column))]
+        ),
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "seconds": time.perf_counter() - begin,
+        "commit": provenance.commit(),
+        "versions": json.dumps(provenance.versions()),
+    }
 
 
 def _known(store: Store, run: Run | Callable[..., Run], grid: Grid) -> "xarray.Dataset":
