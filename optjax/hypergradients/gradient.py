@@ -109,7 +109,7 @@ class HypergradFn:
     wrt: tuple[str, ...] | None
     mode: Mode
     explained: bool = False
-    _said: set[str] = dataclasses.field(default_factory=set)
+    _modes: dict[Any, Mode] = dataclasses.field(default_factory=dict)  # chosen, by shapes
 
     def __call__(self, hparams: HParams, key: Key) -> Hypergradient:
         result = self.pure(self.run.problem.data, hparams, key)
@@ -140,7 +140,14 @@ class HypergradFn:
         which = np.arange(seeds) if isinstance(seeds, int) else np.asarray(list(seeds))
         if len(which) < 2:
             raise UserError(f"seeds is {seeds}: expected at least two, for a standard error")
-        each = jax.vmap(lambda seed: self(hparams, jax.random.key(seed)))(which)
+        theta, rest = self.parted(hparams)
+        at_once = memory.lanes(self.chosen(self.run.problem.data, theta, rest), self.job,
+                               self.run.problem.data, theta, rest)  # fmt: skip
+        each = jax.lax.map(
+            lambda seed: self(hparams, jax.random.key(seed)),
+            jnp.asarray(which),
+            batch_size=min(len(which), at_once),
+        )
         mean, error = _mean_and_error((each.value, each.gradient), each.finite)
         return Estimate(mean[0], error[0], mean[1], error[1], each)
 
@@ -148,15 +155,18 @@ class HypergradFn:
         """What is differentiated by, as floating arrays, and the other hyperparameters."""
         checked = self.run.checked(hparams)
         names = self._names(checked)
-        params, _ = jax.eval_shape(self.job.plan.init, jax.random.key(0), self.run.problem.data)
-        dtype = scan.hyper_dtype(params)
+        dtype = self._dtype
         theta = {
-            name: jax.tree.map(lambda v: jnp.asarray(v).astype(dtype), checked[name])
-            for name in names
+            name: jax.tree.map(lambda v: jnp.asarray(v, dtype), checked[name]) for name in names
         }
         rest = {name: value for name, value in checked.items() if name not in theta}
         self.mode.check(self.job, frozenset(theta))
         return theta, rest
+
+    @functools.cached_property
+    def _dtype(self) -> Any:
+        params, _ = jax.eval_shape(self.job.plan.init, jax.random.key(0), self.run.problem.data)
+        return scan.hyper_dtype(params)
 
     def _names(self, checked: HParams) -> tuple[str, ...]:
         whole = "batch_size" if self.run.plan.n else None
@@ -179,15 +189,20 @@ class HypergradFn:
             raise UserError(
                 "nothing to differentiate by: hparams hold no number for it; name one in wrt"
             )
-        mode = self.mode
-        if isinstance(mode, Auto):
-            choice = auto.choose(self.job, data, theta, rest)
-            if self.explained and choice.mode.name not in self._said:
-                self._said.add(choice.mode.name)
-                Console().line(f"hypergrad: {choice.reason}")
-            return choice.mode
-        memory.check(mode, self.job, data, theta, rest)
-        return mode
+        shapes, structure = jax.tree.flatten((data, theta, rest))
+        kind = structure, tuple(np.shape(a) for a in shapes)
+        if kind not in self._modes:
+            self._modes[kind] = self._choose(data, theta, rest)
+        return self._modes[kind]
+
+    def _choose(self, data: Data, theta: HParams, rest: HParams) -> Mode:
+        if not isinstance(self.mode, Auto):
+            memory.check(self.mode, self.job, data, theta, rest)
+            return self.mode
+        choice = auto.choose(self.job, data, theta, rest)
+        if self.explained:
+            Console().line(f"hypergrad: {choice.reason}")
+        return choice.mode
 
     def _judge(self, result: Hypergradient) -> None:
         """Say what a person who calls it would otherwise find out late."""

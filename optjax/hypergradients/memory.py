@@ -104,6 +104,12 @@ def available() -> float:
     return 0.5 * psutil.virtual_memory().available
 
 
+def lanes(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> int:
+    """How many derivatives fit side by side, at least one."""
+    found = footprint(job, data, theta, rest)
+    return max(1, int(available() // (predicted(mode, job, found, size(theta)) or found.state)))
+
+
 def check(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> None:
     """Refuse a mode whose memory does not fit, and name one whose memory does."""
     if not isinstance(mode, Reverse | Segmented | Recursive):

@@ -18,7 +18,7 @@ from optjax.errors import UserError
 from optjax.hypergradients import hypergrad
 from optjax.hypergradients import memory as footprints
 from optjax.hypergradients.gradient import HypergradFn
-from optjax.hypergradients.job import Mode, Of, size
+from optjax.hypergradients.job import Mode, Of
 from optjax.problems import Data
 from optjax.trajectory import Run
 from optjax.tuning import space as spaces
@@ -220,10 +220,9 @@ class _Loop:
 
     def _all(self, data: Data, state: Climber, seeds: Array) -> tuple[Climber, dict[str, Array]]:
         restarts = jax.tree.leaves(state.u)[0].shape[0]
-        found = footprints.footprint(self.gradient.job, data, self.theta, self.rest)
         mode = self.gradient.chosen(data, self.theta, self.rest)
-        each = footprints.predicted(mode, self.gradient.job, found, size(self.theta)) or found.state
-        at_once = int(footprints.available() // max(1, each * len(seeds)))
+        fit = footprints.lanes(mode, self.gradient.job, data, self.theta, self.rest)
+        at_once = fit // len(seeds)
         # The given seeds are one lane's work: all restarts side by side where memory allows.
         return jax.lax.map(
             lambda one: self._one(data, one, seeds),
