@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from optjax.batching import Batch, masked_mean
     from optjax.errors import UserError
+    from optjax.hypergradients.descent import online
     from optjax.hypergradients.gradient import Hypergradient, hypergrad
     from optjax.networks import flax_problem
     from optjax.optimizers import differentiable, rmsprop, safe_sqrt, with_weight_decay
@@ -46,6 +47,7 @@ _HOME = {
     "make_run": "trajectory",
     "Hypergradient": "hypergradients.gradient",
     "hypergrad": "hypergradients.gradient",
+    "online": "hypergradients.descent",
     "load_sweep": "sweeps",
     "replay": "sweeps",
     "sweep": "sweeps",
@@ -84,6 +86,7 @@ __all__ = [
     "load_sweep",
     "make_run",
     "masked_mean",
+    "online",
     "quadratic",
     "replay",
     "rmsprop",
