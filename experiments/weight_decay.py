@@ -11,10 +11,11 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from optjax.console import silent
+from optjax.hypergradients import hypergrad
 from optjax.optimizers import rmsprop, with_weight_decay
 from optjax.problems import least_squares
 from optjax.report.claims import Claim, verdict
-from optjax.report.style import COLOURS, band, caption, figure
+from optjax.report.style import COLOURS, MARKERS, band, caption, figure
 from optjax.trajectory import make_run
 
 
@@ -22,9 +23,9 @@ from optjax.trajectory import make_run
 class Config:
     """Does l2 = λ/(2η) give the path of weight decay λ, and where does it stop doing so?
 
-    Command: optjax run weight_decay. Cost: 10 s on two cores.
-    Expect: equal to rounding under SGD; under RMSProp and Adam apart, the more so the more the
-    features' scales spread.
+    Command: optjax run weight_decay. Cost: 15 s on two cores.
+    Expect: paths and hypergradients equal to rounding under SGD; under RMSProp and Adam apart, the
+    more so the more the features' scales spread.
     """
 
     seed: int = 0
@@ -39,6 +40,8 @@ class Config:
     """Steps of the comparison under SGD."""
     adaptive_steps: int = 4000
     """Steps of the comparison under RMSProp and Adam."""
+    hyper_steps: int = 100
+    """Steps of the hypergradients under them: while they descend, before they ring."""
     rate: float = 0.01
     """Learning rate of the adaptive optimisers."""
     decay: float = 0.001
@@ -59,9 +62,11 @@ ADAPTIVE = {
 
 
 def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
-    """Relative distance between the paths of the two, under SGD and the adaptive optimisers."""
+    """Distances of the two's paths and hypergradients, under SGD and the adaptive optimisers."""
     with jax.enable_x64(True):
-        return xr.merge([_sgd(config, progress), _adaptive(config, progress)], join="outer")
+        parts = [_sgd(config, progress), _sgd_slopes(config, progress)]
+        parts += [_adaptive(config, progress), _adaptive_slopes(config, progress)]
+        return xr.merge(parts, join="outer")
 
 
 def _draw(config: Config):
@@ -108,9 +113,94 @@ def _sgd(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
     )
 
 
+def _sgd_slopes(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
+    """How far the hypergradients by λ and by λ̃ = λ/(2η) are from what the chain rule says."""
+    progress("SGD: hypergradients", 0.2)
+    X, w, noise = _draw(config)
+    t = np.einsum("knd,kd->kn", X, w) + noise
+
+    def one(X, t, w0, share, decay, key, size):
+        rate = share * X.shape[0] / jnp.linalg.norm(X, 2) ** 2
+        penalty, problem = decay / (2 * rate), least_squares(X, t, w0)
+
+        def slopes(factory, **hparams):
+            run = make_run(problem, factory, config.sgd_steps, max_batch_size=size)
+            slope = hypergrad(run, mode="forward")({"learning_rate": rate, **hparams}, key)
+            return slope.gradient
+
+        by_decay = slopes(_sgd_decay, weight_decay=decay)
+        by_l2 = slopes(optax.sgd, l2=penalty)
+        scaled = by_l2["l2"] / (2 * rate)
+        # At λ held, λ̃ moves with η: dL/dη|λ = dL/dη|λ̃ + dL/dλ̃ · dλ̃/dη.
+        terms = jnp.stack([by_decay["learning_rate"], by_l2["learning_rate"],
+                           -by_l2["l2"] * penalty / rate])  # fmt: skip
+        gap = jnp.abs(terms[0] - terms[1] - terms[2]) / jnp.max(jnp.abs(terms))
+        left_out = jnp.abs(terms[2]) / jnp.max(jnp.abs(terms[:2]))
+        return jnp.abs(scaled / by_decay["weight_decay"] - 1), gap, left_out
+
+    rates, decays = np.array([0.1, 0.3]), np.array([1e-4, 1e-3, 1e-2])
+    keys = jax.random.split(jax.random.key(config.seed), config.problems)
+    found = []
+    for size in (None, 5):
+        over = lambda *args, size=size: one(*args, size)  # noqa: E731
+        over = jax.vmap(over, (None, None, None, None, 0, None))
+        over = jax.vmap(over, (None, None, None, 0, None, None))
+        over = jax.vmap(over, (0, 0, 0, None, None, 0))
+        found.append(jax.jit(over)(X, t, w[::-1].copy(), rates, decays, keys))
+    dims = ("batch", "problem", "slope_rate", "slope_decay")
+    names = ("slope_by_decay", "slope_by_rate", "slope_chain_term")
+    return xr.Dataset(
+        {
+            name: (dims, np.array(v))
+            for name, v in zip(names, zip(*found, strict=True), strict=True)
+        },
+        {"batch": ["all examples", "5 examples"], "slope_rate": rates, "slope_decay": decays},
+    )
+
+
+def _scaled(config: Config, X: jax.Array, w: jax.Array, noise: jax.Array, factor: jax.Array):
+    """X with columns whose scales spread by the factor, and its targets."""
+    X = X * (factor ** jnp.linspace(-0.5, 0.5, config.columns))[None]
+    return X, X @ w + 0.1 * noise
+
+
+def _adaptive_slopes(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
+    """The cosine of dL/dλ and (1/2η) dL/dλ̃, one λ for each parameter, and the ratio of sums."""
+    progress("adaptive: hypergradients", 0.9)
+    X, w, noise = _draw(config)
+    spreads = np.array(config.spreads, float)
+
+    def one(X, w, noise, factor, plain, decayed):
+        X, t = _scaled(config, X, w, noise, factor)
+        problem = least_squares(X, t, jnp.zeros(config.columns))
+        each = jnp.full(config.columns, config.decay)
+
+        def slope(factory, **hparams):
+            run = make_run(problem, factory, config.hyper_steps, sampler="full")
+            by = hypergrad(run, wrt=tuple(hparams), mode="forward")
+            found = by({"learning_rate": config.rate, **hparams}, jax.random.key(0))
+            return next(iter(found.gradient.values()))
+
+        a = slope(decayed, weight_decay=each)
+        b = slope(plain, l2=each / (2 * config.rate)) / (2 * config.rate)
+        return a @ b / jnp.linalg.norm(a) / jnp.linalg.norm(b), jnp.sum(b) / jnp.sum(a)
+
+    found = []
+    for pair in ({"SGD": (optax.sgd, _sgd_decay)} | ADAPTIVE).values():
+        over = lambda *args, pair=pair: one(*args, *pair)  # noqa: E731
+        over = jax.vmap(jax.vmap(over, (0, 0, 0, None)), (None, None, None, 0))
+        found.append(jax.jit(over)(X, w, noise, spreads))
+    cosine, ratio = (np.array(v) for v in zip(*found, strict=True))
+    dims = ("rule", "spread", "problem")
+    return xr.Dataset(
+        {"slope_cosine": (dims, cosine), "slope_ratio": (dims, ratio)},
+        {"rule": ["SGD", *ADAPTIVE], "spread": spreads},
+    )
+
+
 def _adaptive(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
     X, w, noise = _draw(config)
-    d, spreads = config.columns, np.array(config.spreads, float)
+    spreads = np.array(config.spreads, float)
     every = max(1, config.adaptive_steps // 100)
     steps = every * max(1, config.adaptive_steps // every)
     distance = np.empty((len(ADAPTIVE), len(spreads), config.problems, steps // every))
@@ -119,8 +209,8 @@ def _adaptive(config: Config, progress: Callable[[str, float], None]) -> xr.Data
         progress(name, (i + 1) / (len(ADAPTIVE) + 1))
 
         def one(X, w, noise, factor, plain=plain, decayed=decayed):
-            X = X * (factor ** jnp.linspace(-0.5, 0.5, d))[None]
-            problem = least_squares(X, X @ w + 0.1 * noise, jnp.zeros(d))
+            X, t = _scaled(config, X, w, noise, factor)
+            problem = least_squares(X, t, jnp.zeros(config.columns))
 
             def path(factory, **hparams):
                 run = make_run(problem, factory, steps, sampler="full", record_every=every,
@@ -130,7 +220,7 @@ def _adaptive(config: Config, progress: Callable[[str, float], None]) -> xr.Data
             l2 = path(plain, l2=config.decay / (2 * config.rate))
             wd = path(decayed, weight_decay=config.decay)
             # The root mean square of each coordinate's gradient along the path: what √v averages.
-            residual = wd @ X.T - (X @ w + 0.1 * noise)[None]
+            residual = wd @ X.T - t[None]
             rms = jnp.sqrt(jnp.mean((residual @ X) ** 2, axis=0))
             return _far(l2, wd), jnp.max(rms) / jnp.min(rms)
 
@@ -189,7 +279,49 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
     axes[1].legend(frameon=False, fontsize=8, title="spread of scales", title_fontsize=8)
     caption(wide, "Under adaptive optimisers the two end apart, a dot a problem; under gradient "
             "descent the distance is about 1e-15.")  # fmt: skip
-    return {"gradient-descent": fig, "adaptive": wide}
+    return {"gradient-descent": fig, "adaptive": wide, "hypergradients": _slopes_figure(dataset)}
+
+
+def _slopes_figure(dataset: xr.Dataset) -> Figure:
+    fig, (left, right) = figure("wide", 1, 2, height=3.6)
+    words = {
+        "slope_chain_term": "the chain term left out",
+        "slope_by_decay": "dL/dλ = (1/2η) dL/dλ̃",
+        "slope_by_rate": "dL/dη|λ = dL/dη|λ̃ + dL/dλ̃ dλ̃/dη",
+    }
+    over = ("batch", "problem", "slope_rate")
+    for i, (name, label) in enumerate(words.items()):
+        error = np.maximum(dataset[name], 1e-17)
+        middle = error.median(over)
+        ends = [middle - error.min(over), error.max(over) - middle]
+        left.errorbar(dataset.slope_decay * 1.15 ** (i - 1), middle, ends, fmt=MARKERS[i], ms=5,
+                      color=COLOURS[i], capsize=3, label=label)  # fmt: skip
+    left.axhline(np.finfo(float).eps, color="#222222", lw=1, ls="--")
+    left.set(xscale="log", yscale="log", xlabel="weight decay λ (a step)", ylim=(1e-17, 1e2),
+             ylabel="relative error of the identity")  # fmt: skip
+    left.set_title("SGD", fontsize=10)
+    right.set_title("all examples in every step", fontsize=10)
+    left.legend(frameon=False, fontsize=8, loc="center")
+    for i, name in enumerate(dataset.rule.values.tolist()):
+        angle = _angle(dataset.slope_cosine.sel(rule=name))
+        at = dataset.spread.values * 1.06 ** (i - 1)
+        low, middle, high = np.quantile(angle, (0.25, 0.5, 0.75), axis=1)
+        right.errorbar(at, middle, [middle - low, high - middle], fmt="-" + MARKERS[i], ms=5,
+                       color=COLOURS[i], capsize=3, label=name)  # fmt: skip
+    right.set(xscale="log", ylim=(-3, 93), xlabel="spread of the features' scales, max / min",
+              ylabel="angle of dL/dλ and (1/2η) dL/dλ̃ (degrees)")  # fmt: skip
+    right.set_yticks([0, 30, 60, 90])
+    right.legend(frameon=False, fontsize=8, loc="upper left")
+    return caption(fig, "Hypergradients through a whole run. Left: under SGD, those by λ and by "
+                   "λ̃ = λ/(2η) obey the chain rule to rounding (dashed: machine epsilon), with "
+                   "all examples and with mini-batches; bars: all problems and rates. Right: by a "
+                   "λ for each parameter; under RMSProp and Adam they point apart, the more so "
+                   "the more the scales spread; bars: quartiles over problems.")  # fmt: skip
+
+
+def _angle(cosine: xr.DataArray) -> np.ndarray:
+    """Degrees, (spread, problem)."""
+    return np.degrees(np.arccos(np.clip(cosine.transpose("spread", "problem").values, -1, 1)))
 
 
 def _ranks(x: np.ndarray) -> np.ndarray:
@@ -204,6 +336,8 @@ def _spearman(x: np.ndarray, y: np.ndarray) -> float:
 def claims(dataset: xr.Dataset) -> list[Claim]:
     """weight-decay/equivalence and weight-decay/adaptive-differs."""
     l2, decoupled = float(dataset.sgd_l2.max()), float(dataset.sgd_decoupled.max())
+    by_decay = float(dataset.slope_by_decay.max(skipna=False))
+    by_rate = float(dataset.slope_by_rate.max(skipna=False))
     same = Claim(
         id="weight-decay/equivalence",
         statement="The penalty λ̃‖w‖² under gradient descent is weight decay w ← (1 − λ)w − η∇L "
@@ -213,23 +347,34 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
             "largest relative distance along the path": l2,
             "the same for optax's decoupled decay, λ = η·wd": decoupled,
             "largest distance if λ̃ = λ were taken": float(dataset.sgd_naive.max()),
+            "hypergradients: largest relative difference of dL/dλ and (1/2η) dL/dλ̃": by_decay,
+            "hypergradients: dL/dη|λ and dL/dη|λ̃ + dL/dλ̃ dλ̃/dη, of the largest term": by_rate,
+            "hypergradients: the chain term, of dL/dη, largest": float(
+                dataset.slope_chain_term.max()
+            ),
         },
-        tolerance="1e-12 relative at every step (float64)",
-        n_runs=int(np.prod(dataset.sgd_l2.shape[:3])),
+        tolerance="paths 1e-12 relative at every step; hypergradients 1e-10 relative, through the "
+        "whole run by forward mode, with all examples and with mini-batches (float64)",
+        n_runs=int(np.prod(dataset.sgd_l2.shape[:3])) + dataset.slope_by_decay.size,
         interval=None,
-        verdict=verdict(l2 < 1e-12 and decoupled < 1e-12),
+        verdict=verdict(l2 < 1e-12 and decoupled < 1e-12 and by_decay < 1e-10 and by_rate < 1e-10),
         evidence="weight_decay/gradient-descent",
     )
     measured, interval, grows, least = {}, {}, [], np.inf
-    rng = np.random.default_rng(0)
+    picks = np.random.default_rng(0).integers(0, dataset.sizes["problem"],
+                                              (2000, dataset.sizes["problem"]))  # fmt: skip
     for name in dataset.optimiser.values.tolist():
         here = dataset.sel(optimiser=name)
         ends = here.distance.isel(adaptive_step=-1).values
         scales = np.broadcast_to(here.spread.values[:, None], ends.shape)
         rho = _spearman(scales, ends)
-        # Problems are the independent units: each is kept with all its spreads.
-        picks = rng.integers(0, ends.shape[1], (2000, ends.shape[1]))
-        low, high = np.quantile([_spearman(scales, ends[:, p]) for p in picks], (0.025, 0.975))
+
+        def ninety_five(values, scales=scales):
+            # Problems are the independent units: each is kept with all its spreads.
+            found = [_spearman(scales, values[:, p]) for p in picks]
+            return np.quantile(found, (0.025, 0.975)).tolist()
+
+        low, high = ninety_five(ends)
         measured[f"{name}: Spearman correlation of distance and spread of scales"] = rho
         measured[f"{name}: the same with the spread of the coordinates' RMS gradients"] = _spearman(
             here.preconditioner_spread.values, ends
@@ -237,7 +382,18 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
         measured[f"{name}: median distance for each spread of scales"] = {
             f"{s:g}": float(np.median(e)) for s, e in zip(here.spread.values, ends, strict=True)
         }
-        interval[f"{name}: Spearman correlation"] = [float(low), float(high)]
+        interval[f"{name}: Spearman correlation"] = [low, high]
+        slopes = dataset.sel(rule=name)
+        angle, ratio = _angle(slopes.slope_cosine), abs(slopes.slope_ratio).median("problem")
+        by_spread = zip(here.spread.values, angle, ratio.values, strict=True)
+        measured[f"{name}: median angle of the hypergradients (degrees) and median |(1/2η) "
+                 "dL/dλ̃ / dL/dλ| for each spread of scales"] = {
+            f"{s:g}": [float(np.median(a)), float(q)] for s, a, q in by_spread
+        }  # fmt: skip
+        measured[f"{name}: Spearman correlation of that angle and the spread"] = _spearman(
+            scales, angle
+        )
+        interval[f"{name}: Spearman correlation of that angle"] = ninety_five(angle)
         grows.append(low > 0)
         least = min(least, float(ends.min()))
     measured["smallest relative distance of any pair of ends"] = least

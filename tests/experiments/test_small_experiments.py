@@ -28,16 +28,19 @@ SMALL = {
     ),
     "one_step": (
         one_step,
-        one_step.Config(problems=8),
+        one_step.Config(problems=8, seeds=200),
         {
             "one-step/loss": "holds",
             "one-step/hypergradient": "holds",
             "one-step/optimal-learning-rate": "holds",
+            "one-step/mini-batch-learning-rate": "holds",
         },
     ),
     "weight_decay": (
         weight_decay,
-        weight_decay.Config(problems=6, sgd_steps=20, adaptive_steps=2000, spreads=(1, 10, 100)),
+        weight_decay.Config(
+            problems=6, sgd_steps=20, adaptive_steps=2000, hyper_steps=20, spreads=(1, 10, 100)
+        ),
         {"weight-decay/equivalence": "holds", "weight-decay/adaptive-differs": "holds"},
     ),
     "accounting": (
@@ -123,13 +126,19 @@ def test_verdicts_follow_the_measurements(datasets):
     assert {c.verdict for c in minimum_norm.claims(dataset)} == {"refuted"}
 
     dataset = datasets("one_step").copy(deep=True)
-    dataset["slope"] *= 2
-    assert [c.verdict for c in one_step.claims(dataset)] == ["holds", "refuted", "holds"]
+    dataset["slope"].loc[{"mode": "forward"}] *= 1 + 1e-9
+    dataset["batch_best"].loc[{"part": "closed form"}] *= 1.5
+    verdicts = [c.verdict for c in one_step.claims(dataset)]
+    assert verdicts == ["holds", "refuted", "holds", "refuted"]
 
     dataset = datasets("weight_decay").copy(deep=True)
     dataset["sgd_l2"] += 1e-3
     dataset["distance"][:] = dataset["distance"].values[:, ::-1]
     assert [c.verdict for c in weight_decay.claims(dataset)] == ["refuted", "corrected"]
+    for name in ("slope_by_decay", "slope_by_rate"):
+        dataset = datasets("weight_decay").copy(deep=True)
+        dataset[name][1, 2, 0, 0] = 1e-8
+        assert [c.verdict for c in weight_decay.claims(dataset)] == ["refuted", "holds"]
 
     dataset = datasets("padding").copy(deep=True)
     dataset["jax_up"][:] = 0
