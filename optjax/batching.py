@@ -23,31 +23,37 @@ class Batch(NamedTuple):
     mask: Array | None  # (B,) bool, True where the slot counts, or how often it does; None: all do
     key: Key  # () for dropout and other noise of this step
     shared: PyTree  # what every batch sees: held-out data, constants of the loss
+    weights: Array | None = None  # (B,) float, of each slot's example; None: all 1
 
 
-def masked_mean(values: Array, mask: Array | None) -> Array:
-    """The mean over the examples that count, Σ mᵢ vᵢ / Σ mᵢ, as a sum over a count.
+def masked_mean(values: Array, mask: Array | None, weights: Array | None = None) -> Array:
+    """The mean over the examples that count, Σ mᵢ ωᵢ vᵢ / Σ mᵢ, as a sum over a count.
 
     Args:
       values: one value an example, (B,); or any (B, ...), whose trailing axes are averaged too.
       mask: (B,) bool; or how often each example counts, a number; or None when every slot does.
+      weights: (B,), ω of each example, of any sign; None: 1. It is not normalised.
 
     >>> import jax.numpy as jnp
     >>> float(masked_mean(jnp.array([1.0, 2.0, 9.0]), jnp.array([True, True, False])))
     1.5
     >>> float(masked_mean(jnp.array([1.0, 2.0, 9.0]), jnp.array([3.0, 1.0, 0.0])))
     1.25
+    >>> float(masked_mean(jnp.array([3.0, 1.0]), None, jnp.array([0.5, 0.0])))
+    0.75
     """
+    if weights is not None:
+        weights = weights.reshape(weights.shape + (1,) * (values.ndim - 1)).astype(values.dtype)
+        # An example of no weight may overflow: 0 · ∞ must not come in. Where it does not it
+        # stays, so that the derivative by a weight of zero is the example's value.
+        kept = (weights != 0) | jnp.isfinite(values)
+        values = weights * jnp.where(kept, values, jnp.zeros_like(values))
     if mask is None:
         return jnp.mean(values)
     mask = mask.reshape(mask.shape + (1,) * (values.ndim - 1))
-    # An example that does not count may overflow: 0 · ∞ must not come in. Where it does not
-    # overflow it stays, so that the derivative by a weight of zero is the example's loss.
-    if mask.dtype == bool:
-        counted = jnp.where(mask, values, jnp.zeros_like(values))
-    else:
-        counted = mask * jnp.where((mask != 0) | jnp.isfinite(values), values, 0)
-    total = jnp.sum(counted)
+    # An example that does not count may overflow, too.
+    drawn, counted = (mask, values) if mask.dtype == bool else (mask > 0, mask * values)
+    total = jnp.sum(jnp.where(drawn, counted, jnp.zeros_like(counted)))
     slots_per_example = values.size // values.shape[0]
     count = jnp.maximum(jnp.sum(mask), 1) * slots_per_example
     return total / count.astype(values.dtype)
@@ -71,29 +77,6 @@ def counts(indices: Array, mask: Array | None, n: int, dtype: Any) -> Array:
     if mask is not None:
         hit_Bn &= mask[:, None]
     return jnp.sum(hit_Bn, axis=0).astype(dtype)
-
-
-def weighted(weights: Array, mask: Array | None) -> tuple[Array, Array]:
-    """A mask and a factor that make `masked_mean` a mean of weighted examples.
-
-    .. math:: \\frac{1}{\\sum_i m_i} \\sum_i m_i ω_i v_i = s · masked\\_mean(v, mω)
-
-    Args:
-      weights: (B,), ω of the batch's examples, of any sign. mask: (B,) as in `Batch`.
-
-    Returns:
-      mω (B,), and s ().
-
-    >>> import jax.numpy as jnp
-    >>> mask, factor = weighted(jnp.array([0.5, 0.0, 2.0]), jnp.array([True, True, False]))
-    >>> float(factor * masked_mean(jnp.array([3.0, 1.0, 7.0]), mask))
-    0.75
-    """
-    count = jnp.asarray(weights.shape[0], weights.dtype)
-    if mask is not None:
-        mask = mask.astype(weights.dtype)
-        weights, count = mask * weights, jnp.maximum(jnp.sum(mask), 1)
-    return weights, jnp.maximum(jnp.sum(weights), 1) / count
 
 
 def no_order() -> Array:

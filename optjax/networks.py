@@ -125,7 +125,7 @@ class _Supervised:
             params, state, batch.examples["inputs"], train=True, mask=batch.mask, key=batch.key
         )
         values_B = self._values(out, batch.examples["targets"])
-        return masked_mean(values_B, batch.mask), state
+        return masked_mean(values_B, batch.mask, batch.weights), state
 
     def _values(self, out: PyTree, targets: PyTree) -> Array:
         values_B = self.per_example(out, targets)
@@ -229,6 +229,7 @@ def flax_problem(
         objective=_Method(of, "objective"),
         metrics=_Method(of, "metrics"),
         data=Data(training, {"validation": held_out}),
+        hparams=frozenset({"example_weights"}),
         name=type(model).__name__,
     )
 

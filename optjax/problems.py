@@ -51,7 +51,8 @@ class Problem:
         `Trajectory.final_loss` reports.
       metrics: the same arguments → named scalars, taken at every record.
       data: the examples and what is shared; arguments of the compiled program.
-      hparams: names of the hyperparameters that the problem itself reads.
+      hparams: names of the hyperparameters that the problem itself reads; "example_weights" says
+        that its loss weighs examples by `Batch.weights`, as one by `masked_mean` can.
       weighted: whether `loss` takes a batch of all examples with how often each was drawn for its
         mask, as a loss by `masked_mean` does; a sweep then may run so, where it is faster.
       name: for messages.
@@ -62,7 +63,7 @@ class Problem:
     init: Callable[[Key, Data], tuple[PyTree, PyTree]]
     loss: LossFn
     objective: Callable[[PyTree, PyTree, Data, HParams], Array]
-    data: Data
+    data: Data = dataclasses.field(repr=False)
     metrics: Callable[[PyTree, PyTree, Data, HParams], Metrics] = _no_metrics
     hparams: frozenset[str] = frozenset()
     weighted: bool = False
@@ -144,6 +145,7 @@ def least_squares(
             {"x": x.astype(dtype), "t": y.astype(dtype)},
             {"w0": start, "scale": jnp.asarray(scale, dtype)},
         ),
+        hparams=frozenset({"example_weights"}),
         weighted=True,
         name="least squares",
     )
@@ -155,7 +157,7 @@ def _start_of_shared(key: Key, data: Data) -> tuple[PyTree, PyTree]:
 
 def squares_loss(w: Array, state: PyTree, batch: Batch, hparams: HParams) -> tuple[Array, PyTree]:
     residual_B = batch.examples["x"] @ w - batch.examples["t"]
-    return batch.shared["scale"] * masked_mean(residual_B**2, batch.mask), state
+    return batch.shared["scale"] * masked_mean(residual_B**2, batch.mask, batch.weights), state
 
 
 def _squares_objective(w: Array, state: PyTree, data: Data, hparams: HParams) -> Array:

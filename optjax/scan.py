@@ -171,10 +171,7 @@ def init(plan: Plan, data: Data, hparams: HParams, key: Key) -> RunState:
 
 def _given(params: PyTree, initial: PyTree) -> PyTree:
     """The initial parameters that the hyperparameters give, in the problem's own dtypes."""
-    shapes = [jax.tree.map(jnp.shape, tree) for tree in (initial, params)]
-    if jax.tree.structure(initial) != jax.tree.structure(params) or shapes[0] != shapes[1]:
-        raise UserError(f"initial_params are of shapes {shapes[0]}: expected {shapes[1]}")
-    return jax.tree.map(lambda v, w: jnp.asarray(v).astype(w.dtype), initial, params)
+    return jax.tree.map(lambda w, v: jnp.asarray(v).astype(w.dtype), params, initial)
 
 
 def _for_each(value: PyTree, params: PyTree) -> PyTree:
@@ -211,18 +208,14 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
         mask = batching.counts(indices, mask, plan.n, hyper_dtype(state.params))
     elif indices is not None:
         examples = jax.tree.map(lambda a: a[indices], examples)
-    weights = numbers.pop("example_weights", None)
-    share: Array | None = None
-    if weights is not None:
-        mask, share = batching.weighted(
-            weights if plan.counts or indices is None else weights[indices], mask
-        )
+    weights = numbers.get("example_weights")
+    if weights is not None and indices is not None and not plan.counts:
+        weights = weights[indices]
     noise = jax.random.fold_in(jax.random.fold_in(state.key, _NOISE), state.step)
-    batch = Batch(examples, mask, noise, data.shared)
+    batch = Batch(examples, mask, noise, data.shared, weights)
 
     def value(params: PyTree) -> tuple[Array, PyTree]:
-        loss, model_state = plan.loss(params, state.model_state, batch, numbers)
-        return (loss if share is None else share.astype(loss.dtype) * loss), model_state
+        return plan.loss(params, state.model_state, batch, numbers)
 
     (loss, model_state), grads = jax.value_and_grad(value, has_aux=True)(state.params)
     l2 = numbers.get("l2")
@@ -274,8 +267,11 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
 
 
 def record(plan: Plan, data: Data, hparams: HParams, state: RunState, loss: Array) -> Records:
-    """What is recorded at a state, given the mean loss of the steps before it."""
-    numbers = split(plan, hparams, state.params, state.step)[1]
+    """What is recorded at a state, given the mean loss of the steps before it.
+
+    A schedule has the value of the last step taken.
+    """
+    numbers = split(plan, hparams, state.params, state.step - 1)[1]
     metrics = plan.metrics(state.params, state.model_state, data, numbers)
     return Records(state.step, loss, metrics, state.params if plan.record_path else None)
 
@@ -304,13 +300,12 @@ def steps_of(
         return step(plan, data, {**fixed, **row}, state)
 
     def several(state: RunState, rows: HParams) -> tuple[RunState, Records]:
-        last = {name: row[-1] for name, row in rows.items()}
         if every == 1:
-            state, loss = one(state, last)
+            state, loss = one(state, {name: row[0] for name, row in rows.items()})
         else:
             state, losses = loop(one, state, rows, length=every)
             loss = jnp.mean(losses)
-        return state, record(plan, data, {**fixed, **last}, state, loss)
+        return state, record(plan, data, hparams, state, loss)
 
     if steps == every:  # one record: a loop of one would only hide it from the compiler
         state, records = several(state, {name: row[0] for name, row in rows.items()})

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from optjax.types import Array
 
@@ -35,6 +36,10 @@ class Schedule:
     values: Array
     linear: bool = dataclasses.field(default=False, metadata={"static": True})
 
+    def __post_init__(self) -> None:
+        if isinstance(self.values, list | tuple) and all(map(np.isscalar, self.values)):
+            object.__setattr__(self, "values", np.asarray(self.values, float))
+
     def at(self, step: Array, steps: int) -> Array:
         """The values at the given steps, of any shape, of a run of `steps`; past its end the last.
 
@@ -51,12 +56,3 @@ class Schedule:
         left = jnp.minimum(place.astype(jnp.int32), count - 2)
         share = place - left.astype(values.dtype)
         return values[left] * (1 - share) + values[left + 1] * share
-
-
-def is_schedule(value: object) -> bool:
-    """Whether a node of a tree is a schedule.
-
-    >>> is_schedule(0.1)
-    False
-    """
-    return isinstance(value, Schedule)

@@ -5,6 +5,7 @@ run. `jit` compiles it, `vmap` batches it, `grad` differentiates it.
 """
 
 import dataclasses
+import functools
 import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, cast, get_args
@@ -84,8 +85,9 @@ class Run:
     def checked(self, hparams: HParams) -> HParams:
         """Names against the factory's, and concrete values against what they can be."""
         plan = self.plan
-        examples = {"example_weights"} if plan.n else set()
-        known = plan.own | {"l2", "batch_size", "initial_params"} | examples | self.problem.hparams
+        if not isinstance(hparams, Mapping):
+            raise UserError(f"hparams is a {type(hparams).__name__}: expected a dict of numbers")
+        known = plan.own | {"l2", "batch_size", "initial_params"} | self.problem.hparams
         for name in hparams:
             if name not in known:
                 raise UserError(f"unknown hyperparameter {name!r}: {nearest(name, known)}")
@@ -113,26 +115,48 @@ class Run:
 
     def _check_shapes(self, hparams: HParams) -> None:
         size, weights = hparams.get("batch_size"), hparams.get("example_weights")
-        if isinstance(size, Schedule) or np.ndim(cast(Any, size)):
+        if isinstance(size, Schedule | dict) or np.ndim(cast(Any, size)):
             raise UserError("batch_size is no single number: expected one; vmap over several")
         l2 = hparams.get("l2")
-        if not isinstance(l2, Schedule) and l2 is not None and np.ndim(cast(Any, l2)):
-            self._check_l2(np.shape(cast(Any, l2)))
+        if l2 is not None and not isinstance(l2, Schedule) and not _is_number(l2):
+            self._check_like_params("l2", l2, alone=((),))
+        if "initial_params" in hparams:
+            self._check_like_params("initial_params", hparams["initial_params"])
         if weights is not None:
-            shape = () if isinstance(weights, dict | Schedule) else np.shape(cast(Any, weights))
+            shape = tuple(getattr(weights, "shape", ()))
             if shape != (self.plan.n,):
                 raise UserError(
                     f"example_weights have shape {shape}: expected {(self.plan.n,)}, one an example"
                 )
 
-    def _check_l2(self, shape: tuple[int, ...]) -> None:
-        params, _ = jax.eval_shape(self.plan.init, jax.random.key(0), self.problem.data)
-        shapes = jax.tree.map(lambda w: w.shape, params)
-        if not hasattr(params, "shape") or params.shape != shape:
+    @functools.cached_property
+    def params(self) -> Any:
+        """The shapes and dtypes of the parameters, as `jax.eval_shape` gives them."""
+        return jax.eval_shape(self.plan.init, jax.random.key(0), self.problem.data)[0]
+
+    def _check_like_params(self, name: str, tree: Any, alone: tuple[Any, ...] = ()) -> None:
+        """A tree like the parameters: each leaf of its shape, or of one of the shapes `alone`."""
+        params = self.params
+        same = jax.tree.structure(tree) == jax.tree.structure(params)
+        pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=same)
+        if not same or any(np.shape(v) not in (*alone, w.shape) for v, w in pairs):
+            either = "one number (vmap over several), or " if alone else ""
             raise UserError(
-                f"l2 has shape {shape}: expected a number (vmap over several), or one for each "
-                f"parameter, of shapes {shapes}"
+                f"{name} has shape {_described(tree)}: expected {either}a tree like the "
+                f"parameters, of shape {_described(params)}"
             )
+
+
+def _is_number(value: Any) -> bool:
+    return getattr(value, "shape", None) == ()
+
+
+def _described(tree: Any) -> str:
+    """The shapes of a tree, by their paths, in one line."""
+    found = jax.tree_util.tree_flatten_with_path(tree)[0]
+    named = [(jax.tree_util.keystr(p, simple=True, separator="."), np.shape(v)) for p, v in found]
+    shown = ", ".join(f"{name} {shape}".strip() for name, shape in named[:6])
+    return shown + (f" and {len(named) - 6} more" if len(named) > 6 else "")
 
 
 def _value(name: str, value: Any, steps: int) -> Any:
@@ -216,7 +240,8 @@ def make_run(
         `functools.partial`;
       * ``batch_size``, 1 … B;
       * ``l2``, λ̃ of a penalty λ̃‖w‖² on all parameters, or a tree like the parameters;
-      * ``example_weights``, (n,): a batch's loss is (1/b) Σᵢ ωᵢ ℓᵢ. ``final_loss`` is unweighted;
+      * ``example_weights``, (n,): a batch's loss is (1/b) Σᵢ ωᵢ ℓᵢ, where the problem's loss
+        weighs (least squares and Flax models do). ``final_loss`` is unweighted;
       * ``initial_params``, a tree like the problem's own initial parameters, in their place.
 
       A traced ``batch_size`` outside 1 … B cannot raise: such a run is `Status.DIVERGED` at 0.

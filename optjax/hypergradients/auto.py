@@ -58,22 +58,25 @@ def choose(job: Job, data: Data, theta: HParams, rest: HParams) -> Choice:
         return Choice(OneStep(), reason, ())
     found, free = memory.footprint(job, data, theta, rest), memory.available()
     options = tuple(
-        Option(mode, memory.predicted(mode, job, found, numbers) or 0, 0.0)
+        Option(mode, memory.predicted(mode, job, found, numbers), 0.0)
         for mode in (Forward(), Reverse(), Segmented(), Recursive())
+        if found.reversible or isinstance(mode, Forward)
     )
     options = tuple(o._replace(runs=_runs(o, numbers, steps)) for o in options)
     fits = [o for o in options if o.bytes <= free] or [min(options, key=lambda o: o.bytes)]
     best = min(fits, key=lambda o: o.runs)
+    loops = "" if found.reversible else "; its while loop has no reverse mode"
     others = ", ".join(
         f"{o.mode.name} {o.runs:.1f} and {memory.readable(o.bytes)}"
         for o in options
         if o is not best
     )
+    others = others or "no other serves"
     many = "1 number" if numbers == 1 else f"{numbers} numbers"
     reason = (
         f"{best.mode.name}: by {many} through {steps} steps it is predicted to take the time of "
         f"{best.runs:.1f} runs and {memory.readable(best.bytes)} (of {memory.readable(free)} "
-        f"free); {others}"
+        f"free){loops}; {others}"
     )
     return Choice(best.mode, reason, options)
 

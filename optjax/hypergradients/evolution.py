@@ -17,7 +17,7 @@ from jax.flatten_util import ravel_pytree
 
 from optjax import scan
 from optjax.errors import UserError, nearest
-from optjax.hypergradients.job import Found, Job, looks_inside, with_records
+from optjax.hypergradients.job import Found, Job, looks_inside, whole, with_records
 from optjax.problems import Data
 from optjax.scan import Outcome, Plan
 from optjax.types import Array, HParams, Key, PyTree
@@ -56,8 +56,8 @@ def sigma_of(value: Any) -> Sigma:
     """
     numbers = value.items() if isinstance(value, Mapping) else [("sigma", value)]
     for name, number in numbers:
-        if not float(number) > 0:
-            raise UserError(f"{name} is {number}: expected a deviation above 0")
+        if not isinstance(number, int | float) or not number > 0:
+            raise UserError(f"{name} is {number!r}: expected a deviation above 0")
     return tuple(sorted(value.items())) if isinstance(value, Mapping) else float(value)
 
 
@@ -71,8 +71,7 @@ def as_run(plan: Plan, hparams: HParams) -> HParams:
 
 def check_evolution(mode: Any, theta_names: frozenset[str]) -> None:
     """What both strategies are given."""
-    if mode.pairs < 2:
-        raise UserError(f"pairs is {mode.pairs}: expected at least 2")
+    whole(mode.name, "pairs", mode.pairs, 2)
     named = {} if isinstance(mode.sigma, float) else dict(mode.sigma)
     for name in sorted(set(named) - theta_names):
         raise UserError(f"sigma names {name!r}: {nearest(name, theta_names)}")
@@ -92,7 +91,7 @@ class ES:
     The result's ``aux["standard_error"]`` is that of the gradient; the value is f(θ), unsmoothed.
 
     Args:
-      pairs: N, of runs θ ± σε; all at once.
+      pairs: N, of runs θ ± σε.
       sigma: deviation of a perturbation as a share of each number (σ itself where it is 0; at
         least 1 for a batch size), or absolute ones by name.
       tile: pairs that run side by side; the others follow.
@@ -109,6 +108,7 @@ class ES:
 
     def check(self, job: Job, names: frozenset[str]) -> None:
         """Pairs and deviations."""
+        whole(self.name, "tile", self.tile, 1)
         check_evolution(self, names)
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
@@ -158,6 +158,7 @@ class PES:
     def check(self, job: Job, names: frozenset[str]) -> None:
         """Pairs, deviations, and segments that fit the run."""
         check_evolution(self, names)
+        whole(self.name, "segment", self.segment, 1)
         every = job.plan.record_every if looks_inside(job) else 1
         if self.segment < 1 or job.plan.steps % self.segment or self.segment % every:
             raise UserError(
@@ -176,10 +177,7 @@ class PES:
 
         def one(index: Array) -> Array:
             def direction(segment: Array) -> Array:
-                stream = jax.random.fold_in(jax.random.fold_in(key, _DIRECTIONS), index)
-                return jax.random.normal(
-                    jax.random.fold_in(stream, segment), flat.shape, flat.dtype
-                )
+                return _direction(key, jnp.stack([index, segment]), flat)
 
             def advance(carry: Any, segment: Array) -> tuple[Any, Any]:
                 states, sums = carry
@@ -218,5 +216,8 @@ class PES:
 
 
 def _direction(key: Key, index: Array, like: Array) -> Array:
-    stream = jax.random.fold_in(jax.random.fold_in(key, _DIRECTIONS), index)
+    """The perturbation of a pair, or of a pair's segment: of what `index` names."""
+    stream = jax.random.fold_in(key, _DIRECTIONS)
+    for i in jnp.atleast_1d(index):
+        stream = jax.random.fold_in(stream, i)
     return jax.random.normal(stream, like.shape, like.dtype)

@@ -16,7 +16,7 @@ from jax.flatten_util import ravel_pytree
 
 from optjax import scan
 from optjax.hypergradients.dual import Dual, push
-from optjax.hypergradients.job import Found, Job, nothing_to_check
+from optjax.hypergradients.job import Found, Job, whole
 from optjax.problems import Data
 from optjax.scan import Outcome, Records, RunState
 from optjax.types import Array, HParams, Key
@@ -35,7 +35,11 @@ class Forward:
     singly: int = 4
 
     name = "forward"
-    check = staticmethod(nothing_to_check)
+
+    def check(self, job: Job, names: frozenset[str]) -> None:
+        """Tangents are whole numbers."""
+        whole("Forward", "tile", self.tile, 1)
+        whole("Forward", "singly", self.singly, 0)
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
         flat, unravel = ravel_pytree(theta)

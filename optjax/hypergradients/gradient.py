@@ -104,14 +104,16 @@ def _compute(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams, ke
 class HypergradFn:
     """What `oj.hypergrad` gives: call it with ``(hparams, key)``. See there."""
 
-    run: Run
-    job: Job
+    run: Run = dataclasses.field(repr=False)
+    job: Job = dataclasses.field(repr=False)
     wrt: tuple[str, ...] | None
     mode: Mode
     explained: bool = False
     _modes: dict[Any, Mode] = dataclasses.field(default_factory=dict)  # chosen, by shapes
 
     def __call__(self, hparams: HParams, key: Key) -> Hypergradient:
+        if not hasattr(key, "dtype"):
+            raise UserError(f"key is {key!r}: expected a key, as from jax.random.key(0)")
         result = self.pure(self.run.problem.data, hparams, key)
         if not isinstance(result.finite, Tracer):
             self._judge(result)
@@ -131,15 +133,21 @@ class HypergradFn:
     def over_seeds(self, hparams: HParams, seeds: int | Iterable[int]) -> Estimate:
         """The mean over seeds and its standard error, s/√N; seeds that diverged are left out.
 
+        Near the edge of stability gradients are heavy-tailed: rare runs carry the mean, and an
+        error that has not seen them says nothing.
+
         Args:
           seeds: how many (0, 1, …), or which.
 
         Raises:
           UserError: fewer than two seeds.
         """
-        which = np.arange(seeds) if isinstance(seeds, int) else np.asarray(list(seeds))
+        which = np.asarray(seeds if np.ndim(np.asarray(seeds, object)) == 0 else list(seeds))  # pyright: ignore[reportArgumentType]
+        if not np.issubdtype(which.dtype, np.integer):
+            raise UserError(f"seeds is {seeds!r}: expected a whole number, or several")
+        which = which if which.ndim else np.arange(int(which))
         if len(which) < 2:
-            raise UserError(f"seeds is {seeds}: expected at least two, for a standard error")
+            raise UserError(f"seeds is {seeds!r}: expected at least two, for a standard error")
         theta, rest = self.parted(hparams)
         at_once = memory.lanes(self.chosen(self.run.problem.data, theta, rest), self.job,
                                self.run.problem.data, theta, rest)  # fmt: skip
@@ -155,18 +163,13 @@ class HypergradFn:
         """What is differentiated by, as floating arrays, and the other hyperparameters."""
         checked = self.run.checked(hparams)
         names = self._names(checked)
-        dtype = self._dtype
+        dtype = scan.hyper_dtype(self.run.params)
         theta = {
             name: jax.tree.map(lambda v: jnp.asarray(v, dtype), checked[name]) for name in names
         }
         rest = {name: value for name, value in checked.items() if name not in theta}
         self.mode.check(self.job, frozenset(theta))
         return theta, rest
-
-    @functools.cached_property
-    def _dtype(self) -> Any:
-        params, _ = jax.eval_shape(self.job.plan.init, jax.random.key(0), self.run.problem.data)
-        return scan.hyper_dtype(params)
 
     def _names(self, checked: HParams) -> tuple[str, ...]:
         whole = "batch_size" if self.run.plan.n else None
@@ -209,11 +212,13 @@ class HypergradFn:
         if bool(np.all(np.asarray(result.finite))):
             return
         if isinstance(self.mode, Implicit) and int(result.status) != Status.DIVERGED:
-            why = self.mode.refusal(result.aux, result.value.dtype)
+            why = self.mode.refusal(result.aux, int(result.status), result.value.dtype)
             if why is not None:
                 raise UserError(why)
         at = int(result.diverged_at)
         why = f"the run diverged at step {at}" if at >= 0 else "the gradient overflowed"
+        if at < 0 and isinstance(self.mode, ES | PES):
+            why = "a perturbed run diverged (take a smaller sigma)"
         warnings.warn(f"{why}: the hypergradient is NaN", NonFiniteHypergradient, stacklevel=3)
 
 
@@ -245,7 +250,8 @@ def hypergrad(
     Args:
       run: from `oj.make_run`.
       of: F. "final_loss"; "mean_loss", the mean of the mini-batch losses along the run; a metric
-        of the problem, at the end ("validation_loss"); or any function Trajectory → ().
+        of the problem, at the end ("validation_loss"); or any function Trajectory → (). Each new
+        function object is a new program: define it once.
       wrt: names of hyperparameters; all that are given, but the batch size, by default. A value
         may be a number, an array, a `Schedule`, a tree (``initial_params``), ``example_weights``.
       mode: how, by name or as an object with settings (`optjax.hypergradients`):
@@ -253,10 +259,10 @@ def hypergrad(
         ============  ===========================================  ====================
         mode          gradient                                     memory, time (in runs)
         ============  ===========================================  ====================
-        "forward"     exact, for few numbers P                     P states, about 1 + P
-        "reverse"     exact                                        T, about 4
-        "segmented"   exact                                        √T, about 5
-        "recursive"   exact                                        log T, 3 + log T
+        "forward"     exact, for few numbers P                     P states, 1 + P
+        "reverse"     exact                                        T, 3 to 6
+        "segmented"   exact                                        √T, 4
+        "recursive"   exact                                        log T, 5 and more
         "one_step"    exact, for T = 1                             1
         "implicit"    exact at convergence, singular cases too     1, and a linear solve
         Truncated(k)  biased: the last k steps                     k, 1 + 4k/T
@@ -304,6 +310,12 @@ def hypergrad(
         chosen: Mode = MODES[mode]
     else:
         chosen = mode
+    if isinstance(chosen, type) or not isinstance(chosen, Mode):
+        raise UserError(
+            f"mode is {mode!r}: expected a name, or an object such as Segmented() or Truncated(10)"
+        )
+    if wrt is not None and not isinstance(wrt, str | Iterable):
+        raise UserError(f"wrt is {wrt!r}: expected a name, or several")
     names = None if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
     job = make_job(run.plan, of, _metrics(run))
     return HypergradFn(run, job, names, chosen, explain)

@@ -19,10 +19,10 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
-from optjax import batching, scan
+from optjax import scan
 from optjax.batching import Batch
 from optjax.errors import UserError
-from optjax.hypergradients.job import Found, Job, looks_inside
+from optjax.hypergradients.job import Found, Job, looks_inside, whole
 from optjax.problems import Data
 from optjax.scan import Outcome, Trajectory
 from optjax.types import Array, HParams, Key, PyTree
@@ -44,7 +44,8 @@ class Implicit:
       iterations: of the solver; by default until the tolerance, at most ten times the parameters
         (Neumann: 1,000).
       direction: "tangent" solves a system for each number of θ; "adjoint" solves one, whose right
-        side ∂_w F may have parts outside the range of a singular H; "auto": tangents for up to 16.
+        side ∂_w F may have parts outside the range of a singular H ("cg" then goes on as
+        "normal_cg"); "auto": tangents for up to 16.
       tolerance: the largest ``residual`` that counts as converged; √ε of the parameters' type by
         default. A run whose status is CONVERGED by its own tolerance counts, too.
     """
@@ -60,6 +61,12 @@ class Implicit:
         """What is minimised must depend on the hyperparameters, and `of` on the end alone."""
         if self.solver not in get_args(Solver):
             raise UserError(f"solver is {self.solver!r}: expected {', '.join(get_args(Solver))}")
+        if self.direction not in ("auto", "tangent", "adjoint"):
+            raise UserError(
+                f"direction is {self.direction!r}: expected 'auto', 'tangent' or 'adjoint'"
+            )
+        if self.iterations is not None:
+            whole("Implicit", "iterations", self.iterations, 1)
         if job.averages:
             raise UserError(
                 "mode 'implicit' and of 'mean_loss': expected a number of the run's end"
@@ -94,8 +101,7 @@ class Implicit:
             return jax.jvp(lambda w: gradient(w, flat), (w,), (v,))[1]
 
         number, (by_w, by_theta) = jax.value_and_grad(value, argnums=(0, 1))(w, flat)
-        tangents = self.direction == "tangent" or (self.direction == "auto" and flat.size <= 16)
-        if tangents:
+        if self.direction == "tangent" or (self.direction == "auto" and flat.size <= 16):
             # −∂_θ G, a row for each number: (P, d)
             rows = -jax.vmap(lambda e: jax.jvp(lambda f: gradient(w, f), (flat,), (e,))[1])(
                 jnp.eye(flat.size, dtype=flat.dtype)
@@ -103,20 +109,32 @@ class Implicit:
             moves, errors = jax.vmap(lambda b: self._solve(hessian, b))(rows)
             slope, error = by_theta + moves @ by_w, jnp.max(errors)
         else:
-            v, error = self._solve(hessian, by_w)
+            v, error = self._adjoint(hessian, by_w)
             back = jax.vjp(lambda f: gradient(w, f), flat)[1](v)[0]
             slope = by_theta - back
-        residual = _norm(gradient(w, flat)) / _norm(gradient(start, flat))
+        # A warm start has no gradient to compare with: ‖Hw‖ is the size of what cancels in G.
+        scale = jnp.maximum(_norm(gradient(start, flat)), _norm(hessian(w)))
+        residual = _norm(gradient(w, flat)) / scale
         outcome = Outcome(trajectory.final_loss, trajectory.status, trajectory.diverged_at)
-        aux = {"residual": residual, "solve_residual": error}
+        elsewhere = _seen_along_the_run(job, data, hparams, trajectory)
+        aux = {"residual": residual, "solve_residual": error, "elsewhere": elsewhere}
         limit = self._tolerance(w.dtype)
         good = (residual <= limit) | (trajectory.status == scan.Status.CONVERGED)
-        good &= error <= jnp.sqrt(jnp.asarray(limit, w.dtype))
+        good &= (error <= limit**0.5) & (elsewhere == 0)
         slope = jnp.where(good, slope, jnp.nan)
         return Found(number, theta_of(slope), outcome, aux)
 
     def _tolerance(self, dtype: Any) -> float:
-        return self.tolerance or float(jnp.finfo(dtype).eps) ** 0.5
+        return float(jnp.finfo(dtype).eps) ** 0.5 if self.tolerance is None else self.tolerance
+
+    def _adjoint(self, hessian: Callable[[Array], Array], b: Array) -> tuple[Array, Array]:
+        """H⁻¹b; where plain conjugate gradients fail, b is not in H's range: least squares."""
+        v, error = self._solve(hessian, b)
+        if self.solver != "cg":
+            return v, error
+        again = dataclasses.replace(self, solver="normal_cg")
+        limit = self._tolerance(b.dtype) ** 0.5
+        return jax.lax.cond(error <= limit, lambda: (v, error), lambda: again._solve(hessian, b))
 
     def _solve(self, hessian: Callable[[Array], Array], b: Array) -> tuple[Array, Array]:
         """x of Hx = b, and ‖Hx − b‖/‖b‖ (of the normal equations: ‖H(Hx − b)‖/‖Hb‖)."""
@@ -126,19 +144,25 @@ class Implicit:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             if self.solver == "cg":
                 x, _ = cg(hessian, b, tol=tol, maxiter=most)
-                return x, _norm(hessian(x) - b) / _norm(b)
+                return x, _relative(hessian(x) - b, b)
             if self.solver == "normal_cg":
                 right = hessian(b)
                 x, _ = cg(lambda v: hessian(hessian(v)), right, tol=tol, maxiter=most)
-                return x, _norm(hessian(hessian(x) - b)) / _norm(right)
+                return x, _relative(hessian(hessian(x) - b), right)
             x = _neumann(hessian, b, most or 1000)
-            return x, _norm(hessian(x) - b) / _norm(b)
+            return x, _relative(hessian(x) - b, b)
 
-    def refusal(self, aux: dict[str, Any], dtype: Any) -> str | None:
+    def refusal(self, aux: dict[str, Any], status: int, dtype: Any) -> str | None:
         """Why the gradient of a finished call cannot be had, in a line; None where it can."""
         residual, solve = float(aux["residual"]), float(aux["solve_residual"])
         limit = self._tolerance(dtype)
-        if not residual <= limit:
+        if float(aux["elsewhere"]) > 0:
+            return (
+                "mode 'implicit': of depends on the run before its end, or on a model state "
+                "(running averages) that follows the parameters, which the solution does not tell; "
+                "take mode 'segmented'"
+            )
+        if not residual <= limit and status != scan.Status.CONVERGED:
             return (
                 f"mode 'implicit': the run has not converged, its gradient is {residual:.2g} of "
                 f"what it was at the start (expected at most {limit:.2g}); take more steps, a "
@@ -154,7 +178,45 @@ class Implicit:
 
 
 def _norm(v: Array) -> Array:
+    """‖v‖, above 0."""
     return jnp.maximum(jnp.linalg.norm(v), jnp.finfo(v.dtype).tiny)
+
+
+def _relative(rest: Array, b: Array) -> Array:
+    """‖rest‖/‖b‖, and 0 where b is 0."""
+    return jnp.where(jnp.any(b != 0), jnp.linalg.norm(rest) / _norm(b), 0)
+
+
+def _seen_along_the_run(job: Job, data: Data, hparams: HParams, trajectory: Trajectory) -> Array:
+    """The size of `of`'s derivative by what the final parameters do not decide."""
+    metrics = {name: rows[:-1] for name, rows in trajectory.metrics.items()}
+    path = None
+    if trajectory.path is not None:
+        path = jax.tree.map(lambda rows: rows[:-1], trajectory.path)
+    held = (trajectory.loss, metrics, path, trajectory.model_state)
+    leaves, structure = jax.tree.flatten(held)
+    moves = [jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves]
+
+    def value(floating: list[Array]) -> Array:
+        given = iter(floating)
+        merged = [next(given) if f else v for f, v in zip(moves, leaves, strict=True)]
+        loss, metrics, path, state = jax.tree.unflatten(structure, merged)
+        seen = trajectory._replace(loss=loss, model_state=state)
+        seen = seen._replace(
+            metrics={n: jnp.append(v, trajectory.metrics[n][-1:]) for n, v in metrics.items()}
+        )
+        if path is not None:
+            last = jax.tree.map(
+                lambda rows, w: jnp.concatenate([rows, w[None]]), path, trajectory.params
+            )
+            seen = seen._replace(path=last)
+        return job.judge(_at_end(job, data, hparams, seen, trajectory.params))[0]
+
+    slopes = jax.grad(value)([leaf for f, leaf in zip(moves, leaves, strict=True) if f])
+    total = jnp.zeros((), trajectory.final_loss.dtype)
+    for slope in slopes:
+        total += jnp.sum(jnp.abs(slope)).astype(total.dtype)
+    return total
 
 
 def _minimised(
@@ -164,12 +226,8 @@ def _minimised(
     plan = job.plan
     last = jnp.asarray(plan.steps, jnp.int32)
     numbers = scan.split(plan, hparams, params, last)[1]
-    weights, mask, share = numbers.pop("example_weights", None), None, None
-    if weights is not None:
-        mask, share = batching.weighted(weights, None)
-    batch = Batch(data.examples, mask, key, data.shared)
+    batch = Batch(data.examples, None, key, data.shared, numbers.get("example_weights"))
     loss, _ = plan.loss(params, model_state, batch, numbers)
-    loss = loss if share is None else share.astype(loss.dtype) * loss
     l2 = numbers.get("l2")
     return loss if l2 is None else loss + scan.penalty(l2, params).astype(loss.dtype)
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -59,6 +59,7 @@ class Job:
         return value, jax.tree.map(jax.lax.stop_gradient, ended)
 
 
+@runtime_checkable
 class Mode(Protocol):
     """A way to differentiate a run. One file each; a frozen dataclass, hashable."""
 
@@ -122,6 +123,17 @@ def with_records(job: Job, every: int) -> Job:
 def looks_inside(job: Job) -> bool:
     """Whether the number may depend on more than the end and the mean of the run."""
     return not (job.of in (_final_loss, _mean_loss) or isinstance(job.of, _LastMetric))
+
+
+def whole(mode: str, name: str, value: Any, least: int) -> None:
+    """Refuse a mode's argument that is no whole number of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
+        raise UserError(f"{mode}: {name} is {value!r}: expected a whole number from {least} on")
+
+
+def ends_in(job: Job) -> str | None:
+    """Which of the numbers by name it is; None for a function of the trajectory."""
+    return None if looks_inside(job) else job.name
 
 
 def size(tree: PyTree) -> int:

@@ -6,16 +6,19 @@ import math
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import psutil
 
 from optjax import scan
 from optjax.errors import UserError
+from optjax.hypergradients.evolution import ES, PES
 from optjax.hypergradients.forward import Forward
-from optjax.hypergradients.job import Job, Mode, size
+from optjax.hypergradients.job import Job, Mode, looks_inside, size
 from optjax.hypergradients.recursive import Recursive
 from optjax.hypergradients.reverse import Reverse
 from optjax.hypergradients.segmented import Segmented, segment_length
+from optjax.hypergradients.truncated import Truncated
 from optjax.problems import Data
 from optjax.types import HParams, PyTree
 
@@ -26,6 +29,7 @@ class Footprint(NamedTuple):
     state: int  # a state of the run
     step: int  # what reverse mode keeps of a step
     rest: int  # parameters, gradients and data, whatever the mode
+    reversible: bool = True  # whether a step has a reverse mode
 
 
 def footprint(job: Job, data: Data, theta: HParams, rest: HParams) -> Footprint:
@@ -46,21 +50,38 @@ def _footprint(job: Job, structure: Any, leaves: tuple[Any, ...]) -> Footprint:
 
     def kept(steps: int) -> int:
         """Bytes of the residuals of `steps` steps, the loop's and what it does not change."""
-        # A schedule's values belong to its own run; here any of the right number will do.
-        plan = dataclasses.replace(job.plan, record_every=1, record_path=False, metrics=_no_metrics)
+        plan = job.plan
+        if not looks_inside(job):
+            plan = dataclasses.replace(plan, record_every=1, metrics=_no_metrics)
 
         def residuals(data: Data, theta: HParams, rest: HParams, state: Any) -> Any:
             def run(theta: HParams) -> Any:
-                end, _ = scan.steps_of(plan, steps, data, {**rest, **theta}, state)
-                return end.params
+                end, records = scan.steps_of(plan, steps, data, {**rest, **theta}, state)
+                return end.params, records.metrics
 
             return jax.vjp(run, theta)[1]
 
         return _bytes(jax.eval_shape(residuals, data, theta, rest, start))
 
+    def loops(data: Data, theta: HParams, rest: HParams, state: Any) -> Any:
+        def total(theta: HParams) -> Any:
+            after = scan.step(job.plan, data, {**rest, **theta}, state)[0].params
+            return sum(jnp.sum(leaf).astype(float) for leaf in jax.tree.leaves(after))
+
+        return jax.grad(total)(theta)
+
     start = jax.eval_shape(state, data, theta, rest, key)
-    two, three = kept(2), kept(3)
-    return Footprint(_bytes(start), max(three - two, 1), _bytes(start) + _bytes(theta))
+    every = job.plan.record_every if looks_inside(job) else 1
+    each = (kept(3 * every) - kept(2 * every)) // every
+    try:
+        jax.eval_shape(loops, data, theta, rest, start)
+    except ValueError:  # a while loop, which has no reverse mode
+        reversible = False
+    else:
+        reversible = True
+    return Footprint(
+        _bytes(start), max(each, 1), _bytes(start) + _bytes(theta), reversible=reversible
+    )
 
 
 def _no_metrics(*_: Any) -> dict[str, Any]:
@@ -79,11 +100,12 @@ def _itemsize(dtype: Any) -> int:
     return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
 
 
-def predicted(mode: Mode, job: Job, found: Footprint, numbers: int) -> int | None:
-    """Bytes of temporaries; None for modes whose memory does not depend on T."""
+def predicted(mode: Mode, job: Job, found: Footprint, numbers: int) -> int:
+    """Bytes of temporaries."""
     steps = job.plan.steps
     if isinstance(mode, Forward):
-        return found.state * (1 + 2 * min(numbers, mode.tile)) + found.rest
+        tangents = min(numbers, mode.tile)
+        return found.state * (1 + 2 * tangents) + found.step * (1 + tangents) + found.rest
     if isinstance(mode, Reverse):
         return found.step * steps + found.rest
     if isinstance(mode, Segmented):
@@ -92,7 +114,13 @@ def predicted(mode: Mode, job: Job, found: Footprint, numbers: int) -> int | Non
     if isinstance(mode, Recursive):
         levels = max(1, math.ceil(math.log(steps, mode.branching)))
         return found.state * levels * mode.branching + found.step + found.rest
-    return None
+    if isinstance(mode, Truncated):
+        return found.step * mode.steps + found.rest
+    if isinstance(mode, ES):
+        return 2 * (found.state + found.step) * min(mode.tile, mode.pairs)
+    if isinstance(mode, PES):
+        return 2 * (found.state + found.step) * mode.pairs
+    return 8 * found.state + found.step + found.rest
 
 
 def available() -> float:
@@ -107,7 +135,7 @@ def available() -> float:
 def lanes(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> int:
     """How many derivatives fit side by side, at least one."""
     found = footprint(job, data, theta, rest)
-    return max(1, int(available() // (predicted(mode, job, found, size(theta)) or found.state)))
+    return max(1, int(available() // predicted(mode, job, found, size(theta))))
 
 
 def check(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> None:
@@ -116,11 +144,11 @@ def check(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> No
         return
     found, free = footprint(job, data, theta, rest), available()
     numbers = size(theta)
-    needed = predicted(mode, job, found, numbers) or 0
+    needed = predicted(mode, job, found, numbers)
     if needed <= free:
         return
     others = [Segmented(), Recursive(), Forward()]
-    fits = [m.name for m in others if (predicted(m, job, found, numbers) or 0) <= free]
+    fits = [m.name for m in others if predicted(m, job, found, numbers) <= free]
     instead = f"mode {fits[0]!r} would" if fits else "no exact mode does; take fewer steps"
     raise UserError(
         f"mode {mode.name!r} needs about {readable(needed)} for {job.plan.steps} steps and "

@@ -15,7 +15,7 @@ import optax
 
 from optjax import linear, problems, scan
 from optjax.errors import UserError
-from optjax.hypergradients.job import Found, Job
+from optjax.hypergradients.job import Found, Job, ends_in
 from optjax.hypergradients.reverse import Reverse
 from optjax.problems import Data
 from optjax.types import HParams, Key
@@ -36,7 +36,7 @@ class OneStep:
             )
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
-        if not _has_closed_form(job, frozenset({*theta, *rest}), frozenset(theta)):
+        if not _has_closed_form(job, theta, rest):
             # The start carries no tangent, so what reverse mode writes is the general form above.
             return Reverse()(job, data, theta, rest, key)
         hparams = {**rest, **theta}
@@ -50,13 +50,14 @@ class OneStep:
         return Found(value, {"learning_rate": slope}, outcome, {})
 
 
-def _has_closed_form(job: Job, given: frozenset[str], names: frozenset[str]) -> bool:
-    plan = job.plan
+def _has_closed_form(job: Job, theta: HParams, rest: HParams) -> bool:
+    plan, given = job.plan, {*theta, *rest}
     return (
         plan.loss is problems.squares_loss
         and plan.optimizer is optax.sgd
         and plan.sampler == "full"
-        and job.name == "final_loss"
-        and names == {"learning_rate"}
+        and ends_in(job) == "final_loss"
+        and set(theta) == {"learning_rate"}
+        and getattr(theta["learning_rate"], "shape", None) == ()
         and given <= {"learning_rate", "initial_params"}
     )

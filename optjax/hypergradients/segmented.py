@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optjax.hypergradients.job import Found, Job, nothing_to_check
+from optjax.hypergradients.job import Found, Job, whole
 from optjax.hypergradients.reverse import reversed_through
 from optjax.problems import Data
 from optjax.types import HParams, Key, PyTree
@@ -78,7 +78,11 @@ class Segmented:
     segments: int | None = None
 
     name = "segmented"
-    check = staticmethod(nothing_to_check)
+
+    def check(self, job: Job, names: frozenset[str]) -> None:
+        """Segments are a whole number."""
+        if self.segments is not None:
+            whole("Segmented", "segments", self.segments, 1)
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
         return reversed_through(SegmentedScan(self.segments), job, data, theta, rest, key)

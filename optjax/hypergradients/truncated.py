@@ -17,9 +17,10 @@ import jax.numpy as jnp
 
 from optjax import scan
 from optjax.errors import UserError
-from optjax.hypergradients.job import Found, Job, looks_inside
+from optjax.hypergradients.job import Found, Job, looks_inside, whole
+from optjax.hypergradients.reverse import Reverse
 from optjax.problems import Data
-from optjax.scan import Outcome, Records, RunState
+from optjax.scan import Outcome, Records
 from optjax.types import Array, HParams, Key
 
 
@@ -37,9 +38,15 @@ class Truncated:
 
     def check(self, job: Job, names: frozenset[str]) -> None:
         """k must fit the run."""
+        whole("Truncated", "steps", self.steps, 1)
         total, every = job.plan.steps, job.plan.record_every
         if not 1 <= self.steps <= total:
             raise UserError(f"truncated({self.steps}): expected 1 to the run's {total} steps")
+        if "initial_params" in names and self.steps < total:
+            raise UserError(
+                f"truncated({self.steps}) and 'initial_params': they act before its steps, the "
+                "gradient would be 0; leave them out of wrt, or take mode 'segmented'"
+            )
         if looks_inside(job) and self.steps % every:
             raise UserError(
                 f"truncated({self.steps}): expected a multiple of the run's record_every = {every}"
@@ -48,24 +55,20 @@ class Truncated:
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
         plan, last = job.plan, self.steps
         first = plan.steps - last
+        if not first:
+            return Reverse()(job, data, theta, rest, key)
         given = {**rest, **jax.tree.map(jax.lax.stop_gradient, theta)}
         start = scan.init(plan, data, given, key)
-        begin, before = start, None
-        if first:
-            begin, before = scan.steps_of(_part(job, first), first, data, given, start)
+        begin, before = scan.steps_of(_part(job, first), first, data, given, start)
 
         def run(theta: HParams) -> tuple[Array, Outcome]:
             hparams = {**rest, **theta}
             end, after = scan.steps_of(_part(job, last), last, data, hparams, begin)
-            records = after if before is None else _joined(job, before, after, first, last)
+            records = _joined(job, before, after, first, last)
             return job.judge(scan.finish(plan, data, hparams, start.params, end, records))
 
         (value, outcome), gradient = jax.value_and_grad(run, has_aux=True)(theta)
-        return Found(value, gradient, outcome, {"start": _where(begin)})
-
-
-def _where(state: RunState) -> Array:
-    return state.step
+        return Found(value, gradient, outcome, {})
 
 
 def _part(job: Job, steps: int) -> Any:

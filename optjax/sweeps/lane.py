@@ -88,7 +88,7 @@ def record(
     # A sum over many steps loses too much in half precision.
     wide = widened(kind.dtype)
     state, total = lax.fori_loop(0, every, one, (start, jnp.zeros((), wide)))
-    numbers = scan.split(spec.plan, hparams, state.params, state.step)[1]
+    numbers = scan.split(spec.plan, hparams, state.params, state.step - 1)[1]
     values = {
         "loss": (total / every.astype(wide)).astype(kind.dtype),
         **spec.plan.metrics(state.params, state.model_state, data, numbers),

@@ -1,7 +1,5 @@
 """Biased, estimated and implicit gradients against what they should be; memory; refusals."""
 
-import warnings
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -62,6 +60,21 @@ def test_truncated_under_momentum_is_the_derivative_with_the_first_rates_fixed()
         )
         expected = each["learning_rate"].values[-4:].sum()
         np.testing.assert_allclose(gradient["learning_rate"], expected, rtol=1e-10)
+
+
+def test_truncated_to_the_whole_run_is_the_gradient_from_its_start_on():
+    X, t, w0 = _data(5, 4, 1)
+    run = oj.make_run(oj.least_squares(X, t), optax.adagrad, 6, sampler="full")
+    hparams = {"learning_rate": 0.1, "initial_params": w0, "initial_accumulator_value": 0.2}
+    all_of_it = oj.hypergrad(run, mode=Truncated(6))(hparams, KEY).gradient
+    for a, b in zip(
+        jax.tree.leaves(all_of_it),
+        jax.tree.leaves(oj.hypergrad(run, mode="reverse")(hparams, KEY).gradient),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-12)
+    with pytest.raises(oj.UserError, match="initial_params"):
+        oj.hypergrad(run, wrt="initial_params", mode=Truncated(3))(hparams, KEY)
 
 
 # ------------------------------------------------------------------------ evolution strategies
@@ -127,7 +140,7 @@ def test_pes_is_unbiased_on_a_quadratic(of, segment):
     np.testing.assert_allclose(found.value, exact.value, rtol=1e-12)
 
 
-def test_pes_of_one_segment_is_es_of_the_same_variance_and_smooths_each_segment():
+def test_pes_smooths_each_segment_by_itself():
     """One step a segment: each factor (1 − ηh)² is smoothed by itself, E = (1 − ηh)² + σ²h²."""
     h, rate, sigma, steps = 1.7, 0.4, 0.15, 3
     run = oj.make_run(oj.quadratic([h], [1.0]), optax.sgd, steps)
@@ -142,14 +155,23 @@ def test_pes_of_one_segment_is_es_of_the_same_variance_and_smooths_each_segment(
     assert abs(z) < 3.5
 
 
-def test_es_takes_a_batch_size():
+def test_es_by_a_batch_size_is_the_slope_of_the_smoothed_losses():
+    """E ε F(round(b + σε))/σ over the normal's weight between half-integers, in closed form."""
     X, t, w0 = _data(16, 3, 4)
-    run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 20)
-    hparams = {"learning_rate": 0.02, "batch_size": 6}
-    estimate = oj.hypergrad(run, wrt="batch_size", mode=ES(pairs=64, sigma={"batch_size": 2.0}))
-    found = estimate(hparams, KEY)
-    assert np.isfinite(found.gradient["batch_size"])
-    assert found.aux["standard_error"]["batch_size"] > 0
+    run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 6)
+    b, sigma = 6, 2.0
+    losses = jax.vmap(
+        lambda b: run({"learning_rate": 0.02, "batch_size": b}, KEY).final_loss
+    )(jnp.arange(1, 17))  # fmt: skip
+    ends = np.array([-np.inf, *np.arange(1.5, 16), np.inf])
+    density = np.exp(-(((ends - b) / sigma) ** 2) / 2) / np.sqrt(2 * np.pi)
+    exact = np.sum(losses * (density[:-1] - density[1:])) / sigma
+    mode = ES(pairs=4000, sigma={"batch_size": sigma}, tile=500)
+    found = oj.hypergrad(run, wrt="batch_size", mode=mode)(
+        {"learning_rate": 0.02, "batch_size": b}, KEY
+    )
+    z = _z(found.gradient["batch_size"], found.aux["standard_error"]["batch_size"], exact)
+    assert abs(z) < 3.5
 
 
 # ------------------------------------------------------------------------------------ implicit
@@ -235,6 +257,58 @@ def test_implicit_off_the_row_space_says_that_the_system_has_no_solution():
         oj.hypergrad(run, wrt="l2", mode=Implicit(iterations=50))(
             {"learning_rate": rate, "l2": 0.0}, KEY
         )
+
+
+def test_implicit_refuses_what_the_end_does_not_decide():
+    X, t, _ = _data(9, 3, 7)
+    run = oj.make_run(
+        oj.least_squares(X, t), optax.sgd, 600, sampler="full", record_every=100, record_path=True
+    )
+    hparams = {"learning_rate": 0.1, "l2": 0.5}
+    for of in (lambda run: run.loss[-2], lambda run: jnp.sum(run.path[-2] ** 2)):
+        with pytest.raises(oj.UserError, match="before its end"):
+            oj.hypergrad(run, of=of, wrt="l2", mode="implicit")(hparams, KEY)
+    last = oj.hypergrad(run, of=lambda run: jnp.sum(run.path[-1] ** 2), wrt="l2", mode="implicit")
+    params = oj.hypergrad(run, of=lambda run: jnp.sum(run.params**2), wrt="l2")
+    np.testing.assert_allclose(
+        last(hparams, KEY).gradient["l2"], params(hparams, KEY).gradient["l2"], rtol=1e-6
+    )
+
+
+def test_implicit_refuses_a_model_state_that_follows_the_parameters():
+    def loss(w, state, batch, hparams):
+        return jnp.sum((w - hparams["theta"]) ** 2), 0.9 * state + 0.1 * w
+
+    problem = Problem(lambda key, data: (data.shared, data.shared), loss,
+                      lambda w, state, data, hparams: jnp.sum(state**2),
+                      Data((), jnp.array([0.3, -2.0])), hparams=frozenset({"theta"}))  # fmt: skip
+    run = oj.make_run(problem, optax.sgd, 300)
+    with pytest.raises(oj.UserError, match="model state"):
+        oj.hypergrad(run, wrt="theta", mode="implicit")({"learning_rate": 0.2, "theta": 0.7}, KEY)
+
+
+def test_implicit_with_no_slope_a_warm_start_and_many_numbers():
+    """An example that is zero; a start at the solution; 20 weights of a singular problem."""
+    X, t, _ = _data(18, 25, 5)
+    X[3] = 0
+    run = oj.make_run(oj.least_squares(X, t), optax.sgd, 8000, sampler="full")
+    v = np.random.default_rng(0).normal(size=25)
+
+    def of(trajectory):
+        return jnp.dot(v, trajectory.params)
+
+    rate = 0.9 * 18 / np.linalg.norm(X, 2) ** 2 / 2
+    hparams = {"learning_rate": rate, "example_weights": np.ones(18), "l2": 0.0}
+    many = oj.hypergrad(run, of=of, wrt="example_weights", mode="implicit")(hparams, KEY)
+    one = Implicit(direction="tangent")
+    few = oj.hypergrad(run, of=of, wrt="example_weights", mode=one)(hparams, KEY)
+    np.testing.assert_allclose(
+        many.gradient["example_weights"], few.gradient["example_weights"], atol=1e-10
+    )
+    warm = {"learning_rate": rate, "l2": 0.0, "initial_params": run(hparams, KEY).params}
+    found = oj.hypergrad(run, of=of, wrt="l2", mode="implicit")(warm, KEY)
+    cold = oj.hypergrad(run, of=of, wrt="l2", mode="implicit")(hparams, KEY)
+    np.testing.assert_allclose(found.gradient["l2"], cold.gradient["l2"], rtol=1e-6)
 
 
 # -------------------------------------------------------------------------------------- memory
@@ -371,20 +445,35 @@ def test_no_second_program_for_other_values():
         (lambda r: oj.hypergrad(r, of="loss"), {}, "unknown of"),
         (lambda r: oj.hypergrad(r, of=lambda run: run.params), {}, "one real number"),
         (lambda r: oj.hypergrad(r, wrt="learning_rate", mode="implicit"), {}, "has no part"),
-        (lambda r: oj.hypergrad(r, mode=ES(pairs=1)), {}, "at least 2"),
+        (lambda r: oj.hypergrad(r, mode=ES(pairs=1)), {}, "from 2 on"),
         (lambda r: oj.hypergrad(r, mode=PES(3)), {}, "divisor"),
         (lambda r: oj.hypergrad(r, mode=ES(sigma={"rate": 0.1})), {}, "sigma names"),
         (lambda r: oj.hypergrad(r), {"learning_rate": oj.Schedule(np.ones(3))}, "3 values"),
         (lambda r: oj.hypergrad(r), {"example_weights": np.ones(4)}, "expected \\(6,\\)"),
-        (lambda r: oj.hypergrad(r), {"l2": np.ones(3)}, "one for each"),
+        (lambda r: oj.hypergrad(r), {"l2": np.ones(3)}, r"shape \(3,\).*like the"),
         (lambda r: oj.hypergrad(r), {"initial_params": np.ones(3)}, "initial_params"),
         (lambda r: oj.hypergrad(r), {"l2": True}, "expected a number"),
         (lambda r: oj.hypergrad(optax.sgd), {}, "oj.make_run"),
+        (lambda r: oj.hypergrad(r), {"l2": {"w": np.ones(4)}}, "like the parameters"),
+        (lambda r: oj.hypergrad(r), {"l2": np.ones(1)}, "like the parameters"),
+        (lambda r: oj.hypergrad(r, mode=Segmented(0)), {}, "from 1 on"),
+        (lambda r: oj.hypergrad(r, mode=Segmented(2.5)), {}, "from 1 on"),
+        (lambda r: oj.hypergrad(r, mode=Recursive(1)), {}, "from 2 on"),
+        (lambda r: oj.hypergrad(r, mode=Forward(tile=0)), {}, "from 1 on"),
+        (lambda r: oj.hypergrad(r, mode=ES), {}, "expected a name, or an object"),
+        (lambda r: oj.hypergrad(r, mode=3), {}, "expected a name, or an object"),
+        (lambda r: oj.hypergrad(r, mode=ES(sigma="a")), {}, "above 0"),
+        (lambda r: oj.hypergrad(r, wrt=5), {}, "expected a name, or several"),
+        (lambda r: oj.hypergrad(r, mode=Implicit(direction="up")), {"l2": 1.0}, "direction"),
+        (lambda r: lambda h, k: oj.hypergrad(r)(h, 0), {}, "key is 0"),
+        (lambda r: lambda h, k: oj.hypergrad(r)(None, k), {}, "expected a dict"),
+        (lambda r: lambda h, k: oj.hypergrad(r).over_seeds(h, "ab"), {}, "whole number"),
+        (lambda r: lambda h, k: oj.hypergrad(r).over_seeds(h, 1), {}, "at least two"),
     ],
 )
 def test_bad_input_is_one_line(make, hparams, match):
     X, t, w0 = _data(6, 4, 1)
     run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 8)
-    with warnings.catch_warnings(), pytest.raises(oj.UserError, match=match) as raised:
+    with pytest.raises(oj.UserError, match=match) as raised:
         make(run)({"learning_rate": 0.05, **hparams}, KEY)
     assert "\n" not in str(raised.value)
