@@ -28,10 +28,13 @@ def picture(path: "xarray.Dataset", most: int = 7) -> Figure:
     rows = -(-panels // columns)
     fig, axes = figure("wide", rows, columns, squeeze=False)
     values = path.value.values
-    restart, step = (int(i) for i in np.unravel_index(np.nanargmin(values), values.shape))
+    seen = bool(np.isfinite(values).any())
+    place = int(np.nanargmin(values)) if seen else values.size - 1
+    restart, step = (int(i) for i in np.unravel_index(place, values.shape))
     _lines(axes.flat[0], values, restart, step)
     axes.flat[0].set(ylabel="value", xlabel="outer step")
-    if np.nanmin(values) > 0:
+    axes.flat[0].legend(frameon=False, fontsize=8)
+    if seen and np.nanmin(values) > 0:
         axes.flat[0].set_yscale("log")
     for ax, name in zip(axes.flat[1:], names, strict=False):
         found = path[name].values
@@ -54,8 +57,8 @@ def picture(path: "xarray.Dataset", most: int = 7) -> Figure:
 
 
 def _lines(ax: Axes, values: np.ndarray, restart: int, step: int) -> None:
-    for r in range(values.shape[0]):
-        if r != restart:
-            ax.plot(values[r], color=_FAINT, lw=0.8)
-    ax.plot(values[restart], color=COLOURS[0], lw=1.6)
-    ax.plot([step], values[restart, step], "o", color=COLOURS[1], ms=5)
+    others = np.delete(values, restart, axis=0)
+    for r, line in enumerate(others):
+        ax.plot(line, color=_FAINT, lw=0.8, label=None if r else "other restarts")
+    ax.plot(values[restart], color=COLOURS[0], lw=1.6, label="best restart")
+    ax.plot([step], values[restart, step], "o", color=COLOURS[1], ms=5, label="best point")

@@ -2,7 +2,8 @@
 
     (0, ∞): θ = e^u        (a, b): θ = a + (b − a)/(1 + e^{−u})        (−∞, ∞): θ = u
 
-A step of 0.1 in u is a tenth of θ, whatever its size; no step leaves the range.
+A step of 0.1 in u is a tenth of θ, whatever its size. No step leaves the range: where θ(u) rounds
+to an end, it is the number next to the end.
 """
 
 import math
@@ -14,12 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from optjax.errors import UserError, nearest
+from optjax.schedules import Schedule
 from optjax.types import Array, HParams, PyTree
 
 Range = tuple[float, float]
 
 SHARES = frozenset("momentum b1 b2 b3 decay decay_rate rho beta adam_b1 adam_b2 eta_minus".split())
 """Hyperparameters that are shares: in (0, 1) unless a constraint says otherwise."""
+
+RATES = frozenset({"learning_rate", "max_learning_rate"})
+"""Hyperparameters that are made smaller where no run has stayed finite yet."""
 
 
 class Space(NamedTuple):
@@ -46,6 +51,15 @@ class Space(NamedTuple):
         theta, back = jax.vjp(self.inside, u)
         gradient = jax.tree.map(lambda g, v: g.astype(v.dtype), dict(gradient), theta)
         return back(gradient)[0]
+
+    def shrunk(self, u: HParams) -> HParams:
+        """u with positive learning rates smaller by a factor of e."""
+        return {
+            name: jax.tree.map(lambda v: v - 1, u[name])
+            if name in RATES and span[0] >= 0
+            else u[name]
+            for name, span in self.ranges
+        }
 
     def logarithmic(self, name: str) -> bool:
         """Whether the range is that of a positive number."""
@@ -103,10 +117,19 @@ def _inside(u: Array, span: Range) -> Array:
     if math.isinf(low) and math.isinf(high):
         return u
     if math.isinf(high):
-        return low + jnp.exp(u)
-    if math.isinf(low):
-        return high - jnp.exp(u)
-    return low + (high - low) * jax.nn.sigmoid(u)
+        theta = low + jnp.exp(u)
+    elif math.isinf(low):
+        theta = high - jnp.exp(u)
+    else:
+        theta = low + (high - low) * jax.nn.sigmoid(u)
+    return jnp.clip(theta, _beside(low, math.inf, u.dtype), _beside(high, -math.inf, u.dtype))
+
+
+def _beside(end: float, toward: float, dtype: Any) -> np.ndarray:
+    """The number next to an end of a range; not one so small that processors take it for 0."""
+    found = np.nextafter(np.asarray(end, dtype), np.asarray(toward, dtype))
+    tiny = jnp.finfo(dtype).tiny
+    return np.asarray(math.copysign(tiny, toward) if abs(found) < tiny else found, dtype)
 
 
 def _outside(theta: Any, span: Range) -> Array:
@@ -124,12 +147,22 @@ def _outside(theta: Any, span: Range) -> Array:
 def named_leaves(theta: HParams) -> dict[str, Array]:
     """Every array of a dict of trees, by its name and its path in the tree, as jax orders them.
 
+    Raises:
+      UserError: two of them get one name.
+
     >>> list(named_leaves({"rate": 0.1, "initial_params": {"kernel": 1.0, "bias": 2.0}}))
     ['initial_params.bias', 'initial_params.kernel', 'rate']
     """
-    named = {}
-    for name, value in sorted(theta.items()):
-        for path, leaf in jax.tree_util.tree_flatten_with_path(value)[0]:
-            keys = [str(getattr(k, "key", getattr(k, "idx", ""))) for k in path]
-            named[".".join([name, *filter(None, keys)])] = leaf
+    trees = jax.tree.map(_values, dict(theta), is_leaf=lambda v: isinstance(v, Schedule))
+    named: dict[str, Array] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+        # A slash would be a folder of the file.
+        name = jax.tree_util.keystr(path, simple=True, separator=".").replace("/", ".")
+        if name in named:
+            raise UserError(f"two hyperparameters are named {name!r} in the path: rename one")
+        named[name] = leaf
     return named
+
+
+def _values(value: Any) -> Any:
+    return value.values if isinstance(value, Schedule) else value

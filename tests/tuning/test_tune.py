@@ -1,17 +1,21 @@
 """Tuning by gradient: it descends, stays in range, comes back from divergence, resumes."""
 
+import collections
 import functools
+import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import optjax as oj
-from optjax import linear
-from optjax.tuning import TuningInterrupted
-from optjax.tuning.space import make_space
+from optjax import files, linear
+from optjax.tuning import TuningInterrupted, climb, facts
+from optjax.tuning.book import Book
+from optjax.tuning.space import make_space, named_leaves
 
 KEY = jax.random.key(0)
 
@@ -76,7 +80,7 @@ def test_restarts_and_seeds_are_runs_of_their_own():
 
 
 def test_a_diverging_point_goes_back_halfway():
-    """Restarts far above the largest rate that converges; the given start is below it."""
+    """To the restart's own last finite point, or to the best point of all where it has none."""
     run = _run(2000)
     found = oj.tune(run, "final_loss", {"learning_rate": 0.3}, steps=12, restarts=6, spread=3.0,
                     seed=1, progress=_quiet)  # fmt: skip
@@ -84,8 +88,79 @@ def test_a_diverging_point_goes_back_halfway():
     assert not finite[:, 0].all()
     assert finite[:, -1].all()
     r = int(np.argmin(finite[:, 0]))
-    u = np.log(found.path.learning_rate.values[r, :2])
-    np.testing.assert_allclose(u[1], (u[0] + math.log(0.3)) / 2, rtol=1e-10)
+    u = np.log(found.path.learning_rate.values)
+    best = int(np.nanargmin(found.path.value.values[:, 0]))
+    np.testing.assert_allclose(u[r, 1], (u[r, 0] + u[best, 0]) / 2, rtol=1e-10)
+    far = oj.tune(_run(150), "final_loss", {"learning_rate": 0.05}, optax.sgd(1e3), steps=3,
+                  progress=_quiet)  # fmt: skip
+    u, finite = np.log(far.path.learning_rate.values[0]), far.path.finite.values[0]
+    assert finite.tolist() == [True, False, False]
+    np.testing.assert_allclose(u[2], (u[0] + u[1]) / 2, rtol=1e-10)
+
+
+def _cliff(trajectory):
+    """A gradient whose square overflows, far from the solution."""
+    loss = trajectory.final_loss
+    return jnp.where(loss > 1e2, 1e200, 1.0) * loss
+
+
+@pytest.mark.parametrize("of", ["final_loss", _cliff])
+def test_a_start_that_is_not_finite_comes_down(of):
+    steps, rate = (200, 1e3) if of == "final_loss" else (12, 10.0)
+    found = oj.tune(_run(steps), of, {"learning_rate": rate}, steps=14, progress=_quiet)
+    finite = found.path.finite.values[0]
+    first = int(np.argmax(finite))
+    assert first > 1
+    assert finite[first:].all()
+    rates = found.path.learning_rate.values[0]
+    np.testing.assert_allclose(rates[: first + 1], rate * np.exp(-np.arange(first + 1.0)))
+    assert bool(found.path.diverged[0, 0]) == (of == "final_loss")
+    # Adam starts afresh: its first step is a tenth, but for its ε.
+    np.testing.assert_allclose(abs(np.log(rates[first + 1] / rates[first])), 0.1, rtol=0.02)
+
+
+def test_no_start_that_is_finite(tmp_path):
+    hparams = {"learning_rate": 1e9, "momentum": 0.5}
+    diverging = functools.partial(
+        oj.tune, _run(200), "final_loss", hparams, wrt="momentum", steps=99
+    )
+
+    def stop(text, fraction):
+        if "step 3" in text:
+            raise KeyboardInterrupt
+
+    with pytest.raises(TuningInterrupted) as raised:
+        diverging(progress=stop)
+    tuning = raised.value.tuning
+    assert math.isnan(tuning.value)
+    assert tuning.hparams == hparams
+    assert tuning.figure().axes
+    with pytest.raises(oj.UserError, match="every point of 10 outer steps diverged"):
+        diverging(progress=_quiet)
+    with pytest.raises(oj.UserError, match="have the runs converged; take more steps"):
+        oj.tune(_run(), "final_loss", {"learning_rate": 1e-3, "l2": 0.1}, wrt="l2", steps=2,
+                mode="implicit", progress=_quiet)  # fmt: skip
+
+
+def test_no_step_leaves_the_range():
+    hparams = {"learning_rate": 0.05, "momentum": 0.4}
+    found = oj.tune(_run(), "final_loss", hparams, optax.sgd(1e6), steps=4, progress=_quiet)
+    momentum = found.path.momentum.values
+    assert ((momentum > 0) & (momentum < 1)).all()
+    space = make_space({"momentum": np.array(0.5)}, {})
+    for u in (-1e6, 1e6):
+        at = space.inside({"momentum": jnp.asarray(u, jnp.float32)})["momentum"]
+        assert at.dtype == jnp.float32
+        assert 0 < float(at) < 1
+
+
+def test_a_second_tuning_compiles_nothing():
+    hparams = {"learning_rate": 0.05, "momentum": 0.4}
+    oj.tune(_run(), "final_loss", hparams, steps=3, progress=_quiet)
+    before = climb.advance._cache_size()
+    hparams = {"learning_rate": 0.02, "momentum": 0.3}
+    oj.tune(_run(), "final_loss", hparams, steps=3, seeds=np.int64(1), seed=2, progress=_quiet)
+    assert climb.advance._cache_size() == before
 
 
 def test_schedules_and_trees_come_back_as_they_are():
@@ -101,10 +176,13 @@ def test_schedules_and_trees_come_back_as_they_are():
     again = _run()(found.hparams, KEY)
     np.testing.assert_allclose(np.mean(again.loss), found.value, rtol=1e-8)
     assert found.path["learning_rate"].dims == ("restart", "outer_step", "learning_rate_index")
-    assert len(found.figure().axes) >= 5
+    axes = found.figure().axes
+    assert len(axes) >= 5
+    assert axes[0].get_legend() is not None
 
 
-def test_fresh_seeds_are_new_at_every_step():
+def test_fresh_seeds_are_new_at_every_step(monkeypatch):
+    monkeypatch.setattr(climb.memory, "lanes", lambda *given: 1)  # the seeds one after another
     run = _run(8, max_batch_size=2)
     found = oj.tune(run, "final_loss", {"learning_rate": 0.05}, optax.sgd(0.0), steps=3, seeds=2,
                     fresh_seeds=True, progress=_quiet)  # fmt: skip
@@ -140,6 +218,108 @@ def test_a_tuning_goes_on_where_it_was(tmp_path):
         tune(steps=9, out=tmp_path / "other.nc")
 
 
+def test_another_tuning_is_refused_in_a_short_line(tmp_path):
+    X, t = _data()
+    hparams = {"learning_rate": 0.02, "initial_params": np.zeros(4)}
+    tune = functools.partial(oj.tune, steps=1, progress=_quiet, out=tmp_path / "t.nc")
+    tune(_run(), "final_loss", hparams)
+    other = oj.make_run(oj.least_squares(X, 2 * t), optax.sgd, 12, sampler="full")
+    batches = _run(12, max_batch_size=3)
+    inner = oj.make_run(oj.least_squares(X, t), optax.adam, 12, sampler="full")
+    for run, of, outer, moved, match in [
+        (other, "final_loss", None, 0.0, "data was"),
+        (batches, "final_loss", None, 0.0, "sampler was 'full' and is 'replacement'"),
+        (inner, "final_loss", None, 0.0, "optimizer was"),
+        (_run(), "mean_loss", None, 0.0, "of was 'final_loss' and is 'mean_loss'"),
+        (_run(), "final_loss", optax.adam(0.2), 0.0, "outer was"),
+        (_run(), "final_loss", None, 1.0, r"start of initial_params was 'float64 \(4,\) #"),
+    ]:
+        there = {**hparams, "initial_params": np.full(4, moved)}
+        with pytest.raises(oj.UserError, match=f"another tuning: {match}") as raised:
+            tune(run, of, there, outer)
+        assert len(str(raised.value)) < 400 + len(str(tmp_path))
+        assert "\n" not in str(raised.value)
+    with pytest.raises(oj.UserError, match="state of another optimiser"):
+        Book.resumed(_opened(tmp_path / "t.nc"), {"u": jnp.zeros(3)})
+
+
+def _opened(path):
+    theta = {"learning_rate": jnp.asarray(0.1)}
+    book = Book(theta, make_space(theta, {}), {}, dict, path)
+    book.facts = json.loads(str(files.read_attrs(path)["settings"]))
+    return book
+
+
+def test_the_code_of_a_function_tells_it_from_another():
+    """Two functions of one file and one name; line numbers do not count."""
+    first, second, third = (_made(c) for c in "xyx")
+    assert facts._code(first) == facts._code(third) != facts._code(second)
+    assert facts._code(functools.partial(first, 1)) != facts._code(functools.partial(second, 1))
+
+
+def _made(name):
+    if name == "x":
+        return lambda x: x + 1
+    return lambda x: x - 1
+
+
+def test_out_is_written_on_the_way_and_found_unwritable_at_once(tmp_path, monkeypatch):
+    tune = functools.partial(oj.tune, _run(), "final_loss", {"learning_rate": 0.05}, steps=4)
+
+    def run_out(text, fraction):
+        if "step 3" in text:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        tune(progress=run_out, out=tmp_path / "t.nc")
+    assert files.read_dataset(tmp_path / "t.nc").sizes["outer_step"] == 3
+    monkeypatch.setattr("optjax.tuning.book._EVERY_SECONDS", 0.0)
+    seen = []
+
+    def look(text, fraction):
+        seen.append(files.read_dataset(tmp_path / "u.nc").sizes["outer_step"])
+
+    tune(progress=look, out=tmp_path / "u.nc")
+    assert seen == [1, 2, 3, 4]
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for out in (tmp_path / "file" / "t.nc", tmp_path / "folder", "/proc/none/t.nc"):
+        with pytest.raises(oj.UserError, match=f"cannot write {out}") as raised:
+            tune(progress=seen.append, out=out)
+        assert "\n" not in str(raised.value)
+
+
+def test_a_state_with_a_key_and_a_small_float_is_kept(tmp_path):
+    outer = optax.chain(
+        optax.add_noise(0.01, 0.5, key=jax.random.key(3)), optax.sgd(0.1, 0.9, False, jnp.bfloat16)
+    )
+    tune = functools.partial(oj.tune, _run(), "final_loss", {"learning_rate": 0.05}, outer)
+    whole = tune(steps=4, progress=_quiet)
+    tune(steps=2, progress=_quiet, out=tmp_path / "t.nc")
+    on = tune(steps=4, progress=_quiet, out=tmp_path / "t.nc")
+    np.testing.assert_allclose(on.path.learning_rate, whole.path.learning_rate, rtol=1e-12)
+
+
+def test_a_hyperparameter_must_not_overwrite_a_column():
+    for name in ("value", "diverged", "outer_step"):
+        theta = {name: jnp.asarray(0.1)}
+        with pytest.raises(oj.UserError, match=f"is named '{name}', which the path has already"):
+            Book(theta, make_space(theta, {}), {}, dict, None)
+    theta = {"rate": jnp.ones(2), "rate_index": jnp.asarray(0.1)}
+    with pytest.raises(oj.UserError, match="'rate_index'"):
+        Book(theta, make_space(theta, {}), {}, dict, None)
+
+
+def test_leaves_have_names_of_their_own():
+    Params = collections.namedtuple("Params", ["kernel", "bias"])
+    theta = {"initial_params": Params(1.0, 2.0), "rate": oj.Schedule(np.ones(2)), "a/b": 3.0}
+    assert list(named_leaves(theta)) == [
+        "a.b", "initial_params.kernel", "initial_params.bias", "rate"
+    ]  # fmt: skip
+    with pytest.raises(oj.UserError, match=r"two hyperparameters are named 'a.b'"):
+        named_leaves({"a": {"b": 1.0}, "a.b": 2.0})
+
+
 @pytest.mark.parametrize(
     ("span", "value"),
     [(None, -3.0), ((0, math.inf), 1e-4), ((-1, 2), 1.9), ((-math.inf, 0.5), -2.0), ((3, 5), 3.1)],
@@ -168,7 +348,21 @@ def test_a_range_and_the_reals(span, value):
         ({"spread": -1.0}, "0 or more"),
         ({"seeds": []}, "at least one"),
         ({"wrt": "batch_size", "hparams": {"learning_rate": 0.1, "batch_size": 2}}, "mode='es'"),
-        ({"hparams": {"learning_rate": 1e9}}, "every point"),
+        ({"steps": 2.5}, "steps is 2.5: expected a whole number"),
+        ({"steps": "3"}, "steps is '3'"),
+        ({"restarts": 2.5}, "restarts is 2.5"),
+        ({"spread": "a"}, "spread is 'a'"),
+        ({"spread": math.nan}, "spread is nan"),
+        ({"seeds": ["a"]}, "expected how many"),
+        ({"seeds": [0.5]}, "whole numbers"),
+        ({"seed": -1}, "seed is -1"),
+        ({"wrt": ()}, r"wrt is \(\): expected a name"),
+        ({"progress": 3}, "progress is 3: expected a function"),
+        ({"constraints": 3}, "constraints is 3"),
+        ({"out": 3}, "out is 3"),
+        ({"outer": optax.adam}, "outer is the function adam: expected an optimiser"),
+        ({"outer": "adam"}, "outer is 'adam'"),
+        ({"outer": optax.lbfgs()}, "from a gradient and a point alone .*'value'"),
     ],
 )
 def test_bad_input_is_one_line(options, match):

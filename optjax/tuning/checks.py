@@ -1,0 +1,91 @@
+"""What a tuning is asked for, checked before anything is traced."""
+
+import math
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from optjax.errors import UserError
+from optjax.sweeps.checks import chosen_seeds
+from optjax.types import HParams
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A whole number of at least `least`; NumPy's are, too.
+
+    >>> whole("steps", np.int64(3), 1)
+    3
+    """
+    try:
+        number = least - 1 if isinstance(value, bool | np.bool_) else operator.index(value)
+    except TypeError:
+        number = least - 1
+    if number < least:
+        raise UserError(f"{name} is {value!r}: expected a whole number, at least {least}")
+    return number
+
+
+def spread(value: Any) -> float:
+    """A finite number that is not negative."""
+    try:
+        number = math.nan if isinstance(value, str | bool) else float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if not (math.isfinite(number) and number >= 0):
+        raise UserError(f"spread is {value!r}: expected a finite number, 0 or more")
+    return number
+
+
+def seeds(value: Any) -> np.ndarray:
+    """The seeds, (S,) int."""
+    several = isinstance(value, Iterable) and not isinstance(value, str)
+    given: Any = list(value) if several else value
+    return np.asarray(chosen_seeds(given))
+
+
+def names(wrt: Any) -> tuple[str, ...] | None:
+    """What to tune; None for all there is."""
+    if wrt is None:
+        return None
+    chosen = (wrt,) if isinstance(wrt, str) else tuple(wrt) if isinstance(wrt, Iterable) else ()
+    if not chosen or not all(isinstance(name, str) for name in chosen):
+        raise UserError(f"wrt is {wrt!r}: expected a name, or several")
+    return chosen
+
+
+def others(constraints: Any, progress: Any) -> None:
+    """A mapping, or None; a function, or None."""
+    if constraints is not None and not isinstance(constraints, Mapping):
+        raise UserError(f"constraints is {constraints!r}: expected a dict, name → (low, high)")
+    if progress is not None and not callable(progress):
+        raise UserError(f"progress is {progress!r}: expected a function (text, fraction)")
+
+
+def optimiser(outer: Any) -> None:
+    """It must be one, and need no more than gradient and point."""
+    if not isinstance(outer, optax.GradientTransformation):
+        given = f"the function {outer.__name__}" if hasattr(outer, "__name__") else repr(outer)
+        raise UserError(
+            f"outer is {given}: expected an optimiser of optax, optax.adam(0.1) and not optax.adam"
+        )
+
+
+def serves(outer: optax.GradientTransformation, u: HParams) -> None:
+    """Try a step of it on shapes."""
+
+    def step(u: HParams) -> Any:
+        return outer.update(u, outer.init(u), u)
+
+    try:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            jax.eval_shape(step, u)
+    except (TypeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise UserError(
+            f"outer takes no step from a gradient and a point alone ({said[:100]}): expected one "
+            "that does, as optax.adam(0.1)"
+        ) from None
