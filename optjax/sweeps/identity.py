@@ -168,6 +168,8 @@ def _feed_code(digest: Any, code: types.CodeType) -> None:
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
             _feed_code(digest, constant)
+        elif isinstance(constant, frozenset):  # in another order in every process
+            digest.update(repr(sorted(map(repr, constant))).encode())
         else:
             digest.update(repr(constant).encode())
 
