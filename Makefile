@@ -28,10 +28,10 @@ reproduce: $(STAMP)
 	$(BIN)/optjax reproduce $(if $(DATA),--data $(DATA))
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
 test-slow: $(STAMP)
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist worksteal -m slow
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -m slow
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -42,7 +42,7 @@ HELD_OUT = 10_000
 class Config:
     """Are a rate's schedule, momentum and weight decay tuned better by gradient than by search?
 
-    Command: optjax run tuning. Cost: 3 minutes on two cores.
+    Command: optjax run tuning. Cost: 2 to 4 minutes on two cores.
     Expect: on least squares the tuned schedule beats the best constant rate of a fine grid; by
     gradient it is found where a random search of equal cost does not come near.
     """
@@ -65,15 +65,15 @@ class Config:
     """Constant rates of the fine grid."""
     judges: int = 64
     """Runs of least squares, from other seeds, that judge."""
-    net_steps: int = 40
+    net_steps: int = 30
     """SGD steps of the network, batches of 8."""
     net_pieces: int = 4
     """Pieces of its schedule."""
-    net_outer_steps: int = 15
+    net_outer_steps: int = 12
     """Outer steps of its tuning."""
     net_seeds: int = 2
     """Runs of the network that a point is tuned on."""
-    net_judges: int = 24
+    net_judges: int = 16
     """Runs of the network that judge."""
     filters: int = 8
     """NF of the network."""

@@ -1,5 +1,8 @@
 """The six small experiments with small configs: claims, verdicts, figures, refusals."""
 
+import contextlib
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
@@ -14,6 +17,24 @@ from optjax.experiments import (
     rmsprop_counterexample,
     weight_decay,
 )
+
+
+def _first(module, table, count):
+    """With the first few of a module's table: each of the others costs its compilations."""
+    whole = getattr(module, table)
+    kept = list(whole.items() if isinstance(whole, dict) else whole)[:count]
+    return mock.patch.object(module, table, type(whole)(kept))
+
+
+# Without what costs most: the fields by gradients are those of tests/convnets/test_receptive.py.
+LESS = {
+    "accounting": lambda: mock.patch.object(
+        accounting, "measured_field", lambda model, shape, *_, **__: np.ones(shape[:2], bool)
+    ),
+    "minimum_norm": lambda: _first(minimum_norm, "SAMPLERS", 1),
+    "one_step": lambda: _first(one_step, "SAMPLERS", 1),
+    "rmsprop_counterexample": lambda: _first(rmsprop_counterexample, "OPTIMISERS", 2),
+}
 
 SMALL = {
     "minimum_norm": (
@@ -59,14 +80,26 @@ SMALL = {
 }
 
 
+def _run(name):
+    """In float64, whatever the process is set to."""
+    module, config, _ = SMALL[name]
+    jax.config.update("jax_enable_x64", False)
+    try:
+        dataset = module.run(config)
+        assert not jax.config.jax_enable_x64
+        return dataset
+    finally:
+        jax.config.update("jax_enable_x64", True)
+
+
 @pytest.fixture(scope="module")
 def datasets():
     done = {}
 
     def get(name):
         if name not in done:
-            module, config, _ = SMALL[name]
-            done[name] = module.run(config)
+            with LESS.get(name, contextlib.nullcontext)():
+                done[name] = _run(name)
         return done[name]
 
     return get
@@ -74,8 +107,18 @@ def datasets():
 
 @pytest.mark.parametrize("name", SMALL)
 def test_claims_come_out_and_figures_draw(name, datasets, tmp_path):
+    with LESS.get(name, contextlib.nullcontext)():
+        _check(name, datasets(name), tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LESS)
+def test_they_do_with_all_that_was_left_out(name, tmp_path):
+    _check(name, _run(name), tmp_path)
+
+
+def _check(name, dataset, tmp_path):
     module, _, expected = SMALL[name]
-    dataset = datasets(name)
     found = module.claims(dataset)
     assert {claim.id: claim.verdict for claim in found} == expected
     figures = module.figures(dataset)
@@ -84,18 +127,6 @@ def test_claims_come_out_and_figures_draw(name, datasets, tmp_path):
         assert fig.caption
         fig.savefig(tmp_path / f"{key}.svg")
     assert {claim.evidence for claim in found} <= {f"{name}/{key}" for key in figures}
-
-
-@pytest.mark.parametrize("name", ["one_step", "rmsprop_counterexample"])
-def test_an_experiment_runs_in_float64_whatever_the_process_is_set_to(name):
-    module, config, expected = SMALL[name]
-    jax.config.update("jax_enable_x64", False)
-    try:
-        dataset = module.run(config)
-        assert not jax.config.jax_enable_x64
-        assert {c.id: c.verdict for c in module.claims(dataset)} == expected
-    finally:
-        jax.config.update("jax_enable_x64", True)
 
 
 def test_the_hand_iterates_are_those_worked_out_exactly(datasets):
@@ -128,7 +159,8 @@ def test_verdicts_follow_the_measurements(datasets):
     dataset = datasets("one_step").copy(deep=True)
     dataset["slope"].loc[{"mode": "forward"}] *= 1 + 1e-9
     dataset["batch_best"].loc[{"part": "closed form"}] *= 1.5
-    verdicts = [c.verdict for c in one_step.claims(dataset)]
+    with LESS["one_step"]():
+        verdicts = [c.verdict for c in one_step.claims(dataset)]
     assert verdicts == ["holds", "refuted", "holds", "refuted"]
 
     dataset = datasets("weight_decay").copy(deep=True)
