@@ -65,7 +65,7 @@ class Config:
     """Constant rates of the fine grid."""
     judges: int = 64
     """Runs of least squares, from other seeds, that judge."""
-    net_steps: int = 30
+    net_steps: int = 32
     """SGD steps of the network, batches of 8."""
     net_pieces: int = 4
     """Pieces of its schedule."""
@@ -94,10 +94,13 @@ class _Case(NamedTuple):
 def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
     """Both cases; least squares with its grid of constant rates."""
     squares, cap = _squares(config)
+    net = _net(config)
+    for case in (squares, net):
+        case.run.checked(case.start)  # a schedule that does not fit is said before minutes of work
     found = _compared("squares", squares, config, lambda t, f: progress(t, 0.15 * f))
     grid = _grid(squares, cap, config)
-    net = _compared("net", _net(config), config, lambda t, f: progress(t, 0.15 + 0.85 * f))
-    return xr.merge([found, grid, net], join="outer", combine_attrs="no_conflicts")
+    nets = _compared("net", net, config, lambda t, f: progress(t, 0.15 + 0.85 * f))
+    return xr.merge([found, grid, nets], join="outer", combine_attrs="no_conflicts")
 
 
 def _squares(config: Config) -> tuple[_Case, float]:
