@@ -20,12 +20,6 @@ class Dual(NamedTuple):
     tangents: tuple[list[Array], ...]  # one list a tangent, in the order of the floating leaves
 
 
-def constant(value: PyTree, count: int) -> Dual:
-    """A tree that does not move."""
-    zeros = [jnp.zeros_like(leaf) for leaf in _floating(jax.tree.leaves(value))[0]]
-    return Dual(value, (zeros,) * count)
-
-
 def push(function: Callable[..., PyTree], *duals: Dual) -> Dual:
     """The function's value, and its directional derivatives along each tangent.
 
