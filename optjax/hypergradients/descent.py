@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Iterable
-from functools import partial, reduce, wraps
+from functools import partial, wraps
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from optjax import optimizers
+from optjax import optimizers, scan
 from optjax.errors import UserError, nearest
 from optjax.types import Array, PyTree
 
@@ -111,7 +111,7 @@ def online(
             return optimizers.differentiable(factory(*call.args, **call.kwargs))
 
         def init(params: PyTree) -> OnlineState:
-            dtype = _dtype(params)
+            dtype = scan.hyper_dtype(params)
             theta = {name: jnp.asarray(given.arguments[name]).astype(dtype) for name in names}
             slopes = tuple(jax.tree.map(jnp.zeros_like, params) for _ in names)
             inner = jax.tree.map(jnp.asarray, build(theta).init(params))
@@ -169,11 +169,6 @@ def _dot(a: PyTree, b: PyTree, dtype: Any) -> Array:
     leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     products = (jnp.sum(x.astype(dtype) * y.astype(dtype)) for x, y in leaves)
     return sum(products, jnp.zeros((), dtype))
-
-
-def _dtype(params: PyTree) -> Any:
-    dtypes = (leaf.dtype for leaf in jax.tree.leaves(params))
-    return reduce(np.promote_types, dtypes, np.dtype(np.float32))
 
 
 def _names(factory: optimizers.Factory, wrt: str | Iterable[str]) -> tuple[str, ...]:
