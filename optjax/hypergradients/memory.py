@@ -132,10 +132,14 @@ def available() -> float:
     return 0.5 * psutil.virtual_memory().available
 
 
+def needed(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> int:
+    """Bytes of temporaries of one hypergradient in a mode."""
+    return predicted(mode, job, footprint(job, data, theta, rest), size(theta))
+
+
 def lanes(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> int:
-    """How many derivatives fit side by side, at least one."""
-    found = footprint(job, data, theta, rest)
-    return max(1, int(available() // predicted(mode, job, found, size(theta))))
+    """How many hypergradients fit side by side, at least one."""
+    return max(1, int(available() // needed(mode, job, data, theta, rest)))
 
 
 def check(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> None:

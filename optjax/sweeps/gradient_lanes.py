@@ -14,10 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from optjax.errors import UserError
 from optjax.hypergradients import memory
 from optjax.hypergradients.auto import Auto
-from optjax.hypergradients.evolution import ES, PES
 from optjax.hypergradients.gradient import HypergradFn, Hypergradient
-from optjax.hypergradients.job import Job, Mode, looks_inside, size
-from optjax.hypergradients.truncated import Truncated
+from optjax.hypergradients.job import Job, Mode, looks_inside
 from optjax.problems import Data
 from optjax.sweeps.buckets import Batching, Bucket, Point, buckets
 from optjax.sweeps.lane import Inputs
@@ -126,27 +124,11 @@ def _lanes(bucket: Bucket, trees: dict[str, PyTree], point: Point, fn: Hypergrad
     theta, rest = fn.parted(first)
     mode = fn.chosen(problem.data, theta, rest)
     why = fn.explain(first).reason if isinstance(fn.mode, Auto) else "asked for"
-    each = _bytes(run, job, mode, theta, rest) + _drawn(bucket, problem.data)
+    each = memory.needed(mode, job, problem.data, theta, rest) + _drawn(bucket, problem.data)
     # The program outlives the sweep; the data need not.
     shapes = dataclasses.replace(problem, data=jax.eval_shape(lambda data: data, problem.data))
     fn = dataclasses.replace(fn, run=Run(shapes, run.plan), mode=mode)
     return Lanes(bucket, trees, Program(fn, job, mode, fn.wrt), why, each)
-
-
-def _bytes(run: Run, job: Job, mode: Mode, theta: Any, rest: Any) -> int:
-    """Of a lane, beside its data."""
-    if isinstance(mode, ES | PES):
-        # They serve runs that cannot be differentiated, whose footprint cannot be had.
-        state = jax.tree.leaves(run.init({**rest, **theta}, jax.random.key(0)))
-        beside = min(mode.pairs, mode.tile) if isinstance(mode, ES) else mode.pairs
-        return 4 * (1 + 2 * beside) * sum(leaf.nbytes for leaf in state)
-    found = memory.footprint(job, run.problem.data, theta, rest)
-    known = memory.predicted(mode, job, found, size(theta))
-    if known is not None:
-        return found.rest + found.step + known
-    if isinstance(mode, Truncated):
-        return found.rest + found.state + found.step * mode.steps
-    return found.rest + found.state * (2 + 2 * min(size(theta), 16)) + found.step
 
 
 def _drawn(bucket: Bucket, data: Data) -> int:
