@@ -181,14 +181,17 @@ def _for_each(value: PyTree, params: PyTree) -> PyTree:
     return jax.tree.map(lambda _: value, params)
 
 
-def penalty(l2: PyTree, params: PyTree) -> Array:
-    """Σ λ̃ w², for one λ̃ or one for each parameter, ()."""
+def penalised(loss: Array, l2: PyTree | None, params: PyTree) -> Array:
+    """loss + Σ λ̃ w², for one λ̃, one for each parameter, or none."""
+    if l2 is None:
+        return loss
+    dtype = hyper_dtype(params)
     terms = jax.tree.map(
-        lambda k, w: jnp.sum(k.astype(w.dtype) * jnp.square(w)).astype(hyper_dtype(params)),
+        lambda k, w: jnp.sum(k.astype(w.dtype) * jnp.square(w)).astype(dtype),
         _for_each(l2, params),
         params,
     )
-    return sum(jax.tree.leaves(terms), jnp.zeros((), hyper_dtype(params)))
+    return loss + sum(jax.tree.leaves(terms), jnp.zeros((), dtype)).astype(loss.dtype)
 
 
 def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[RunState, Array]:
@@ -219,11 +222,6 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
 
     (loss, model_state), grads = jax.value_and_grad(value, has_aux=True)(state.params)
     l2 = numbers.get("l2")
-
-    def penalised(params: PyTree, loss: Array) -> Array:
-        """What the optimiser minimises: a line search must see the penalty, too."""
-        return loss if l2 is None else loss + penalty(l2, params).astype(loss.dtype)
-
     if l2 is not None:
         grads = jax.tree.map(
             lambda g, k, w: g + 2 * k.astype(w.dtype) * w,
@@ -236,9 +234,9 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
             grads,
             state.opt_state,
             state.params,
-            value=penalised(state.params, loss),
+            value=penalised(loss, l2, state.params),  # a line search must see the penalty, too
             grad=grads,
-            value_fn=lambda p: penalised(p, value(p)[0]),
+            value_fn=lambda p: penalised(value(p)[0], l2, p),
         )
     # A float32 coefficient must not widen the state of a bfloat16 run.
     opt_state = jax.tree.map(

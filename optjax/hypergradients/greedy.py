@@ -110,9 +110,7 @@ def _objective(
 
     def objective(params: PyTree) -> Array:
         loss = plan.objective(params, state.model_state, data, numbers)
-        if "l2" not in numbers:
-            return loss
-        return loss + scan.penalty(numbers["l2"], params).astype(loss.dtype)
+        return scan.penalised(loss, numbers.get("l2"), params)
 
     return objective
 

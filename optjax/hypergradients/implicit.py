@@ -228,8 +228,7 @@ def _minimised(
     numbers = scan.split(plan, hparams, params, last)[1]
     batch = Batch(data.examples, None, key, data.shared, numbers.get("example_weights"))
     loss, _ = plan.loss(params, model_state, batch, numbers)
-    l2 = numbers.get("l2")
-    return loss if l2 is None else loss + scan.penalty(l2, params).astype(loss.dtype)
+    return scan.penalised(loss, numbers.get("l2"), params)
 
 
 def _at_end(
