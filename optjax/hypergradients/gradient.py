@@ -198,6 +198,14 @@ class HypergradFn:
             self._modes[kind] = self._choose(data, theta, rest)
         return self._modes[kind]
 
+    def pinned(self, theta: HParams, rest: HParams) -> "Pinned":
+        """Its mode chosen once, without its data: for a program that outlives them."""
+        problem = self.run.problem
+        mode = self.chosen(problem.data, theta, rest)
+        shapes = dataclasses.replace(problem, data=jax.eval_shape(lambda data: data, problem.data))
+        fn = dataclasses.replace(self, run=Run(shapes, self.run.plan), mode=mode)
+        return Pinned(fn, fn.job, mode, fn.wrt)
+
     def _choose(self, data: Data, theta: HParams, rest: HParams) -> Mode:
         if not isinstance(self.mode, Auto):
             memory.check(self.mode, self.job, data, theta, rest)
@@ -220,6 +228,20 @@ class HypergradFn:
         if at < 0 and isinstance(self.mode, ES | PES):
             why = "a perturbed run diverged (take a smaller sigma)"
         warnings.warn(f"{why}: the hypergradient is NaN", NonFiniteHypergradient, stacklevel=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pinned:
+    """The static part of a hypergradient: those of equal job, mode and names are one program's."""
+
+    fn: HypergradFn = dataclasses.field(compare=False)
+    job: Job
+    mode: Mode
+    wrt: tuple[str, ...] | None
+
+    def pure(self, data: Data, hparams: HParams, key: Key) -> Hypergradient:
+        """As `HypergradFn.pure`."""
+        return self.fn.pure(data, hparams, key)
 
 
 def _mean_and_error(tree: PyTree, good: Array) -> tuple[PyTree, PyTree]:

@@ -14,8 +14,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from optjax.errors import UserError
 from optjax.hypergradients import memory
 from optjax.hypergradients.auto import Auto
-from optjax.hypergradients.gradient import HypergradFn, Hypergradient
-from optjax.hypergradients.job import Job, Mode, looks_inside
+from optjax.hypergradients.gradient import HypergradFn, Hypergradient, Pinned
+from optjax.hypergradients.job import looks_inside
 from optjax.problems import Data
 from optjax.sweeps.buckets import Batching, Bucket, Point, buckets
 from optjax.sweeps.lane import Inputs
@@ -24,22 +24,12 @@ from optjax.trajectory import Run
 from optjax.types import Array, PyTree
 
 
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """What one lane computes; those of equal job, mode and names are one."""
-
-    fn: HypergradFn = dataclasses.field(compare=False)
-    job: Job
-    mode: Mode
-    wrt: tuple[str, ...] | None
-
-
 class Lanes(NamedTuple):
     """Points that share a program."""
 
     bucket: Bucket  # in its hparams a tree is a place in `trees`
     trees: dict[str, PyTree]  # hyperparameters that are no numbers: the values of each, stacked
-    program: Program
+    program: Pinned
     why: str  # it has this mode
     each: int  # bytes of a lane, predicted
 
@@ -122,13 +112,10 @@ def _lanes(bucket: Bucket, trees: dict[str, PyTree], point: Point, fn: Hypergrad
     first = {name: values[0] for name, values in bucket.hparams.items()}
     first |= {name: _at(tree, first[name]) for name, tree in trees.items()}
     theta, rest = fn.parted(first)
-    mode = fn.chosen(problem.data, theta, rest)
+    program = fn.pinned(theta, rest)
     why = fn.explain(first).reason if isinstance(fn.mode, Auto) else "asked for"
-    each = memory.needed(mode, job, problem.data, theta, rest) + _drawn(bucket, problem.data)
-    # The program outlives the sweep; the data need not.
-    shapes = dataclasses.replace(problem, data=jax.eval_shape(lambda data: data, problem.data))
-    fn = dataclasses.replace(fn, run=Run(shapes, run.plan), mode=mode)
-    return Lanes(bucket, trees, Program(fn, job, mode, fn.wrt), why, each)
+    each = memory.needed(program.mode, job, problem.data, theta, rest)
+    return Lanes(bucket, trees, program, why, each + _drawn(bucket, problem.data))
 
 
 def _drawn(bucket: Bucket, data: Data) -> int:
@@ -141,7 +128,7 @@ def _drawn(bucket: Bucket, data: Data) -> int:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def block(
-    program: Program, mesh: jax.sharding.Mesh | None, shared: Any, own: tuple[Inputs, Array]
+    program: Pinned, mesh: jax.sharding.Mesh | None, shared: Any, own: tuple[Inputs, Array]
 ) -> Hypergradient:
     """The hypergradients of a block of lanes, laid over the mesh.
 
@@ -157,14 +144,14 @@ def block(
     return some(shared, own)
 
 
-def _some(program: Program, shared: tuple[Data, Any], own: tuple[Inputs, Array]) -> Hypergradient:
+def _some(program: Pinned, shared: tuple[Data, Any], own: tuple[Inputs, Array]) -> Hypergradient:
     data, trees = shared
 
     def one(own: tuple[Inputs, Array]) -> Hypergradient:
         (hparams, which), seed = own
         mine = data if which is None else _at(data, which)
         hparams = {**hparams, **{name: _at(tree, hparams[name]) for name, tree in trees.items()}}
-        return program.fn.pure(mine, hparams, jax.random.key(seed))
+        return program.pure(mine, hparams, jax.random.key(seed))
 
     # A lane alone is not vmapped: its branches stay branches.
     return lax.map(one, own) if own[1].shape[0] == 1 else jax.vmap(one)(own)

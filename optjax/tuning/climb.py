@@ -10,11 +10,9 @@ import numpy as np
 import optax
 
 from optjax.hypergradients import memory
-from optjax.hypergradients.gradient import HypergradFn
-from optjax.hypergradients.job import Job, Mode
+from optjax.hypergradients.gradient import HypergradFn, Pinned
 from optjax.problems import Data
 from optjax.scan import Status
-from optjax.trajectory import Run
 from optjax.tuning.space import Space, named_leaves
 from optjax.types import Array, HParams, PyTree
 
@@ -40,10 +38,7 @@ class State(NamedTuple):
 class Program:
     """The static part of an outer step; tunings of equal parts share what is compiled."""
 
-    fn: HypergradFn = dataclasses.field(compare=False)
-    job: Job
-    mode: Mode
-    wrt: tuple[str, ...] | None
+    gradient: Pinned
     space: Space
     outer: optax.GradientTransformation
     starts: int  # side by side
@@ -60,14 +55,10 @@ def make_program(
     seeds: int,
 ) -> Program:
     """With its mode chosen, and as many runs side by side as fit."""
-    problem = fn.run.problem
-    mode = fn.chosen(problem.data, theta, rest)
-    fit = memory.lanes(mode, fn.job, problem.data, theta, rest)
-    # The program outlives the tuning; the data need not.
-    shapes = dataclasses.replace(problem, data=jax.eval_shape(lambda data: data, problem.data))
-    fn = dataclasses.replace(fn, run=Run(shapes, fn.run.plan), mode=mode)
+    pinned = fn.pinned(theta, rest)
+    fit = memory.lanes(pinned.mode, fn.job, fn.run.problem.data, theta, rest)
     starts = max(1, min(restarts, fit // seeds))
-    return Program(fn, fn.job, mode, fn.wrt, space, outer, starts, min(seeds, fit))
+    return Program(pinned, space, outer, starts, min(seeds, fit))
 
 
 def start(program: Program, theta: HParams, restarts: int, spread: float, seed: int) -> State:
@@ -109,7 +100,7 @@ def _look(
     theta = program.space.inside(u)
 
     def alone(seed: Array) -> Any:
-        return program.fn.pure(data, {**rest, **theta}, jax.random.key(seed))
+        return program.gradient.pure(data, {**rest, **theta}, jax.random.key(seed))
 
     if program.seeds < len(seeds):
         each = jax.lax.map(alone, seeds, batch_size=program.seeds)
