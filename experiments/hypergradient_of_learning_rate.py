@@ -57,8 +57,6 @@ class Config:
     """T, steps of a run."""
     pairs: int = 128
     """Antithetic pairs of the evolution strategy."""
-    penalties: tuple[float, ...] = tuple(10.0**k for k in range(-8, 1))
-    """λ of the implicit mode, beside 0."""
     seeds: int = 1024
     """Runs with mini-batches at each rate."""
     batch_size: int = 4
@@ -68,24 +66,22 @@ class Config:
 
 
 def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
-    """Slopes by every mode and closed form; the surface; the singular limit; mini-batches."""
+    """Slopes by every mode and closed form; the surface; mini-batches."""
     if not config.steps or min(config.steps) < 1 or config.problems < 2:
         raise UserError("expected at least one number of steps, each above 0, and two problems")
     with jax.enable_x64(True):
-        problems = _draw(config, config.problems, 30.0, (config.rows, config.rows + 2))
+        problems = draw(config.seed, config.problems, 30.0, (config.rows, config.rows + 2))
         parts = [_agreement(config, problems, progress)]
         progress("surface", 0.7)
         parts.append(_surface(config, tuple(a[:1] for a in problems)))
-        progress("singular limit", 0.8)
-        parts.append(_singular(config))
         progress("mini-batches", 0.9)
         parts.append(_batches(config))
         return xr.merge(parts)
 
 
-def _draw(config: Config, problems: int, spread: float, shape: tuple[int, int]) -> Any:
+def draw(seed: int, problems: int, spread: float, shape: tuple[int, int]) -> Any:
     """X, t, w0: random bases, targets of a teacher; the curvatures are 1 … 1/spread²."""
-    rng, (n, d) = np.random.default_rng(config.seed), shape
+    rng, (n, d) = np.random.default_rng(seed), shape
     left, right = (np.linalg.qr(rng.normal(size=(problems, k, k)))[0] for k in (n, d))
     k = min(n, d)
     values = np.sqrt(n / 2) * np.geomspace(1, 1 / spread, k)
@@ -190,43 +186,6 @@ def _surface(config: Config, problem: Any) -> xr.Dataset:
     )
 
 
-def _singular(config: Config) -> xr.Dataset:
-    """v · dw/dλ at the minimum of ‖Xw − t‖² + λ‖w‖², more parameters than examples."""
-    n, d = shape = config.rows, config.rows + 2
-    X, t, _ = _draw(config, config.problems, 3.0, shape)
-    penalties = np.array([0.0, *sorted(config.penalties)])
-    v = np.random.default_rng(config.seed + 1).normal(size=d)
-
-    def slopes(mode: str) -> Hypergradient:
-        def one(X, t, penalty):
-            descent = make_run(least_squares(X, t, scale=n), optax.sgd, 600, sampler="full")
-            # Half of what the curvature 2(σ² + λ) allows, for the largest σ² = n/2.
-            hparams = {"learning_rate": 1 / (n + 2 * penalty), "l2": penalty}
-            along = lambda trajectory: jnp.dot(v, trajectory.params)  # noqa: E731
-            return hypergrad(descent, along, "l2", mode)(hparams, jax.random.key(0))
-
-        return jax.vmap(jax.vmap(one, (None, None, 0)), (0, 0, None))(X, t, penalties)
-
-    implicit, through = slopes("implicit"), slopes("segmented")
-    inverse = np.linalg.inv(X @ X.transpose(0, 2, 1) + penalties[:, None, None, None] * np.eye(n))
-    w = np.einsum("pnd,lpnm,pm->lpd", X, inverse, t)
-    exact = -np.einsum("d,pnd,lpnm,lpmk,pk->pl", v, X, inverse, inverse, t)
-    square = X.transpose(0, 2, 1) @ X + penalties[1:, None, None, None] * np.eye(d)
-    dense = np.full(exact.shape, np.nan)  # none at λ = 0, where the matrix has no inverse
-    dense[:, 1:] = -np.einsum("d,lpd->pl", v, np.linalg.solve(square, w[1:, ..., None])[..., 0])
-    found = {
-        "exact": exact,
-        "implicit": implicit.gradient["l2"],
-        "through": through.gradient["l2"],
-        "dense": dense,
-        "residual": implicit.aux["residual"],
-    }
-    return xr.Dataset(
-        {f"limit_{k}": (("problem", "penalty"), np.asarray(a)) for k, a in found.items()},
-        {"penalty": penalties},
-    )
-
-
 def _expected_loss(X: Any, t: Any, w0: Any, eta: Any, steps: int, size: int) -> Any:
     """E L_T under batches drawn with replacement: m = E δ and S = E δδᵀ of δ = w − w*, exactly."""
     n = X.shape[0]
@@ -250,7 +209,7 @@ def _expected_loss(X: Any, t: Any, w0: Any, eta: Any, steps: int, size: int) -> 
 
 def _batches(config: Config) -> xr.Dataset:
     """Means over seeds and their exact expectations, at rates where rare runs are not all of it."""
-    X, _, w0 = (a[0] for a in _draw(config, 1, 3.0, (32, 4)))
+    X, _, w0 = (a[0] for a in draw(config.seed, 1, 3.0, (32, 4)))
     t, w0 = np.random.default_rng(config.seed + 1).normal(size=32), w0 / 3
     T, b = config.batch_steps, config.batch_size
     slope = hypergrad(make_run(least_squares(X, t, w0), optax.sgd, T, max_batch_size=b))
@@ -277,12 +236,11 @@ def _batches(config: Config) -> xr.Dataset:
 
 
 def figures(dataset: xr.Dataset) -> dict[str, Figure]:
-    """Errors of all modes; the loss surface with tangents; the singular limit; mini-batches."""
+    """Errors of all modes; the loss surface with tangents; mini-batches."""
     with np.errstate(over="ignore", invalid="ignore"):
         return {
             "agreement": _agreement_figure(dataset),
             "surface": _surface_figure(dataset),
-            "singular-limit": _singular_figure(dataset),
             "mini-batches": _batches_figure(dataset),
         }
 
@@ -294,7 +252,8 @@ def _es(dataset: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
     return (mean - exact) / error, ratio.mean(1) / (ratio.std(1, ddof=1) / ratio.shape[1] ** 0.5)
 
 
-def _epsilon(ax: Axes) -> None:
+def epsilon(ax: Axes) -> None:
+    """Where no error is less."""
     ax.axhline(np.finfo(float).eps, color="#222222", lw=1, ls="--")
     ax.text(0.99, 1.7e-16, "machine epsilon", transform=ax.get_yaxis_transform(), fontsize=8,
             ha="right", va="top")  # fmt: skip
@@ -312,7 +271,7 @@ def _agreement_figure(dataset: xr.Dataset) -> Figure:
         ax.plot(x, top, "_", color=colour, ms=6)
         ax.plot(x, middle, marker, color=colour, ms=5.5, mec="#222222", mew=0.4,
                 label=LABELS.get(name, name))  # fmt: skip
-    _epsilon(ax)
+    epsilon(ax)
     ax.set(yscale="log", ylim=(2e-17, 1e-4), ylabel="relative error of dL/dη after T steps")
     ax.set_title("exact modes", fontsize=10)
 
@@ -372,44 +331,6 @@ def _surface_figure(dataset: xr.Dataset) -> Figure:
                    "2/λ_max it explodes.")  # fmt: skip
 
 
-def _singular_figure(dataset: xr.Dataset) -> Figure:
-    fig, (left, right) = figure("wide", 1, 2, height=3.7)
-    x = dataset.penalty.values.copy()
-    x[0] = x[1] / 10  # where λ = 0 is drawn
-    ratios = [dataset[f"limit_{k}"] / dataset.limit_exact[:, 0] for k in ("exact", "implicit")]
-    for i, (exact, found) in enumerate(zip(*(r.values[:4] for r in ratios), strict=True)):
-        left.plot(x, exact, color=COLOURS[i], lw=1.3)
-        left.plot(x, found, MARKERS[i], color=COLOURS[i], ms=5)
-    left.axhline(1, color="#222222", lw=1, ls="--")
-    left.text(x[1], 0.97, "limit: −Xᵀ(XXᵀ)⁻²t, minimum norm", fontsize=8, va="top")
-    left.plot([], [], color="#222222", lw=1.3, label="closed form, four problems")
-    left.plot([], [], "o", ls="", color="#222222", ms=5, label="mode implicit")
-    left.set(ylabel="v · dw/dλ, relative to its limit")
-    left.legend(frameon=False, fontsize=8, loc="lower left")
-    words = {
-        "implicit": "implicit",
-        "through": "segmented, through the run",
-        "dense": "dense solve with XᵀX + λI",
-    }
-    for i, (name, label) in enumerate(words.items()):
-        error = np.maximum(abs(dataset[f"limit_{name}"] / dataset.limit_exact - 1), 1e-17)
-        middle, top = error.median("problem"), error.max("problem")
-        right.plot(x, middle, "-" + MARKERS[i], color=COLOURS[i], ms=4.5, label=label)
-        right.fill_between(x, middle, top, color=COLOURS[i], alpha=0.18, lw=0)
-    _epsilon(right)
-    right.set(yscale="log", ylabel="relative error of v · dw/dλ", ylim=(2e-17, 1e-5))
-    right.legend(frameon=False, fontsize=8, loc="upper right")
-    shown = range(2, len(x), 2)
-    for ax in (left, right):
-        ax.set(xscale="log", xlabel="penalty λ of ‖Xw − t‖² + λ‖w‖²")
-        ax.set_xticks(x[[0, *shown]], ["0", *(f"$10^{{{np.log10(x[i]):.0f}}}$" for i in shown)])
-        ax.set_xticks([], minor=True)
-    return caption(fig, "The derivative of the solution by the penalty along a random direction v, "
-                   "with more parameters than examples. Left: down to λ = 0, where the Hessian is "
-                   "singular. Right: errors over all problems, lines: medians, bands: up to the "
-                   "largest; a dense solve loses digits as 1/λ.")  # fmt: skip
-
-
 def _batches_figure(dataset: xr.Dataset) -> Figure:
     fig, axes = figure("wide", 1, 2, height=3.6)
     x = dataset.batch_share.values
@@ -429,7 +350,7 @@ def _batches_figure(dataset: xr.Dataset) -> Figure:
 
 
 def claims(dataset: xr.Dataset) -> list[Claim]:
-    """hypergradient/modes-agree and hypergradient/singular-limit."""
+    """hypergradient/modes-agree."""
     errors = abs(dataset.slope / dataset.exact - 1)
     # Only one_step leaves out runs, those of several steps.
     full = bool(errors.drop_sel(mode="one_step").notnull().all())
@@ -464,31 +385,4 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
         verdict=verdict(exact and bool((abs(pooled) < Z).all()) and z < Z, reasoning=exact),
         evidence="hypergradient_of_learning_rate/agreement",
     )
-    gap = {
-        name: abs(dataset[f"limit_{name}"] / dataset.limit_exact - 1)
-        for name in ("implicit", "through", "dense")
-    }
-    far = {name: float(gap[name].max(skipna=False)) for name in ("implicit", "through")}
-    singular = Claim(
-        id="hypergradient/singular-limit",
-        statement="At convergence implicit differentiation gives dw/dλ = −Xᵀ(XXᵀ + λI)⁻²t with "
-        "more parameters than examples, at λ = 0 too.",
-        source="beyond the source",
-        measured={
-            "implicit: largest relative error": far["implicit"],
-            "implicit: the same at λ = 0": float(gap["implicit"][:, 0].max()),
-            "segmented, through the run: largest relative error": far["through"],
-            "a dense solve with XᵀX + λI: the same at the least λ > 0": float(
-                gap["dense"][:, 1].max()
-            ),
-            "largest gradient at the end, in units of that at the start": float(
-                dataset.limit_residual.max()
-            ),
-        },
-        tolerance="1e-7 relative (float64), at λ = 0 and from 1e-8 to 1",
-        n_runs=dataset.limit_exact.size,
-        interval=None,
-        verdict=verdict(all(v < 1e-7 for v in far.values())),
-        evidence="hypergradient_of_learning_rate/singular-limit",
-    )
-    return [modes, singular]
+    return [modes]

@@ -11,9 +11,7 @@ from optjax.experiments import hypergradient_of_learning_rate as experiment
 
 
 def _run(*steps):
-    config = experiment.Config(
-        problems=6, steps=steps, pairs=32, penalties=(1e-8, 1e-3), seeds=200, batch_steps=5
-    )
+    config = experiment.Config(problems=6, steps=steps, pairs=32, seeds=200, batch_steps=5)
     jax.config.update("jax_enable_x64", False)
     try:
         return experiment.run(config)
@@ -32,9 +30,9 @@ def _verdicts(dataset):
 
 
 def test_claims_hold(dataset):
-    modes, singular = experiment.claims(dataset)
-    assert [modes.id, singular.id] == ["hypergradient/modes-agree", "hypergradient/singular-limit"]
-    assert _verdicts(dataset) == ["holds", "holds"]
+    (modes,) = experiment.claims(dataset)
+    assert modes.id == "hypergradient/modes-agree"
+    assert modes.verdict == "holds"
     assert modes.measured["auto chose, for each T"]["1"] == "one_step"
     assert 0.4 < modes.measured["best rate in units of 2/λ_max, for each T"]["1"] < 1
 
@@ -42,7 +40,7 @@ def test_claims_hold(dataset):
 @pytest.mark.slow
 def test_the_best_rate_grows_with_the_steps():
     several = _run(1, 12)
-    assert _verdicts(several) == ["holds", "holds"]
+    assert _verdicts(several) == ["holds"]
     measured = experiment.claims(several)[0].measured
     best = list(measured["best rate in units of 2/λ_max, for each T"].values())
     assert 0.4 < best[0] < best[1] < 1
@@ -52,28 +50,20 @@ def test_the_best_rate_grows_with_the_steps():
 def test_a_wrong_slope_refutes(dataset, mode):
     wrong = dataset.copy(deep=True)
     wrong["slope"].loc[{"mode": mode, "steps": 1, "problem": 0, "share": 0.3}] *= 1 + 1e-5
-    assert _verdicts(wrong) == ["refuted", "holds"]
+    assert _verdicts(wrong) == ["refuted"]
 
 
 def test_a_missing_slope_refutes(dataset):
     wrong = dataset.copy(deep=True)
     wrong["slope"].loc[{"mode": "reverse", "steps": 1, "problem": 0, "share": 0.3}] = np.nan
-    assert _verdicts(wrong) == ["refuted", "holds"]
+    assert _verdicts(wrong) == ["refuted"]
 
 
 @pytest.mark.parametrize("what", ["es", "batches"])
 def test_a_biased_estimate_corrects(dataset, what):
     wrong = dataset.copy(deep=True)
     wrong[what][0] *= 3
-    assert _verdicts(wrong) == ["corrected", "holds"]
-
-
-@pytest.mark.parametrize("what", ["limit_implicit", "limit_through"])
-def test_a_wrong_limit_refutes(dataset, what):
-    for value in (1.001, np.nan):
-        wrong = dataset.copy(deep=True)
-        wrong[what][0, 0] *= value
-        assert _verdicts(wrong) == ["holds", "refuted"]
+    assert _verdicts(wrong) == ["corrected"]
 
 
 def test_the_expectation_is_that_of_every_batch_there_is():
