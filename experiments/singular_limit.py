@@ -24,7 +24,7 @@ from optjax.trajectory import make_run
 class Config:
     """Does implicit mode give dw/dλ with more parameters than examples, down to λ = 0?
 
-    Command: optjax run singular_limit. Cost: 5 s on two cores.
+    Command: optjax run singular_limit. Cost: 2 s on two cores.
     Expect: −Xᵀ(XXᵀ + λI)⁻²t to rounding, at λ = 0, too.
     """
 
