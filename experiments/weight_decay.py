@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import xarray as xr
 from matplotlib.figure import Figure
+from scipy.stats import rankdata
 
 from optjax.console import silent
 from optjax.hypergradients import hypergrad
@@ -324,13 +325,8 @@ def _angle(cosine: xr.DataArray) -> np.ndarray:
     return np.degrees(np.arccos(np.clip(cosine.transpose("spread", "problem").values, -1, 1)))
 
 
-def _ranks(x: np.ndarray) -> np.ndarray:
-    _, place, count = np.unique(x, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count - 1) / 2)[place]
-
-
 def _spearman(x: np.ndarray, y: np.ndarray) -> float:
-    return float(np.corrcoef(_ranks(x.ravel()), _ranks(y.ravel()))[0, 1])
+    return float(np.corrcoef(rankdata(x.ravel()), rankdata(y.ravel()))[0, 1])
 
 
 def claims(dataset: xr.Dataset) -> list[Claim]:
