@@ -10,7 +10,7 @@ LAYERS = [
     {"problems", "optimizers", "batching", "schedules"},
     {"networks", "scan"},
     {"trajectory"},
-    {"linear", "convnets", "noise", "hypergradients"},
+    {"linear", "closed_forms", "convnets", "noise", "hypergradients"},
     {"colourisation"},
     {"sweeps"},
     {"report"},

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from optjax import linear
+from optjax import closed_forms, linear
 from optjax.errors import UserError
 
 # Every shape costs compilations: one example, square, and many columns; the others are slow.
@@ -63,14 +63,14 @@ def test_projection_takes_a_whole_path_and_is_idempotent():
 def test_one_step_is_one_step(shape, scale):
     X, t, w0 = draw(shape)
     k = 1 / shape[0] if scale is None else scale
-    eta = 0.7 * float(linear.optimal_learning_rate(X, t, w0, scale))
+    eta = 0.7 * float(closed_forms.optimal_learning_rate(X, t, w0, scale))
     r = X @ descend(X, t, w0, eta, 1, k) - t
-    close(linear.one_step_loss(X, t, w0, eta, scale), k * r @ r)
-    by_jax = jax.grad(lambda e: linear.one_step_loss(X, t, w0, e, scale))(eta)
-    close(linear.one_step_hypergradient(X, t, w0, eta, scale), by_jax)
+    close(closed_forms.one_step_loss(X, t, w0, eta, scale), k * r @ r)
+    by_jax = jax.grad(lambda e: closed_forms.one_step_loss(X, t, w0, e, scale))(eta)
+    close(closed_forms.one_step_hypergradient(X, t, w0, eta, scale), by_jax)
     # L1 is a parabola in η, for which a central difference of any width is exact.
     h = 0.5 * eta
-    plus, minus = (linear.one_step_loss(X, t, w0, eta + s * h, scale) for s in (1, -1))
+    plus, minus = (closed_forms.one_step_loss(X, t, w0, eta + s * h, scale) for s in (1, -1))
     close(by_jax, (plus - minus) / (2 * h), 1e-11)
 
 
@@ -78,13 +78,13 @@ def test_one_step_is_one_step(shape, scale):
 @pytest.mark.parametrize("scale", [None, 0.5])
 def test_the_optimal_learning_rate_is_the_vertex_of_the_parabola(shape, scale):
     X, t, w0 = draw(shape, seed=3)
-    best = float(linear.optimal_learning_rate(X, t, w0, scale))
+    best = float(closed_forms.optimal_learning_rate(X, t, w0, scale))
     etas = best * np.array([0.5, 1.0, 1.5])
-    low, mid, high = (float(linear.one_step_loss(X, t, w0, e, scale)) for e in etas)
+    low, mid, high = (float(closed_forms.one_step_loss(X, t, w0, e, scale)) for e in etas)
     assert mid < min(low, high)
     close(low, high, 1e-11)
-    assert abs(linear.one_step_hypergradient(X, t, w0, best, scale)) < 1e-11 * abs(
-        linear.one_step_hypergradient(X, t, w0, 0.0, scale)
+    assert abs(closed_forms.one_step_hypergradient(X, t, w0, best, scale)) < 1e-11 * abs(
+        closed_forms.one_step_hypergradient(X, t, w0, 0.0, scale)
     )
 
 
@@ -111,9 +111,11 @@ def test_the_expected_loss_is_the_mean_over_all_mini_batches(shape, size, replac
         return np.mean([k * np.sum((X @ w - t) ** 2) for w in ends])
 
     options = {"batch_size": size, "replacement": replacement}
-    best = linear.optimal_learning_rate(X, t, w0, scale, **options)
+    best = closed_forms.optimal_learning_rate(X, t, w0, scale, **options)
     for eta in (0.3 * best, 2 * best):
-        close(linear.one_step_expected_loss(X, t, w0, eta, scale, **options), mean(eta), 1e-11)
+        close(
+            closed_forms.one_step_expected_loss(X, t, w0, eta, scale, **options), mean(eta), 1e-11
+        )
     close(mean(0.5 * best), mean(1.5 * best), 1e-11)
     assert mean(best) < mean(1.01 * best)
 
@@ -121,11 +123,11 @@ def test_the_expected_loss_is_the_mean_over_all_mini_batches(shape, size, replac
 @pytest.mark.parametrize("shape", [(9, 4), (3, 4)])
 def test_a_mini_batch_of_all_without_replacement_is_the_full_batch(shape):
     X, t, w0 = draw(shape, seed=6)
-    whole = linear.optimal_learning_rate(X, t, w0, batch_size=shape[0], replacement=False)
-    close(whole, linear.optimal_learning_rate(X, t, w0))
+    whole = closed_forms.optimal_learning_rate(X, t, w0, batch_size=shape[0], replacement=False)
+    close(whole, closed_forms.optimal_learning_rate(X, t, w0))
     sizes = jnp.arange(1, 5)
-    rates = jax.vmap(lambda b: linear.optimal_learning_rate(X, t, w0, batch_size=b))(sizes)
-    close(rates[1], linear.optimal_learning_rate(X, t, w0, batch_size=2))
+    rates = jax.vmap(lambda b: closed_forms.optimal_learning_rate(X, t, w0, batch_size=b))(sizes)
+    close(rates[1], closed_forms.optimal_learning_rate(X, t, w0, batch_size=2))
 
 
 @pytest.mark.parametrize("shape", TALL)
@@ -137,14 +139,14 @@ def test_the_svd_basis_gives_the_loop(shape, steps, overshoot):
     # overshoot > 1 makes 1 − 2kησ² negative for the largest σ: an odd power must keep its sign.
     eta = overshoot / (2 * k * np.linalg.norm(X, 2) ** 2)
     w = descend(X, t, w0, eta, steps, k)
-    close(linear.gradient_descent_iterate(X, t, w0, eta, steps), w, 1e-11)
+    close(closed_forms.gradient_descent_iterate(X, t, w0, eta, steps), w, 1e-11)
     r = X @ w - t
     np.testing.assert_allclose(
-        linear.gradient_descent_loss(X, t, w0, eta, steps), k * r @ r, rtol=1e-10, atol=1e-14
+        closed_forms.gradient_descent_loss(X, t, w0, eta, steps), k * r @ r, rtol=1e-10, atol=1e-14
     )
     if steps:
-        slope = linear.gradient_descent_hypergradient(X, t, w0, eta, steps)
-        loss = lambda e: linear.gradient_descent_loss(X, t, w0, e, steps)  # noqa: E731
+        slope = closed_forms.gradient_descent_hypergradient(X, t, w0, eta, steps)
+        loss = lambda e: closed_forms.gradient_descent_loss(X, t, w0, e, steps)  # noqa: E731
         close(slope, jax.grad(loss)(eta), 1e-10)
         h = 1e-5 * eta
         difference = (loss(eta + h) - loss(eta - h)) / (2 * h)
@@ -153,10 +155,10 @@ def test_the_svd_basis_gives_the_loop(shape, steps, overshoot):
 
 def test_jit_vmap_and_a_traced_number_of_steps():
     X, t, w0 = draw((3, 6))
-    jitted = jax.jit(linear.gradient_descent_loss)
-    close(jitted(X, t, w0, 0.1, jnp.int32(5)), linear.gradient_descent_loss(X, t, w0, 0.1, 5))
-    many = jax.vmap(lambda e: linear.one_step_loss(X, t, w0, e))(jnp.linspace(0, 1, 4))
-    close(many[2], linear.one_step_loss(X, t, w0, 2 / 3))
+    jitted = jax.jit(closed_forms.gradient_descent_loss)
+    close(jitted(X, t, w0, 0.1, jnp.int32(5)), closed_forms.gradient_descent_loss(X, t, w0, 0.1, 5))
+    many = jax.vmap(lambda e: closed_forms.one_step_loss(X, t, w0, e))(jnp.linspace(0, 1, 4))
+    close(many[2], closed_forms.one_step_loss(X, t, w0, 2 / 3))
     close(jax.jit(linear.nearest_solution)(X, t, w0), linear.nearest_solution(X, t, w0))
     assert linear.minimum_norm_solution(X.astype(np.float32), t.astype(np.float32)).dtype == (
         jnp.float32
@@ -177,14 +179,17 @@ def test_jit_vmap_and_a_traced_number_of_steps():
         (lambda X, t, w: linear.minimum_norm_solution(X[0], t), "must be"),
         (lambda X, t, w: linear.row_space_projection(X, w[:5]), r"w has shape \(5,\)"),
         (lambda X, t, w: linear.nearest_solution(X, t, w[:5]), r"w0 has shape \(5,\)"),
-        (lambda X, t, w: linear.one_step_loss(X, t, w[:5], 0.1), r"w0 has shape \(5,\)"),
+        (lambda X, t, w: closed_forms.one_step_loss(X, t, w[:5], 0.1), r"w0 has shape \(5,\)"),
         (
-            lambda X, t, w: linear.optimal_learning_rate(X, 0 * t, 0 * w),
+            lambda X, t, w: closed_forms.optimal_learning_rate(X, 0 * t, 0 * w),
             "gradient at w0 is zero",
         ),
-        (lambda X, t, w: linear.optimal_learning_rate(X, t, w, batch_size=0), "batch_size is 0"),
         (
-            lambda X, t, w: linear.one_step_expected_loss(
+            lambda X, t, w: closed_forms.optimal_learning_rate(X, t, w, batch_size=0),
+            "batch_size is 0",
+        ),
+        (
+            lambda X, t, w: closed_forms.one_step_expected_loss(
                 X, t, w, 0.1, batch_size=4, replacement=False
             ),
             "batch_size is 4: expected at least 1 and at most n = 3",

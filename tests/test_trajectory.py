@@ -11,7 +11,7 @@ import pytest
 from oracles import central_difference, rmsprop_outside
 
 import optjax as oj
-from optjax import linear
+from optjax import closed_forms
 
 N, D = 6, 9
 
@@ -36,7 +36,7 @@ def test_gradient_descent_equals_its_closed_form(data, problem, steps):
     X, t, w0 = data
     run = oj.make_run(problem, optax.sgd, steps, sampler="full")
     trajectory = run({"learning_rate": 0.05}, KEY)
-    exact = linear.gradient_descent_loss(X, t, w0, 0.05, steps)
+    exact = closed_forms.gradient_descent_loss(X, t, w0, 0.05, steps)
     np.testing.assert_allclose(trajectory.final_loss, exact, rtol=1e-12)
 
 

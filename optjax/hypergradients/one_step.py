@@ -13,7 +13,7 @@ import dataclasses
 import jax.numpy as jnp
 import optax
 
-from optjax import linear, problems, scan
+from optjax import closed_forms, problems, scan
 from optjax.errors import UserError
 from optjax.hypergradients.job import Found, Job, ends_in
 from optjax.hypergradients.reverse import Reverse
@@ -44,8 +44,8 @@ class OneStep:
         X, t, k = data.examples["x"], data.examples["t"], data.shared["scale"]
         k = k / jnp.asarray(X.shape[0], X.dtype)
         rate = theta["learning_rate"]
-        value = linear.one_step_loss(X, t, w0, rate, k)
-        slope = linear.one_step_hypergradient(X, t, w0, rate, k)
+        value = closed_forms.one_step_loss(X, t, w0, rate, k)
+        slope = closed_forms.one_step_hypergradient(X, t, w0, rate, k)
         _, outcome = job.value(data, hparams, key)
         return Found(value, {"learning_rate": slope}, outcome, {})
 

@@ -8,7 +8,7 @@ import pytest
 from oracles import central_difference
 
 import optjax as oj
-from optjax import linear
+from optjax import closed_forms
 from optjax.hypergradients import (
     ES,
     PES,
@@ -41,8 +41,10 @@ def test_truncated_is_k_over_t_of_the_gradient(k):
     X, t, w0 = _data(5, 4, 0)
     run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 20, sampler="full")
     value, gradient = oj.hypergrad(run, mode=Truncated(k))({"learning_rate": 0.1}, KEY)
-    exact = linear.gradient_descent_hypergradient(X, t, w0, 0.1, 20)
-    np.testing.assert_allclose(value, linear.gradient_descent_loss(X, t, w0, 0.1, 20), rtol=1e-12)
+    exact = closed_forms.gradient_descent_hypergradient(X, t, w0, 0.1, 20)
+    np.testing.assert_allclose(
+        value, closed_forms.gradient_descent_loss(X, t, w0, 0.1, 20), rtol=1e-12
+    )
     np.testing.assert_allclose(gradient["learning_rate"], exact * k / 20, rtol=1e-10)
 
 
@@ -91,11 +93,11 @@ def test_es_is_unbiased_on_a_quadratic():
     found = oj.hypergrad(run, mode=ES(pairs=4000, sigma={"learning_rate": 0.3}, tile=4000))(
         {"learning_rate": 0.9}, KEY
     )
-    exact = linear.one_step_hypergradient(X, t, w0, 0.9)
+    exact = closed_forms.one_step_hypergradient(X, t, w0, 0.9)
     z = _z(found.gradient["learning_rate"], found.aux["standard_error"]["learning_rate"], exact)
     assert abs(z) < 3.5
     assert found.aux["standard_error"]["learning_rate"] < 0.1 * abs(exact)
-    np.testing.assert_allclose(found.value, linear.one_step_loss(X, t, w0, 0.9), rtol=1e-12)
+    np.testing.assert_allclose(found.value, closed_forms.one_step_loss(X, t, w0, 0.9), rtol=1e-12)
 
 
 def test_es_is_unbiased_by_many_numbers():
