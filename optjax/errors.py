@@ -1,7 +1,9 @@
 """The one exception a user's mistake raises."""
 
 import difflib
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(ValueError):
@@ -24,3 +26,22 @@ def nearest(name: str, known: Iterable[str]) -> str:
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     return "known: " + ", ".join(repr(k) for k in known)
+
+
+def whole(name: str, value: Any, least: int) -> int:
+    """A whole number of at least `least`, Python's or NumPy's.
+
+    Raises:
+        UserError: it is none.
+
+    >>> whole("steps", 3, 1)
+    3
+    """
+    try:
+        number = operator.index(value)
+        # No flag is a number here: NumPy's have no index, Python's have one.
+        if not isinstance(value, bool) and number >= least:
+            return number
+    except TypeError:
+        pass
+    raise UserError(f"{name} is {value!r}: expected a whole number of at least {least}")

@@ -6,7 +6,6 @@ run. `jit` compiles it, `vmap` batches it, `grad` differentiates it.
 
 import dataclasses
 import functools
-import operator
 from collections.abc import Iterator, Mapping
 from typing import Any, cast, get_args
 
@@ -17,7 +16,7 @@ from jax.core import Tracer
 
 from optjax import optimizers, scan
 from optjax.batching import Sampler
-from optjax.errors import UserError, nearest
+from optjax.errors import UserError, nearest, whole
 from optjax.problems import Data, Problem
 from optjax.scan import Plan, Records, RunState, Trajectory
 from optjax.schedules import Schedule
@@ -263,22 +262,20 @@ def make_run(
             f"optimizer is a {type(optimizer).__name__}: expected a factory, optax.adam and not "
             "optax.adam(0.1)"
         )
-    steps, record_every = _whole("steps", steps), _whole("record_every", record_every)
-    if steps < 1:
-        raise UserError(f"steps is {steps}: expected a whole number of at least 1")
-    if record_every < 1 or steps % record_every:
+    steps, record_every = whole("steps", steps, 1), whole("record_every", record_every, 1)
+    if steps % record_every:
         raise UserError(f"record_every is {record_every}: expected a divisor of steps = {steps}")
     known = get_args(Sampler)
     if sampler not in known:
         raise UserError(f"unknown sampler {sampler!r}: {nearest(str(sampler), known)}")
     n = problem.n
     if max_batch_size is not None:
-        max_batch_size = _whole("max_batch_size", max_batch_size)
+        max_batch_size = whole("max_batch_size", max_batch_size, 1)
         if sampler == "full" or not n:
             raise UserError(
                 f"max_batch_size is {max_batch_size} where every step sees all data: leave it out"
             )
-        if not 1 <= max_batch_size <= n:
+        if max_batch_size > n:
             raise UserError(f"max_batch_size is {max_batch_size}: expected 1 to n = {n}")
     plan = Plan(
         init=problem.init,
@@ -298,10 +295,3 @@ def make_run(
         own=frozenset(optimizers.keywords(optimizer)),
     )
     return Run(problem, plan)
-
-
-def _whole(name: str, value: Any) -> int:
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise UserError(f"{name} is {value!r}: expected a whole number") from None

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from optjax import scan
-from optjax.errors import UserError, nearest
-from optjax.hypergradients.job import Found, Job, looks_inside, whole, with_records
+from optjax.errors import UserError, nearest, whole
+from optjax.hypergradients.job import Found, Job, looks_inside, with_records
 from optjax.problems import Data
 from optjax.scan import Outcome, Plan
 from optjax.types import Array, HParams, Key, PyTree
@@ -71,7 +71,7 @@ def as_run(plan: Plan, hparams: HParams) -> HParams:
 
 def check_evolution(mode: Any, theta_names: frozenset[str]) -> None:
     """What both strategies are given."""
-    whole(mode.name, "pairs", mode.pairs, 2)
+    whole(f"{mode.name}: pairs", mode.pairs, 2)
     named = {} if isinstance(mode.sigma, float) else dict(mode.sigma)
     for name in sorted(set(named) - theta_names):
         raise UserError(f"sigma names {name!r}: {nearest(name, theta_names)}")
@@ -108,7 +108,7 @@ class ES:
 
     def check(self, job: Job, names: frozenset[str]) -> None:
         """Pairs and deviations."""
-        whole(self.name, "tile", self.tile, 1)
+        whole(f"{self.name}: tile", self.tile, 1)
         check_evolution(self, names)
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
@@ -158,9 +158,9 @@ class PES:
     def check(self, job: Job, names: frozenset[str]) -> None:
         """Pairs, deviations, and segments that fit the run."""
         check_evolution(self, names)
-        whole(self.name, "segment", self.segment, 1)
+        whole(f"{self.name}: segment", self.segment, 1)
         every = job.plan.record_every if looks_inside(job) else 1
-        if self.segment < 1 or job.plan.steps % self.segment or self.segment % every:
+        if job.plan.steps % self.segment or self.segment % every:
             raise UserError(
                 f"segment is {self.segment}: expected a divisor of the run's {job.plan.steps} steps"
                 + (f" and a multiple of record_every = {every}" if every > 1 else "")

@@ -15,8 +15,9 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
 from optjax import scan
+from optjax.errors import whole
 from optjax.hypergradients.dual import Dual, push
-from optjax.hypergradients.job import Found, Job, whole
+from optjax.hypergradients.job import Found, Job
 from optjax.problems import Data
 from optjax.scan import Outcome, Records, RunState
 from optjax.types import Array, HParams, Key
@@ -38,8 +39,8 @@ class Forward:
 
     def check(self, job: Job, names: frozenset[str]) -> None:
         """Tangents are whole numbers."""
-        whole("Forward", "tile", self.tile, 1)
-        whole("Forward", "singly", self.singly, 0)
+        whole("Forward: tile", self.tile, 1)
+        whole("Forward: singly", self.singly, 0)
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
         flat, unravel = ravel_pytree(theta)

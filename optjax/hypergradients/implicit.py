@@ -21,8 +21,8 @@ from jax.scipy.sparse.linalg import cg
 
 from optjax import scan
 from optjax.batching import Batch
-from optjax.errors import UserError
-from optjax.hypergradients.job import Found, Job, looks_inside, whole
+from optjax.errors import UserError, whole
+from optjax.hypergradients.job import Found, Job, looks_inside
 from optjax.problems import Data
 from optjax.scan import Outcome, Trajectory
 from optjax.types import Array, HParams, Key, PyTree
@@ -66,7 +66,7 @@ class Implicit:
                 f"direction is {self.direction!r}: expected 'auto', 'tangent' or 'adjoint'"
             )
         if self.iterations is not None:
-            whole("Implicit", "iterations", self.iterations, 1)
+            whole("Implicit: iterations", self.iterations, 1)
         if job.averages:
             raise UserError(
                 "mode 'implicit' and of 'mean_loss': expected a number of the run's end"

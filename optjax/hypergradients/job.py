@@ -125,12 +125,6 @@ def looks_inside(job: Job) -> bool:
     return not (job.of in (_final_loss, _mean_loss) or isinstance(job.of, _LastMetric))
 
 
-def whole(mode: str, name: str, value: Any, least: int) -> None:
-    """Refuse a mode's argument that is no whole number of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least:
-        raise UserError(f"{mode}: {name} is {value!r}: expected a whole number from {least} on")
-
-
 def ends_in(job: Job) -> str | None:
     """Which of the numbers by name it is; None for a function of the trajectory."""
     return None if looks_inside(job) else job.name

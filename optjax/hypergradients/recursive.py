@@ -11,7 +11,8 @@ from typing import Any
 
 import jax
 
-from optjax.hypergradients.job import Found, Job, whole
+from optjax.errors import whole
+from optjax.hypergradients.job import Found, Job
 from optjax.hypergradients.reverse import reversed_through
 from optjax.hypergradients.segmented import in_parts
 from optjax.problems import Data
@@ -67,7 +68,7 @@ class Recursive:
 
     def check(self, job: Job, names: frozenset[str]) -> None:
         """A part has at least two parts."""
-        whole("Recursive", "branching", self.branching, 2)
+        whole("Recursive: branching", self.branching, 2)
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
         return reversed_through(RecursiveScan(self.branching), job, data, theta, rest, key)

@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optjax.hypergradients.job import Found, Job, whole
+from optjax.errors import whole
+from optjax.hypergradients.job import Found, Job
 from optjax.hypergradients.reverse import reversed_through
 from optjax.problems import Data
 from optjax.types import HParams, Key, PyTree
@@ -82,7 +83,7 @@ class Segmented:
     def check(self, job: Job, names: frozenset[str]) -> None:
         """Segments are a whole number."""
         if self.segments is not None:
-            whole("Segmented", "segments", self.segments, 1)
+            whole("Segmented: segments", self.segments, 1)
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
         return reversed_through(SegmentedScan(self.segments), job, data, theta, rest, key)

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 
 from optjax import scan
-from optjax.errors import UserError
-from optjax.hypergradients.job import Found, Job, looks_inside, whole
+from optjax.errors import UserError, whole
+from optjax.hypergradients.job import Found, Job, looks_inside
 from optjax.hypergradients.reverse import Reverse
 from optjax.problems import Data
 from optjax.scan import Outcome, Records
@@ -38,7 +38,7 @@ class Truncated:
 
     def check(self, job: Job, names: frozenset[str]) -> None:
         """k must fit the run."""
-        whole("Truncated", "steps", self.steps, 1)
+        whole("Truncated: steps", self.steps, 1)
         total, every = job.plan.steps, job.plan.record_every
         if self.steps > total:
             raise UserError(f"truncated({self.steps}): expected 1 to the run's {total} steps")

@@ -6,14 +6,13 @@ early, the more so the longer the horizon (short-horizon bias, Wu et al. 2018).
 """
 
 import functools
-import operator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optjax.errors import UserError
+from optjax.errors import whole
 from optjax.noise.quadratic import (
     NoisyQuadratic,
     moved,
@@ -42,16 +41,6 @@ class BestSchedule(NamedTuple):
     risks: Array  # (T + 1,) before the first step and after each
     gradient: Array  # () largest |∂ log risk_T / ∂ log α_t| of a rate that is free to move
     sweeps: Array  # () int32, how many it took from the best start
-
-
-def _length(steps: int) -> int:
-    try:
-        steps = operator.index(steps)
-    except TypeError:
-        raise UserError(f"steps is {steps!r}: expected a whole number") from None
-    if steps < 1:
-        raise UserError(f"steps is {steps}: expected a whole number of at least 1")
-    return steps
 
 
 def _least(k: Array, q: Array, s: Array, weight: Array, otherwise: ArrayLike) -> Array:
@@ -97,7 +86,9 @@ def greedy_schedule(
 
     Source: Wu et al. 2018, section 2. It is many times worse in the end than `best_schedule`.
     """
-    return _greedy_schedule(model, jnp.asarray(max_rate).astype(model.h.dtype), _length(steps))
+    return _greedy_schedule(
+        model, jnp.asarray(max_rate).astype(model.h.dtype), whole("steps", steps, 1)
+    )
 
 
 @functools.partial(jax.jit, static_argnums=2)
@@ -136,7 +127,7 @@ def best_constant_rate(model: NoisyQuadratic, steps: int) -> Array:
     >>> round(float(best_constant_rate(noisy_quadratic([1.0], [1.0]), 1)), 6)
     0.5
     """
-    return _best_constant_rate(model, _length(steps))
+    return _best_constant_rate(model, whole("steps", steps, 1))
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -214,7 +205,7 @@ def best_schedule(
         max_rate = 2 / jnp.max(seen(model)[0])
     bound = numbers("max_rate", max_rate, 0, model.h.dtype)
     require_above("max_rate", bound)
-    return _best_schedule(model, bound, _length(steps), float(tolerance), int(max_sweeps))
+    return _best_schedule(model, bound, whole("steps", steps, 1), float(tolerance), int(max_sweeps))
 
 
 @functools.partial(jax.jit, static_argnums=(2, 3, 4))

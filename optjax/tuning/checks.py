@@ -1,7 +1,6 @@
 """What a tuning is asked for, checked before anything is traced."""
 
 import math
-import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -12,21 +11,6 @@ import optax
 from optjax.errors import UserError
 from optjax.sweeps.checks import chosen_seeds
 from optjax.types import HParams
-
-
-def whole(name: str, value: Any, least: int) -> int:
-    """A whole number of at least `least`; NumPy's are, too.
-
-    >>> whole("steps", np.int64(3), 1)
-    3
-    """
-    try:
-        number = least - 1 if isinstance(value, bool | np.bool_) else operator.index(value)
-    except TypeError:
-        number = least - 1
-    if number < least:
-        raise UserError(f"{name} is {value!r}: expected a whole number, at least {least}")
-    return number
 
 
 def spread(value: Any) -> float:

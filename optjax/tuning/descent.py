@@ -14,7 +14,7 @@ import optax
 
 from optjax import provenance
 from optjax.console import Console
-from optjax.errors import UserError
+from optjax.errors import UserError, whole
 from optjax.hypergradients import hypergrad
 from optjax.hypergradients.evolution import ES, PES
 from optjax.hypergradients.implicit import Implicit
@@ -132,8 +132,8 @@ def tune(
 
     Sources: Bengio (2000); Maclaurin et al. (2015).
     """
-    steps, restarts = checks.whole("steps", steps, 1), checks.whole("restarts", restarts, 1)
-    seed, spread = checks.whole("seed", seed, 0), checks.spread(spread)
+    steps, restarts = whole("steps", steps, 1), whole("restarts", restarts, 1)
+    seed, spread = whole("seed", seed, 0), checks.spread(spread)
     chosen, names = checks.seeds(seeds), checks.names(wrt)
     checks.others(constraints, progress)
     outer = _ADAM if outer is None else outer
