@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optjax.types import Array
+from optjax.types import Array, PyTree
 
 
 @jax.tree_util.register_dataclass
@@ -56,3 +56,16 @@ class Schedule:
         left = jnp.minimum(place.astype(jnp.int32), count - 2)
         share = place - left.astype(values.dtype)
         return values[left] * (1 - share) + values[left + 1] * share
+
+
+def plain(tree: PyTree) -> PyTree:
+    """A tree with each schedule's values in its place.
+
+    >>> plain({"learning_rate": Schedule([0.1, 0.2])})["learning_rate"].tolist()
+    [0.1, 0.2]
+    """
+    return jax.tree.map(
+        lambda v: v.values if isinstance(v, Schedule) else v,
+        tree,
+        is_leaf=lambda v: isinstance(v, Schedule),
+    )

@@ -9,7 +9,7 @@ import psutil
 
 from optjax.errors import UserError
 from optjax.hypergradients.gradient import Hypergradient
-from optjax.schedules import Schedule
+from optjax.schedules import plain
 from optjax.sweeps.book import Book, real
 from optjax.sweeps.checks import RESERVED
 
@@ -95,12 +95,8 @@ def _variables(found: Hypergradient) -> Iterator[tuple[str, str, Any]]:
     """(name, what its own axes are named after, (L, ...)) of all that a book lacks."""
     yield "value", "", found.value
     for first, tree in (("gradient", found.gradient), *found.aux.items()):
-        tree = jax.tree.map(_values, tree, is_leaf=lambda v: isinstance(v, Schedule))
+        tree = plain(tree)
         for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
             inner = jax.tree_util.keystr(path, simple=True, separator=".")
             yield f"{first}_{inner}" if inner else first, inner or first, leaf
     yield "finite", "", found.finite
-
-
-def _values(value: Any) -> Any:
-    return value.values if isinstance(value, Schedule) else value

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from optjax.errors import UserError, nearest
-from optjax.schedules import Schedule
+from optjax.schedules import plain
 from optjax.types import Array, HParams, PyTree
 
 Range = tuple[float, float]
@@ -153,7 +153,7 @@ def named_leaves(theta: HParams) -> dict[str, Array]:
     >>> list(named_leaves({"rate": 0.1, "initial_params": {"kernel": 1.0, "bias": 2.0}}))
     ['initial_params.bias', 'initial_params.kernel', 'rate']
     """
-    trees = jax.tree.map(_values, dict(theta), is_leaf=lambda v: isinstance(v, Schedule))
+    trees = plain(dict(theta))
     named: dict[str, Array] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
         # A slash would be a folder of the file.
@@ -162,7 +162,3 @@ def named_leaves(theta: HParams) -> dict[str, Array]:
             raise UserError(f"two hyperparameters are named {name!r} in the path: rename one")
         named[name] = leaf
     return named
-
-
-def _values(value: Any) -> Any:
-    return value.values if isinstance(value, Schedule) else value
