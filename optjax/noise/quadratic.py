@@ -1,16 +1,17 @@
-"""The noisy quadratic model: the risk of SGD along any schedule of rates, exactly.
+"""The noisy quadratic model: what there is to minimise, and how an optimiser meets it.
 
 The loss is ½Σ hᵢxᵢ², the gradient of a batch of B is hx + ξ with ξ ~ (0, c/B), and a step is
 preconditioned by h^{−p}. In the eigenbasis of the curvature every coordinate goes its own way, so
-the second moments sᵢ = E xᵢ² follow a recursion that needs no samples and no bins of the spectrum:
+the second moments sᵢ = E xᵢ² follow a recursion that needs no samples and no bins of the spectrum.
+That of SGD is
 
     s' = (1 − αk)²s + α²q,  k = h^{1−p},  q = h^{−2p}c/B,  risk = ½Σ hs
 
-k is the curvature that a preconditioned step sees, q the variance of its noise. Which rates to
-take is in `optjax.noise.rates`.
+k is the curvature that a preconditioned step sees, q the variance of its noise. With momentum and
+averages of the weights, and over many steps at once: `optjax.noise.moments`. How many steps a
+target takes: `optjax.noise.reach`. Which rates to take: `optjax.noise.rates`.
 """
 
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -24,13 +25,16 @@ from optjax.types import Array
 
 
 class NoisyQuadratic(NamedTuple):
-    """A noisy quadratic and how SGD meets it; `noisy_quadratic` checks it and fills it in."""
+    """A noisy quadratic and its optimiser; `noisy_quadratic` checks it and fills it in."""
 
     h: Array  # (d,) curvatures, above 0
     c: Array  # (d,) variance of the gradient of one example
     s0: Array  # (d,) second moments of the parameters at the start, about the minimiser
     batch_size: Array  # () B
     power: Array  # () p of the preconditioner h^{−p}
+    momentum: Array | None = None  # () β; None: the optimiser keeps no velocity
+    nesterov: Array | None = None  # () ν: 0 heavy ball, 1 Nesterov; None without momentum
+    average: Array | None = None  # () γ of the averaged weights; None: the weights are not averaged
 
 
 def numbers(name: str, value: ArrayLike, ndim: int, dtype: Any = None) -> Array:
@@ -62,6 +66,9 @@ def noisy_quadratic(
     *,
     batch_size: ArrayLike = 1,
     power: ArrayLike = 0,
+    momentum: ArrayLike | None = None,
+    nesterov: ArrayLike = False,
+    average: ArrayLike | None = None,
 ) -> NoisyQuadratic:
     """A noisy quadratic model, in the eigenbasis of its curvature.
 
@@ -72,12 +79,17 @@ def noisy_quadratic(
       s0: (d,) second moments at the start; ones by default.
       batch_size: (), B; any positive number, so that it can be differentiated by.
       power: (), p of the preconditioner h^{−p}: 0 is SGD, 1 is Newton's method.
+      momentum: (), β of v' = βv + h^{−p}g, from 0 to below 1.
+      nesterov: whether the step is −α(βv' + h^{−p}g) and not −αv', as in `optax.sgd`; a number
+        between 0 and 1 is between them.
+      average: (), γ of e' = γe + (1 − γ)x', from 0 to below 1: the risk is then that of the
+        average e, which starts at x.
 
     Every value may be traced: `vmap` a function that builds the model to have many at once.
 
     Raises:
       UserError: shapes that do not fit, values that are not finite, a curvature or batch size
-        that is not positive, a negative variance.
+        that is not positive, a negative variance, momentum or an average outside 0 to 1.
 
     >>> model = noisy_quadratic([1.0, 0.5], batch_size=4)
     >>> float(risk(model, model.s0))
@@ -95,12 +107,32 @@ def noisy_quadratic(
         require_above(name, value, or_equal=True)
     size = numbers("batch_size", batch_size, 0, h.dtype)
     require_above("batch_size", size)
-    return NoisyQuadratic(h, c, s0, size, numbers("power", power, 0, h.dtype))
+    beta = None if momentum is None else _share("momentum", momentum, h.dtype)
+    if beta is None and not isinstance(nesterov, Tracer) and np.any(nesterov):
+        raise UserError(f"nesterov is {nesterov} and momentum is not given: give momentum too")
+    return NoisyQuadratic(
+        h,
+        c,
+        s0,
+        size,
+        numbers("power", power, 0, h.dtype),
+        beta,
+        None if beta is None else numbers("nesterov", nesterov, 0, h.dtype),
+        None if average is None else _share("average", average, h.dtype),
+    )
+
+
+def _share(name: str, value: ArrayLike, dtype: Any) -> Array:
+    """A number from 0 to below 1, where it is known."""
+    array = numbers(name, value, 0, dtype)
+    if not isinstance(array, Tracer) and not 0 <= float(array) < 1:
+        raise UserError(f"{name} is {float(array):g}: expected at least 0 and below 1")
+    return array
 
 
 def seen(model: NoisyQuadratic) -> tuple[Array, Array]:
     """k and q, (d,) each: curvature and noise as the preconditioned step sees them."""
-    h, c, _, B, p = model
+    h, c, B, p = model.h, model.c, model.batch_size, model.power
     return h ** (1 - p), h ** (-2 * p) * c / B
 
 
@@ -119,7 +151,7 @@ def risk(model: NoisyQuadratic, s: Array) -> Array:
 
 
 def step(model: NoisyQuadratic, s: Array, rate: ArrayLike) -> Array:
-    """The second moments after one step.
+    """The second moments after one step of SGD.
 
     s' = (1 − αh^{1−p})²s + α²h^{−2p}c/B
 
@@ -141,75 +173,11 @@ def moved(k: Array, q: Array, s: Array, rate: Array) -> Array:
     return (1 - rate * k) ** 2 * s + rate**2 * q
 
 
-def steps_at_once(model: NoisyQuadratic, s: Array, rate: ArrayLike, steps: int | Array) -> Array:
-    """The second moments after T steps of one rate, in O(d log T).
-
-    One step is s ↦ ρs + ν; twice that is s ↦ ρ²s + (1 + ρ)ν, and T is a sum of powers of two.
-    Nothing is subtracted or divided, so the result and all its derivatives stay exact where the
-    geometric sum (1 − ρ^T)/(1 − ρ) loses its digits: at ρ = 1, and nearby.
-
-    Args:
-      s: (d,) second moments before them.
-      rate: (), α.
-      steps: (), T ≥ 0, traced or not.
-
-    >>> steps_at_once(noisy_quadratic([1.0], [0.0]), jnp.ones(1), 0.5, 3).tolist()
-    [0.015625]
-    """
-    k, q = seen(model)
-    rate = jnp.asarray(rate).astype(s.dtype)
-    bits = 31 if isinstance(steps, Tracer) else int(steps).bit_length()
-    steps = jnp.asarray(steps).astype(jnp.int32)
-
-    def bit(carry: tuple[Array, Array, Array], i: Array) -> tuple[tuple[Array, Array, Array], None]:
-        s, rho, nu = carry
-        s = jnp.where((steps >> i) % 2 == 1, rho * s + nu, s)
-        # A square that no later bit uses may overflow, and would make the derivative NaN.
-        more = (steps >> i) > 1
-        nu = jnp.where(more, nu + jnp.where(more, rho, 0) * nu, nu)
-        rho = jnp.where(more, jnp.where(more, rho, 0) ** 2, rho)
-        return (s, rho, nu), None
-
-    start = (s, (1 - rate * k) ** 2, rate**2 * q)
-    return jax.lax.scan(bit, start, jnp.arange(bits, dtype=jnp.int32))[0][0]
-
-
-def segments(values: Array) -> Array:
-    """(T,) → (⌈T/m⌉, m) with m = ⌊√T⌋, filled up with zeros: a step of rate 0 changes nothing."""
-    steps = values.shape[0]
-    m = math.isqrt(steps)
-    return jnp.pad(values, (0, -steps % m)).reshape(-1, m)
-
-
-def risks(model: NoisyQuadratic, rates: ArrayLike) -> Array:
-    """The risk before the first step and after each, (T + 1,).
-
-    Reverse mode keeps the moments at √T places and computes those between again: O(d√T) memory.
-
-    Args:
-      rates: (T,), α of each step.
-
-    Raises:
-      UserError: rates are not one-dimensional, or hold NaN.
-
-    >>> risks(noisy_quadratic([1.0], [0.0]), [0.5, 0.5]).tolist()
-    [0.5, 0.125, 0.03125]
-    """
-    return _risks(model, numbers("rates", rates, 1, model.h.dtype))
-
-
-@jax.jit
-def _risks(model: NoisyQuadratic, rates: Array) -> Array:
-    k, q = seen(model)
-
-    def one(s: Array, rate: Array) -> tuple[Array, Array]:
-        s = moved(k, q, s, rate)
-        return s, risk(model, s)
-
-    @jax.checkpoint
-    def segment(s: Array, rates_m: Array) -> tuple[Array, Array]:
-        return jax.lax.scan(one, s, rates_m)
-
-    after = jax.lax.scan(segment, model.s0, segments(rates))[1]
-    first = risk(model, model.s0)[None]
-    return jnp.concatenate([first, after.reshape(-1)[: rates.shape[0]]])
+def require_sgd(model: NoisyQuadratic) -> None:
+    """What is derived for SGD alone refuses the rest."""
+    for name in ("momentum", "average"):
+        if getattr(model, name) is not None:
+            raise UserError(
+                f"{name} is given: this rate is derived for SGD; leave {name} out, or use "
+                "best_constant_rate or fewest_steps"
+            )

@@ -13,16 +13,15 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from optjax.errors import whole
+from optjax.noise.moments import final_risk, risks, segments
 from optjax.noise.quadratic import (
     NoisyQuadratic,
     moved,
     numbers,
     require_above,
+    require_sgd,
     risk,
-    risks,
     seen,
-    segments,
-    steps_at_once,
 )
 from optjax.types import Array
 
@@ -57,12 +56,20 @@ def greedy_rate(model: NoisyQuadratic, s: Array) -> Array:
     Args:
       s: (d,) second moments before the step.
 
+    Raises:
+      UserError: the model has momentum or an average.
+
     >>> from optjax.noise.quadratic import noisy_quadratic
     >>> float(greedy_rate(noisy_quadratic([1.0], [1.0], batch_size=1), jnp.ones(1)))
     0.5
 
     Source: Wu et al. 2018 (arXiv:1803.02021), section 2, whose noise is c = h²σ².
     """
+    require_sgd(model)
+    return _greedy_rate(model, s)
+
+
+def _greedy_rate(model: NoisyQuadratic, s: Array) -> Array:
     k, q = seen(model)
     return _least(k, q, s, model.h, 0)
 
@@ -86,6 +93,7 @@ def greedy_schedule(
 
     Source: Wu et al. 2018, section 2. It is many times worse in the end than `best_schedule`.
     """
+    require_sgd(model)
     return _greedy_schedule(
         model, jnp.asarray(max_rate).astype(model.h.dtype), whole("steps", steps, 1)
     )
@@ -133,11 +141,12 @@ def best_constant_rate(model: NoisyQuadratic, steps: int) -> Array:
 @functools.partial(jax.jit, static_argnums=1)
 def _best_constant_rate(model: NoisyQuadratic, steps: int) -> Array:
     def log_risk(x: Array, model: NoisyQuadratic) -> Array:
-        return jnp.log(risk(model, steps_at_once(model, model.s0, jnp.exp(x), steps)))
+        return jnp.log(final_risk(model, jnp.exp(x), steps))
 
     slope = jax.grad(log_risk)
     fixed = jax.lax.stop_gradient(model)
-    low = jnp.log(greedy_rate(fixed, fixed.s0) / (4 * steps))
+    gentle = 1 if fixed.momentum is None else 1 - fixed.momentum
+    low = jnp.log(gentle * _greedy_rate(fixed, fixed.s0) / (4 * steps))
     high = -jnp.log(jnp.min(seen(fixed)[0]))
     grid = jnp.linspace(low, high, _GRID)
     found = jax.lax.map(lambda x: log_risk(x, fixed), grid)
@@ -201,6 +210,7 @@ def best_schedule(
     >>> bool(best.risks[-1] < greedy_schedule(noisy_quadratic([1.0, 0.1]), 20).risks[-1])
     True
     """
+    require_sgd(model)
     if max_rate is None:
         max_rate = 2 / jnp.max(seen(model)[0])
     bound = numbers("max_rate", max_rate, 0, model.h.dtype)

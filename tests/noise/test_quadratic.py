@@ -12,7 +12,8 @@ from oracles import central_difference
 
 import optjax as oj
 from optjax.errors import UserError
-from optjax.noise.quadratic import noisy_quadratic, risk, risks, step, steps_at_once
+from optjax.noise.moments import final_risk, looked_at, risks, start, steps_at_once
+from optjax.noise.quadratic import noisy_quadratic, risk, step
 from optjax.noise.rates import best_constant_rate, best_schedule, greedy_rate, greedy_schedule
 
 RNG = np.random.default_rng(0)
@@ -25,7 +26,7 @@ LOG_RISK = jax.jit(jax.value_and_grad(lambda rates, model: jnp.log(risks(model, 
 
 @functools.partial(jax.jit, static_argnums=2)
 def last_risk(model, rate, steps):
-    return risk(model, steps_at_once(model, model.s0, rate, steps))
+    return final_risk(model, rate, steps)
 
 
 def brute(h, c, s, size, power, rates):
@@ -55,9 +56,10 @@ def test_moments_are_those_of_the_brute_force_recursion(power):
 def test_many_steps_at_once_are_as_many_steps(steps, rate):
     model = noisy_quadratic(H, C, S0, batch_size=3)
     last = brute(H, C, S0, 3, 0, [rate] * steps)[1]
-    np.testing.assert_allclose(steps_at_once(model, model.s0, rate, steps), last, rtol=1e-10)
-    traced = jax.jit(steps_at_once)(model, model.s0, rate, steps)
-    np.testing.assert_allclose(traced, last, rtol=1e-10)
+    found = steps_at_once(model, start(model), rate, steps)
+    np.testing.assert_allclose(looked_at(model, found), last, rtol=1e-10)
+    traced = jax.jit(steps_at_once)(model, start(model), rate, steps)
+    np.testing.assert_allclose(looked_at(model, traced), last, rtol=1e-10)
 
 
 def test_the_derivative_of_many_steps_does_not_see_powers_that_are_not_needed():
@@ -65,7 +67,7 @@ def test_the_derivative_of_many_steps_does_not_see_powers_that_are_not_needed():
     model = noisy_quadratic(np.float32([1.0]), batch_size=np.float32(4))
 
     def last(rate):
-        return risk(model, steps_at_once(model, model.s0, rate, 33))
+        return final_risk(model, rate, 33)
 
     slope = jax.jit(jax.grad(last))(jnp.float32(4.0))
     assert np.isfinite(slope)
