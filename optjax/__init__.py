@@ -8,11 +8,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from optjax import scaling
     from optjax.batching import Batch, masked_mean
     from optjax.errors import UserError
     from optjax.hypergradients.descent import online
     from optjax.hypergradients.gradient import Hypergradient, hypergrad
     from optjax.networks import flax_problem
+    from optjax.noise.batch_sizes import critical_batch_size
+    from optjax.noise.curvature_scale import curvature_noise_scale
+    from optjax.noise.measured import per_example_noise_scale, two_batch_noise_scale
+    from optjax.noise.quadratic import noisy_quadratic
+    from optjax.noise.recorded import with_noise_scale
     from optjax.optimizers import differentiable, rmsprop, safe_sqrt, with_weight_decay
     from optjax.problems import Data, Problem, least_squares, quadratic
     from optjax.scan import Records, RunState, Status, Trajectory
@@ -34,6 +40,12 @@ _HOME = {
     "safe_sqrt": "optimizers",
     "with_weight_decay": "optimizers",
     "Data": "problems",
+    "critical_batch_size": "noise.batch_sizes",
+    "curvature_noise_scale": "noise.curvature_scale",
+    "noisy_quadratic": "noise.quadratic",
+    "per_example_noise_scale": "noise.measured",
+    "two_batch_noise_scale": "noise.measured",
+    "with_noise_scale": "noise.recorded",
     "Problem": "problems",
     "flax_problem": "networks",
     "least_squares": "problems",
@@ -78,6 +90,8 @@ __all__ = [
     "Trajectory",
     "Tuning",
     "UserError",
+    "critical_batch_size",
+    "curvature_noise_scale",
     "differentiable",
     "drawn",
     "flax_problem",
@@ -86,21 +100,28 @@ __all__ = [
     "load_sweep",
     "make_run",
     "masked_mean",
+    "noisy_quadratic",
     "online",
+    "per_example_noise_scale",
     "quadratic",
     "replay",
     "rmsprop",
     "safe_sqrt",
+    "scaling",
     "span",
     "sweep",
     "table",
     "tune",
+    "two_batch_noise_scale",
+    "with_noise_scale",
     "with_weight_decay",
     "zipped",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "scaling":
+        return import_module("optjax.scaling")
     if name not in _HOME:
         raise AttributeError(f"module 'optjax' has no attribute {name!r}")
     value = getattr(import_module(f"optjax.{_HOME[name]}"), name)

@@ -1,4 +1,4 @@
-"""The command line: list | run | reproduce | sweep | report | account | padding.
+"""The command line: list | run | reproduce | sweep | scaling | report | account | padding.
 
 A user's mistake is one line on stderr and exit status 2. Everything heavy is imported late, so
 that help and the list answer at once.
@@ -198,6 +198,14 @@ def _sweep(words: list[str]) -> int:
     return sweep.sweep(words)
 
 
+def _scaling(words: list[str]) -> int:
+    from optjax.commands import scaling
+
+    if _help(words, scaling.USAGE):
+        return 0
+    return scaling.scaling(words)
+
+
 def _help(words: list[str], usage: str) -> bool:
     asked = "-h" in words or "--help" in words
     if asked:
@@ -249,6 +257,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "run": ("run one experiment: optjax run NAME [--FIELD VALUE ...]", _run),
     "reproduce": ("run every experiment; write claims.json and the report", _reproduce),
     "sweep": ("a grid of runs at once, kept in a folder: sweep, resume, show", _sweep),
+    "scaling": ("fit a scaling law to runs, or spend a budget by the published ones", _scaling),
     "account": ("weights, outputs, connections and memory of a network, by layer", _account),
     "padding": ("the paddings that take one size to another", _padding),
     "report": ("draw the figures and the report again from saved results", _report),

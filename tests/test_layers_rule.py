@@ -10,7 +10,7 @@ LAYERS = [
     {"problems", "optimizers", "batching", "schedules"},
     {"networks", "scan"},
     {"trajectory"},
-    {"linear", "closed_forms", "convnets", "noise", "hypergradients"},
+    {"linear", "closed_forms", "convnets", "noise", "hypergradients", "scaling"},
     {"colourisation"},
     {"sweeps"},
     {"report"},

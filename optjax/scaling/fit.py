@@ -1,0 +1,222 @@
+"""Fitting a scaling law by the published objective: Huber of log residuals, from many starts."""
+
+import itertools
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from optjax.console import silent
+from optjax.errors import UserError, whole
+from optjax.scaling.forms import Form, form_of, huber
+from optjax.scaling.minimise import Minima, Progress, minimise
+from optjax.scaling.table import Runs
+
+DELTA = 1e-3
+_STARTS = 96  # of the grid, those of least objective that are minimised
+_WHAT = {"N": "model sizes N", "D": "data sizes D", "S": "numbers of steps S"}
+
+
+class Fit(NamedTuple):
+    """A law fitted to runs."""
+
+    form: Form
+    law: Any  # Hoffmann, Power, KaplanND or KaplanNS, each field a float
+    objective: float  # Σ Huber_δ(log L − log measured)
+    runs: Runs  # those that it was fitted to
+    theta: np.ndarray  # (p,) the minimiser's parameters
+    means: np.ndarray  # (k,) of the log sizes
+    residuals: np.ndarray  # (n,) log measured − log L
+    delta: float
+    converged: bool
+    starts: int  # that were minimised
+    agreeing: float  # the share of them that ended at this objective
+
+
+def logs(form: Form, points: Runs) -> np.ndarray:
+    """The logarithms of a law's sizes, (k, n)."""
+    return np.log(np.stack([getattr(points, size) for size in form.sizes]))
+
+
+def drop_highest(points: Runs, count: int) -> Runs:
+    """All but the runs of the `count` highest losses.
+
+    >>> from optjax.scaling.table import runs
+    >>> drop_highest(runs([3.0, 9.0, 2.0], N=[1.0, 2.0, 3.0]), 1).loss.tolist()
+    [3.0, 2.0]
+    """
+    count = whole("drop_highest", count, 0)
+    if count >= len(points.loss):
+        raise UserError(
+            f"drop_highest is {count} of {len(points.loss)} runs: expected fewer, so that some stay"
+        )
+    order = np.argsort(points.loss, kind="stable")
+    return points.take(np.sort(order[: len(order) - count]))
+
+
+def check(form: Form, points: Runs) -> None:
+    """A user's mistake where the runs cannot tell the law's parameters apart.
+
+    Raises:
+      UserError: a size is not known; fewer than p + 1 runs; a size with too few different values;
+        sizes that always grow together.
+    """
+    n, least = len(points.loss), form.parameters + 1
+    for size in form.sizes:
+        if getattr(points, size) is None:
+            raise UserError(f"the law {form.name!r} needs {_WHAT[size]}: the runs have none")
+    if n < least:
+        raise UserError(
+            f"{n} runs: the law {form.name!r} has {form.parameters} parameters and needs at least "
+            f"{least} runs"
+        )
+    z = logs(form, points)
+    many = 2 + (form.floor and len(form.sizes) == 1)
+    for size, x in zip(form.sizes, z, strict=True):
+        values = len(np.unique(x))
+        if values < many:
+            have = "all are equal" if values == 1 else f"only {values} differ"
+            raise UserError(
+                f"of the {_WHAT[size]} {have}: the law {form.name!r} needs at least {many} "
+                f"different ones to find its exponent"
+            )
+    if len(z) == 2 and abs(np.corrcoef(z)[0, 1]) > 1 - 1e-9:
+        one, two = form.sizes[0], form.sizes[-1]
+        raise UserError(
+            f"{one} and {two} follow each other exactly: their exponents cannot be told apart; "
+            f"vary one at a fixed other, or fit power-{one.lower()}"
+        )
+    if np.ptp(points.loss) == 0:
+        raise UserError("all losses are equal: there is no law to find in them")
+
+
+def grid(form: Form, z: np.ndarray, y: np.ndarray, means: np.ndarray) -> np.ndarray:
+    """Starts of the minimiser, (starts, p).
+
+    For any data: every split of the mean loss between the terms, by every pair of exponents. For
+    Hoffmann's law their grid as well: a, b in 0, 5, …, 25, e in −1, −½, …, 1, α, β in 0, ½, …, 2.
+    """
+    level, k = float(np.median(y)), len(z)
+    exponents = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+    shares = (0.05, 0.2, 0.5, 0.8, 0.95)
+    starts: list[tuple[float, ...]] = []
+    for floor in (0.02, 0.2, 0.5, 0.8, 0.95) if form.floor else (0.0,):
+        for share in shares if k == 2 else (1.0,):
+            parts = [(1 - floor) * share, (1 - floor) * (1 - share)][:k]
+            a = [level + np.log(part) for part in parts]
+            e = [level + np.log(floor)] if form.floor else []
+            starts += [(*a, *e, *alpha) for alpha in itertools.product(exponents, repeat=k)]
+    found = np.array(starts)
+    if form.name == "kaplan-nd":
+        # There each term is a share of L^(1/α_D).
+        for i, share in ((0, found[:, :1]), (1, found[:, 1:2])):
+            found[:, i : i + 1] = level + found[:, 3:] * (share - level)
+    if form.name == "hoffmann":
+        ab, e, exponent = np.arange(0, 26, 5.0), np.arange(-1, 1.1, 0.5), np.arange(0, 2.1, 0.5)
+        theirs = np.array(list(itertools.product(ab, ab, e, exponent, exponent)))
+        theirs[:, :2] -= theirs[:, 3:] * means
+        found = np.concatenate([found, theirs])
+    return found
+
+
+def prepared(
+    form: Form, points: Runs, delta: float, count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """The means of the log sizes, z, y, and the best starts of the grid, (count, p)."""
+    if not delta > 0:
+        raise UserError(f"delta is {delta!r}: expected a number above 0")
+    z, y = logs(form, points), np.log(points.loss)
+    means = z.mean(axis=1)
+    z = z - means[:, None]
+    starts = grid(form, z, y, means)
+    best = np.argsort(values(form, starts, z, y, delta), kind="stable")[:count]
+    return means, z, y, starts[best]
+
+
+def values(form: Form, theta: np.ndarray, z: np.ndarray, y: np.ndarray, delta: float) -> np.ndarray:
+    """The objective at each θ, (starts,)."""
+    with jax.enable_x64(True):
+        at = jax.vmap(lambda t: huber(form.log_loss(t, z) - y, delta).sum())
+        found = np.asarray(jax.jit(lambda theta: jax.lax.map(at, theta))(theta[None])[0])
+    return np.where(np.isfinite(found), found, np.inf)
+
+
+def objective(points: Runs, law: Any, name: str = "hoffmann", *, delta: float = DELTA) -> float:
+    """What a law scores on runs: the less, the better.
+
+    Σ Huber_δ(log L − log measured)
+
+    Args:
+      points: the runs. law: the parameters, as `optjax.scaling.laws` has them.
+      name: which law it is. delta: δ.
+
+    >>> from optjax.scaling.laws import HOFFMANN_2022, hoffmann_loss
+    >>> from optjax.scaling.table import runs
+    >>> N, D = np.array([1e8, 1e9]), np.array([1e10, 1e10])
+    >>> exact = runs(hoffmann_loss(HOFFMANN_2022, N, D), N, D)
+    >>> objective(exact, HOFFMANN_2022) < 1e-12
+    True
+
+    Source: Hoffmann et al. 2022 (arXiv:2203.15556), equation 3.
+    """
+    form = form_of(name)
+    with jax.enable_x64(True):
+        r = np.log(form.loss(law, *np.exp(logs(form, points)))) - np.log(points.loss)
+        return float(np.sum(np.asarray(huber(r, delta))))
+
+
+def fit(
+    points: Runs, law: str = "hoffmann", *, delta: float = DELTA, progress: Progress = silent
+) -> Fit:
+    """Fit a scaling law to runs.
+
+    min Σ Huber_δ(log L(sizes) − log loss), δ = 1e-3, the log of a sum of powers by log-sum-exp
+
+    Args:
+      points: the runs; `drop_highest` leaves outliers out.
+      law: "hoffmann", "kaplan-nd", "kaplan-ns" (its S is S_min), "power-n", "power-d", or
+        "power-n-floor", "power-d-floor" with an irreducible loss.
+      delta: δ, the log residual from where on a run counts linearly.
+
+    Returns:
+      The law and how it was found. Computed in float64 whatever the process is set to. The
+      objective is evaluated at every point of a grid of starts and minimised from the best 96;
+      `agreeing` says how many of these ended at the same least value.
+
+    Raises:
+      UserError: too few runs, or runs that cannot tell the parameters apart.
+
+    >>> from optjax.scaling.laws import Power, power_loss
+    >>> from optjax.scaling.table import runs
+    >>> N = np.geomspace(1e6, 1e9, 8)
+    >>> found = fit(runs(power_loss(Power(8.8e13, 0.076), N), N), "power-n")
+    >>> round(found.law.exponent, 6)
+    0.076
+
+    Source: Hoffmann et al. 2022 (arXiv:2203.15556), section 3.3 and appendix D.2.
+    """
+    form = form_of(law)
+    check(form, points)
+    means, z, y, starts = prepared(form, points, delta, _STARTS)
+    ones = np.ones((len(starts), len(y)))
+    ends = minimise(
+        *(form, z, y, lambda first, count: ones[:count], starts),
+        delta=delta, progress=progress, text="starts",
+    )  # fmt: skip
+    return _best(form, points, means, z, ends, delta)
+
+
+def _best(
+    form: Form, points: Runs, means: np.ndarray, z: np.ndarray, ends: Minima, delta: float
+) -> Fit:
+    least = int(np.argmin(np.where(np.isfinite(ends.objective), ends.objective, np.inf)))
+    theta, value = ends.theta[least], float(ends.objective[least])
+    with jax.enable_x64(True):
+        residuals = np.log(points.loss) - np.asarray(form.log_loss(theta, z))
+    law = form.kind(*map(float, form.to_law(theta, means)))
+    # Exact data end at rounding, which is no disagreement.
+    same = ends.objective <= value * (1 + 1e-6) + 1e-20
+    return Fit(
+        *(form, law, value, points, theta, means, residuals, delta),
+        *(bool(ends.converged[least]), len(ends.theta), float(np.mean(same))),
+    )

@@ -1,0 +1,234 @@
+"""The runs that a law is fitted to, and how they are read from a CSV file, whatever it holds."""
+
+import csv
+import math
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.typing import ArrayLike
+
+from optjax.errors import UserError, nearest
+
+MAX_BYTES = 64 << 20
+MAX_ROWS = 1_000_000
+_WHAT = {
+    "N": "parameters",
+    "D": "tokens",
+    "S": "steps",
+    "C": "training FLOPs",
+    "loss": "loss",
+}
+_NAMES = {
+    "N": "n params parameters modelsize nparams nparameters numparams numparameters size",
+    "D": "d tokens ntokens numtokens trainingtokens datasetsize datasize examples nexamples",
+    "S": "s smin steps step nsteps numsteps trainingsteps",
+    "C": "c flops flop compute trainingflop trainingflops trainingcompute",
+    "loss": "loss l finalloss validationloss valloss testloss evalloss",
+}
+
+
+class Runs(NamedTuple):
+    """What was trained, and the loss it reached; what is not known is None."""
+
+    loss: np.ndarray  # (n,) above 0
+    N: np.ndarray | None = None  # (n,) parameters
+    D: np.ndarray | None = None  # (n,) tokens
+    S: np.ndarray | None = None  # (n,) steps, S_min for Kaplan's law
+    C: np.ndarray | None = None  # (n,) floating-point operations
+
+    def take(self, which: Any) -> "Runs":
+        """Some of the runs."""
+        return Runs(self.loss[which], *(None if x is None else x[which] for x in self[1:]))
+
+
+def runs(
+    loss: ArrayLike,
+    N: ArrayLike | None = None,
+    D: ArrayLike | None = None,
+    S: ArrayLike | None = None,
+    C: ArrayLike | None = None,
+) -> Runs:
+    """Runs from arrays; of N, D and C the one that is missing is made from C = 6ND.
+
+    Args:
+      loss, N, D, S, C: (n,) each, above 0.
+
+    Raises:
+      UserError: shapes that differ, a value that is not a finite number above 0.
+
+    >>> runs([3.0, 2.5], N=[1e6, 1e7], C=[6e14, 6e15]).D.tolist()
+    [100000000.0, 100000000.0]
+    """
+    given = {"loss": loss, "N": N, "D": D, "S": S, "C": C}
+    arrays = {name: _array(name, x) for name, x in given.items() if x is not None}
+    for name, x in arrays.items():
+        if x.shape != arrays["loss"].shape:
+            raise UserError(
+                f"{name} has shape {x.shape} and loss {arrays['loss'].shape}: expected equal"
+            )
+    return _completed(arrays)
+
+
+def _array(name: str, values: ArrayLike) -> np.ndarray:
+    try:
+        x = np.asarray(values, np.float64)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} holds what is no number: expected numbers above 0") from None
+    if x.ndim != 1:
+        raise UserError(f"{name} has shape {x.shape}: expected one dimension")
+    bad = np.flatnonzero(~(np.isfinite(x) & (x > 0)))
+    if bad.size:
+        raise UserError(f"{name}[{bad[0]}] is {x[bad[0]]:g}: expected a finite number above 0")
+    return x
+
+
+def _completed(arrays: Mapping[str, np.ndarray]) -> Runs:
+    found = dict(arrays)
+    N, D, C = found.get("N"), found.get("D"), found.get("C")
+    if N is not None and D is None and C is not None:
+        found["D"] = C / (6 * N)
+    elif N is None and D is not None and C is not None:
+        found["N"] = C / (6 * D)
+    elif N is not None and D is not None and C is None:
+        found["C"] = 6 * N * D
+    return Runs(**found)
+
+
+def read_runs(
+    path: str | Path, columns: Mapping[str, str] | None = None, needed: Sequence[str] = ("loss",)
+) -> tuple[Runs, dict[str, str]]:
+    """Runs from a CSV file with a header line.
+
+    Args:
+      path: the file, at most 64 MiB and a million lines, UTF-8.
+      columns: the column of each of "N", "D", "S", "C", "loss"; those left out are found by their
+        usual names (params, Model Size, tokens, Training FLOP, steps, ...).
+      needed: what must be there; N and D can each be made from the other and C = 6ND.
+
+    Returns:
+      The runs, and which column each quantity was read from.
+
+    Raises:
+      UserError: one line that names the file and the line number, the value and what to do.
+
+    Nothing in the file is evaluated; only the columns used are read as numbers.
+    """
+    path = Path(path)
+    lines = _rows(path)
+    try:
+        header = [name.strip() for name in next(lines)[1]]
+    except StopIteration:
+        raise UserError(f"{str(path)!r} is empty: expected a header and a line for each run") from (
+            None
+        )
+    where = _columns(str(path), header, dict(columns or {}), needed)
+    values: dict[str, list[float]] = {name: [] for name in where}
+    for number, row in lines:
+        if len(row) != len(header):
+            raise UserError(
+                f"{str(path)!r} line {number} has {len(row)} values: expected {len(header)}, as the"
+                " header has"
+            )
+        for name, i in where.items():
+            values[name].append(_number(str(path), number, header[i], row[i]))
+        if len(values["loss"]) > MAX_ROWS:
+            raise UserError(f"{str(path)!r} has more than {MAX_ROWS:,} runs: take a sample of them")
+    if not values["loss"]:
+        raise UserError(f"{str(path)!r} has a header and no runs below it")
+    found = _completed({name: np.asarray(x) for name, x in values.items()})
+    return found, {name: header[i] for name, i in where.items()}
+
+
+def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """The lines that hold anything, each with its number."""
+    try:
+        about = path.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise UserError(f"{str(path)!r} is no file: expected a CSV file")
+        if about.st_size > MAX_BYTES:
+            raise UserError(
+                f"{str(path)!r} has {about.st_size / 2**20:.0f} MiB: expected at most "
+                f"{MAX_BYTES >> 20}; keep only the columns that are needed"
+            )
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot read {str(path)!r}: {why}") from None
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{str(path)!r} is no UTF-8 text (byte {error.start}): expected a CSV file"
+        ) from None
+    # Bytes stay with us, so that the file may change meanwhile without harm.
+    reader = csv.reader(text.splitlines(keepends=True), skipinitialspace=True)
+    try:
+        for row in reader:
+            if any(cell.strip() for cell in row):
+                yield reader.line_num, row
+    except csv.Error as error:
+        raise UserError(f"{str(path)!r} line {reader.line_num} is no CSV: {error}") from None
+
+
+def _plain(name: str) -> str:
+    return "".join(c for c in name.lower() if c.isalnum())
+
+
+def _columns(
+    path: str, header: list[str], named: dict[str, str], needed: Sequence[str]
+) -> dict[str, int]:
+    """The column of each quantity that is there."""
+    for quantity in named:
+        if quantity not in _NAMES:
+            raise UserError(
+                f"columns name {quantity!r}: expected N, D, S, C or loss; "
+                f"{nearest(quantity, _NAMES)}"
+            )
+    where: dict[str, int] = {}
+    plain = [_plain(name) for name in header]
+    for quantity, names in _NAMES.items():
+        if quantity in named:
+            column = named[quantity]
+            if column not in header:
+                raise UserError(f"{path!r} has no column {column!r}; {_near(column, header)}")
+            where[quantity] = header.index(column)
+        else:
+            found = [plain.index(name) for name in names.split() if name in plain]
+            if found:
+                where[quantity] = found[0]
+        if quantity in where and header.count(header[where[quantity]]) > 1:
+            raise UserError(f"{path!r} has two columns {header[where[quantity]]!r}: rename one")
+    for quantity in needed:
+        other = {"N": "D", "D": "N"}.get(quantity)
+        if quantity not in where and not (other in where and "C" in where):
+            ask = f"no column for {quantity} ({_WHAT[quantity]})"
+            raise UserError(
+                f"{path!r} has {ask}; {_near(_WHAT[quantity], header)}; say which with --columns "
+                f"{quantity}=NAME"
+            )
+    return where
+
+
+def _near(name: str, header: list[str]) -> str:
+    """The nearest names of the header, however long that is."""
+    hint = nearest(name, header[:1000])
+    return hint if len(hint) <= 200 else f"{hint[:200]}…"
+
+
+def _number(path: str, line: int, column: str, text: str) -> float:
+    try:
+        value = float(text) if "_" not in text else math.nan
+    except ValueError:
+        value = math.nan
+    if math.isfinite(value) and value > 0:
+        return value
+    shown = text.strip() if len(text) <= 40 else f"{text[:40]}…"
+    raise UserError(
+        f"{path!r} line {line}: {column} is {shown!r}: expected a finite number above 0"
+    )
