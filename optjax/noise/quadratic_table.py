@@ -24,7 +24,7 @@ from optjax.noise.quadratic import NoisyQuadratic, noisy_quadratic, numbers, req
 from optjax.noise.reach import MAX_STEPS, steps_to
 from optjax.types import Array
 
-LANES = 16  # entries a call: 10⁴ curvatures of them stay in a processor's second-level cache
+LANES = 8  # entries a call: 10⁴ curvatures of them stay in a processor's second-level cache
 
 
 def quadratic_steps(
@@ -156,34 +156,67 @@ def _root(
     weight_Ld = jnp.where(falls, half * (start - ends), 0)
     floor_L = jnp.sum(jnp.where(falls, half * ends, 0), axis=-1)
 
-    def log_share(x_L: Array) -> Array:
-        """log F/target at T = e^x − 1; bounded, since F may underflow."""
-        decay = jnp.exp(jnp.round(jnp.expm1(x_L))[:, None] * logs)
-        return jnp.log(jnp.maximum((floor_L + jnp.sum(weight_Ld * decay, -1)) / target, 1e-30))
-
-    def goes_on(carry: _Bracket) -> Array:
-        return jnp.any(_open(carry))
-
-    def narrow(carry: _Bracket) -> _Bracket:
-        x = _proposal(carry)
-        return jax.tree.map(
-            lambda new, old: jnp.where(_open(carry), new, old),
-            _narrowed(carry, x, log_share(x)),
-            carry,
-        )
-
-    low, high = jnp.zeros_like(size_L), jnp.full_like(size_L, np.log1p(max_steps))
-    f_low, f_high = log_share(low), log_share(high)
-    inside = (f_low > 0) & (f_high <= 0)
-    first = _Bracket(jnp.where(inside, low, high), high, high, f_low, f_high, f_high)
-    last = jax.lax.while_loop(goes_on, narrow, first)
-    found = jnp.round(jnp.expm1(jnp.maximum(last.a, last.b)))
-    t = jnp.where(f_low <= 0, 0, jnp.where(f_high <= 0, found, jnp.inf))
+    rough = _search(
+        *(x.astype(jnp.float32) for x in (logs, weight_Ld, floor_L, target)),
+        jnp.zeros(size_L.shape, jnp.float32),
+        jnp.full(size_L.shape, max_steps, jnp.float32),
+    )
+    # In half the bytes, and right in five digits or six: the ends of the exact search.
+    near = jnp.where(jnp.isfinite(rough.t), rough.t, max_steps)
+    off = 1 + 2e-5 * near
+    low, high = jnp.round(near - off), jnp.round(near + off)
+    low = jnp.clip(low, 0, max_steps).astype(logs.dtype)
+    high = jnp.clip(high, 0, max_steps).astype(logs.dtype)
+    exact = functools.partial(_search, logs, weight_Ld, floor_L, target)
+    found = exact(low, high)
+    missed = ~found.inside & (floor_L < target)
+    none, all_ = jnp.zeros_like(low), jnp.full_like(low, max_steps)
+    found = jax.lax.cond(
+        jnp.any(missed),
+        lambda: exact(jnp.where(missed, none, low), jnp.where(missed, all_, high)),
+        lambda: found,
+    )
+    t = found.t
     # Of what rises: where it is at t, or at least where it began if it rises without end.
     bounded = ~falls & jnp.isfinite(ends)
     near = jnp.where(bounded, ends + (start - ends) * jnp.exp(t[:, None] * logs), start)
     rising = jnp.sum(jnp.where(falls, 0, half * near), axis=-1)
     return t, jnp.where(jnp.all(falls, axis=-1), 0, jnp.maximum(rising, jnp.finfo(t.dtype).tiny))
+
+
+class _Found(NamedTuple):
+    t: Array  # (L,) the first step at or below the target; low if it is, ∞ if high is not
+    inside: Array  # (L,) bool, the target is crossed between the two
+
+
+def _search(
+    logs_Ld: Array, weight_Ld: Array, floor_L: Array, target: Array, low_L: Array, high_L: Array
+) -> _Found:
+    """Where floor + Σ weight · e^{T log ρ} comes down to the target, from one T to another."""
+    digits = 64 * jnp.finfo(logs_Ld.dtype).eps
+
+    def log_share(t_L: Array) -> Array:
+        """log F/target; bounded, since F may underflow."""
+        falling = floor_L + jnp.sum(weight_Ld * jnp.exp(t_L[:, None] * logs_Ld), axis=-1)
+        return jnp.log(jnp.maximum(falling / target, 1e-30))
+
+    def open_(at: _Bracket) -> Array:
+        """Whether more than a step, or what the dtype tells apart, lies between the ends."""
+        low, high = _steps(at)
+        return high - low > jnp.maximum(1.5, digits * high)
+
+    def narrow(at: _Bracket) -> _Bracket:
+        x = _proposal(at)
+        new = _narrowed(at, x, log_share(jnp.round(jnp.expm1(x))))
+        return jax.tree.map(lambda new, old: jnp.where(open_(at), new, old), new, at)
+
+    f_low, f_high = log_share(low_L), log_share(high_L)
+    inside = (f_low > 0) & (f_high <= 0)
+    a, b = (jnp.log1p(t) for t in (low_L, high_L))
+    first = _Bracket(jnp.where(inside, a, b), b, b, f_low, f_high, f_high)
+    last = jax.lax.while_loop(lambda at: jnp.any(open_(at)), narrow, first)
+    t = jnp.where(f_low <= 0, low_L, jnp.where(inside, _steps(last)[1], jnp.inf))
+    return _Found(t, inside | ((f_low <= 0) & (low_L == 0)))
 
 
 class _Bracket(NamedTuple):
@@ -197,9 +230,11 @@ class _Bracket(NamedTuple):
     f_c: Array
 
 
-def _open(at: _Bracket) -> Array:
-    """Whether more than one step lies between the ends."""
-    return jnp.abs(jnp.expm1(at.b) - jnp.expm1(at.a)) > 1.5
+def _steps(at: _Bracket) -> tuple[Array, Array]:
+    """The steps at the two ends, the fewer first; whole numbers, kept as logarithms."""
+    ends = (jnp.round(jnp.expm1(x)) for x in (at.a, at.b))
+    a, b = ends
+    return jnp.minimum(a, b), jnp.maximum(a, b)
 
 
 def _proposal(at: _Bracket) -> Array:
@@ -211,8 +246,8 @@ def _proposal(at: _Bracket) -> Array:
     across, back = jnp.where(f_b == f_a, 1, f_b - f_a), jnp.where(f_c == f_a, 1, f_c - f_a)
     inverse = f_a / across * f_c / -tall + (c - a) / (b - a) * f_a / back * f_b / tall
     x = a + jnp.where(safe, inverse, 0.5) * (b - a)
-    low, high = jnp.expm1(jnp.minimum(a, b)), jnp.expm1(jnp.maximum(a, b))
-    return jnp.log1p(jnp.clip(jnp.ceil(jnp.expm1(x)), jnp.round(low) + 1, jnp.round(high) - 1))
+    low, high = _steps(at)
+    return jnp.log1p(jnp.clip(jnp.ceil(jnp.expm1(x)), low + 1, high - 1))
 
 
 def _narrowed(at: _Bracket, x: Array, f: Array) -> _Bracket:
