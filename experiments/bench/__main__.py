@@ -24,7 +24,7 @@ from optjax.errors import UserError, nearest
 from optjax.files import write_text
 from optjax.provenance import commit, versions
 
-from . import accounts, hypergradients, least_squares, nets, scaling, start_up, sweeps
+from . import accounts, hypergradients, least_squares, nets, quadratic, scaling, start_up, sweeps
 from .measure import Entry, cores, load_average, machine
 
 
@@ -140,6 +140,7 @@ def _chosen(only: list[str] | None, quick: bool) -> list[Entry]:
         *sweeps.entries(sweeps.QUICK if quick else sweeps.Sizes()),
         *accounts.entries(2 if quick else 100),
         *nets.entries(nets.QUICK if quick else nets.Sizes()),
+        *quadratic.entries(quadratic.QUICK if quick else quadratic.Sizes()),
         *scaling.entries(scaling.QUICK if quick else scaling.Sizes()),
         *hypergradients.entries(hypergradients.QUICK if quick else hypergradients.Sizes()),
     ]
@@ -168,8 +169,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--only",
         action="append",
         metavar="NAME",
-        help="accounting, step, sweep, compile, start-up, gradient, hypergradient, scaling, or one "
-        "such as step/unet; repeatable",
+        help="accounting, step, sweep, compile, start-up, gradient, hypergradient, quadratic, "
+        "scaling, or one such as step/unet; repeatable",
     )
     parser.add_argument("--quick", action="store_true", help="tiny sizes: does it run at all?")
     parser.add_argument(

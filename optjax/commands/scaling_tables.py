@@ -15,7 +15,7 @@ def print_allocations(rows: "dict[str, Allocation]") -> None:
 
     headings = ("law", "parameters N", "tokens D", "D/N", "batch, tokens", "steps", "loss")
     body = [
-        [name, text(r.N), text(r.D), text(float(r.D) / float(r.N)), text(r.batch), text(r.steps), f"{r.loss:.3f}"]
+        [name, *map(text, (r.N, r.D, float(r.D) / float(r.N), r.batch, r.steps)), f"{r.loss:.3f}"]
         for name, r in rows.items()
     ]
     print_table(headings, body)

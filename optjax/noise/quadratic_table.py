@@ -156,10 +156,14 @@ def _root(
     weight_Ld = jnp.where(falls, half * (start - ends), 0)
     floor_L = jnp.sum(jnp.where(falls, half * ends, 0), axis=-1)
 
+    single = jnp.float32
     rough = _search(
-        *(x.astype(jnp.float32) for x in (logs, weight_Ld, floor_L, target)),
-        jnp.zeros(size_L.shape, jnp.float32),
-        jnp.full(size_L.shape, max_steps, jnp.float32),
+        logs.astype(single),
+        weight_Ld.astype(single),
+        floor_L.astype(single),
+        target.astype(single),
+        jnp.zeros(size_L.shape, single),
+        jnp.full(size_L.shape, max_steps, single),
     )
     # In half the bytes, and right in five digits or six: the ends of the exact search.
     near = jnp.where(jnp.isfinite(rough.t), rough.t, max_steps)

@@ -28,6 +28,7 @@ ORDER = (
     "batch-size/noise-regime",
     "batch-size/curvature-regime",
     "scaling/model-size",
+    "scaling/hoffmann-refit",
     "accounting/weights",
     "accounting/weights-64",
     "accounting/outputs-32",

@@ -23,7 +23,7 @@ from optjax.report.claims import Claim, write_claims
 if TYPE_CHECKING:
     import xarray
 
-_PATH_FIELDS = ("data", "palette")
+_PATH_FIELDS = ("data", "palette", "points")
 
 
 @dataclasses.dataclass(frozen=True)

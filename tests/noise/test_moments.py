@@ -132,6 +132,7 @@ def test_risks_are_differentiable_by_the_optimiser():
         np.testing.assert_allclose(getattr(slopes, name), expected, rtol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_best_rate_of_momentum_beats_a_fine_grid():
     model = noisy_quadratic(H, C, S0, batch_size=30, momentum=0.9)
     last = jax.jit(jax.vmap(lambda rate: final_risk(model, rate, 40)))
