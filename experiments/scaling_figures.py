@@ -56,8 +56,9 @@ def _compute(dataset: xr.Dataset) -> Figure:
     axes[0, 0].set_ylabel("held-out loss (nats a pixel)")
     return caption(
         fig,
-        f"Held-out loss along training with Adam on {dataset.attrs['data']}, at each record the "
-        f"better of the rates tried; lines: mean over {dataset.sizes['seed']} seeds, bands: from "
+        f"Held-out loss along training with Adam on {dataset.attrs['data']}, smoothed (a parabola "
+        "of each run's log loss in log steps), at each record the better of the rates tried; "
+        f"lines: mean over {dataset.sizes['seed']} seeds, bands: from "
         "lowest to highest. Dashed: the least over the widths, at budgets that all of them reach.",
     )
 

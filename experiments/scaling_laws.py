@@ -56,7 +56,7 @@ class Config:
     """Tiles a step; half and twice as many are tried beside it."""
     rates: tuple[float, ...] = (0.003, 0.01)
     """Adam's rates: at every record the better one counts."""
-    seeds: int = 3
+    seeds: int = 5
     """Runs of each setting: what intervals are over."""
     steps: int = 96
     """Of the widest network; narrower ones get as many as the same FLOPs buy …"""

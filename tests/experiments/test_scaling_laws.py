@@ -111,7 +111,8 @@ def test_the_last_doubling_is_worth_less_to_what_has_stopped():
 def test_the_rate_that_counts_is_chosen_at_every_record():
     losses = xr.DataArray(
         [[[1.0, 3.0, np.nan], [2.0, 1.0, np.nan]], [[2.0, 1.0, 9.0], [2.0, np.nan, 9.0]]],
-        dims=("learning_rate", "seed", "step"), coords={"learning_rate": [0.1, 0.2]},
+        dims=("learning_rate", "seed", "step"),
+        coords={"learning_rate": [0.1, 0.2], "step": [1, 2, 3]},
     )  # fmt: skip
     found = analysis.best_rate(losses).transpose("seed", "step")
     np.testing.assert_array_equal(found, [[1.0, 3.0, 9.0], [2.0, 1.0, 9.0]])
