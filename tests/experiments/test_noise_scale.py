@@ -9,7 +9,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from optjax.errors import UserError
-from optjax.experiments import noise_scale
+from optjax.experiments import noise_scale, noise_scale_claims
+from optjax.experiments import noise_scale_problems as problems
 from optjax.noise.quadratic import noisy_quadratic
 
 SMALL = noise_scale.Config(
@@ -57,10 +58,10 @@ def _points(family, factors):
         ends = critical * np.array([1, 0.8, 1.2])
         steps, scales = (
             50 * (1 + critical / SIZES),
-            dict.fromkeys(noise_scale.SCALES, factor * ends),
+            dict.fromkeys(problems.SCALES, factor * ends),
         )
         name = f"{family} {i}"
-        points.append(noise_scale.Point(name, family, SIZES, steps, ends, scales, 50.0))
+        points.append(problems.Point(name, family, SIZES, steps, ends, scales, 50.0))
     return points
 
 
@@ -69,7 +70,7 @@ def _seen(family, *names):
     seen = {f"{family}_{name}": (axis, [20.0, 30.0, 60.0]) for name in names}
     ends = [[10.0, 30.0], [20.0, 50.0], [30.0, np.inf]]
     seen[f"{family}_{names[-1]}_interval"] = ((axis, "bound"), ends)
-    coords = {axis: [1, 2, 3], "bound": noise_scale.BOUND}
+    coords = {axis: [1, 2, 3], "bound": problems.BOUND}
     return xr.Dataset(seen, coords, {f"{family}_shown": f"{family} 0"})
 
 
@@ -82,7 +83,7 @@ def dataset():
     )
     net = mock.Mock(return_value=(_points("net", (0.7,)), _seen("net", "scale")))
     quadratics = mock.Mock(return_value=_points("quadratic", (1.0, 1.3, 1.2)))
-    with mock.patch.multiple(noise_scale, _squares=squares, _net=net, _quadratics=quadratics):
+    with mock.patch.multiple(problems, squares=squares, net=net, quadratics=quadratics):
         return _float32(lambda: noise_scale.run(SMALL))
 
 
@@ -116,14 +117,14 @@ def test_what_does_not_agree_is_refuted(dataset, name, change, id_, verdict):
 
 
 def test_a_perfect_order_of_few_is_no_certain_one():
-    r, (low, high) = noise_scale._ranks(np.arange(1.0, 7), np.arange(1.0, 7) ** 2)
+    r, (low, high) = noise_scale_claims._ranks(np.arange(1.0, 7), np.arange(1.0, 7) ** 2)
     assert (round(r, 9), round(high, 9)) == (1, 1)
     assert 0.3 < low < 0.8
 
 
 def test_scales_of_the_quadratic_are_those_of_a_loop():
     h, c, s, rate = (np.array(v) for v in ([1.0, 0.2], [3.0, 1.0], [1.0, 4.0], 0.7))
-    found = noise_scale._exact_scales(noisy_quadratic(h, c, s, batch_size=50), rate, 3)
+    found = problems._exact_scales(noisy_quadratic(h, c, s, batch_size=50), rate, 3)
     squares, curved = [], []
     for _ in range(3):
         s = (1 - rate * h) ** 2 * s + rate**2 * c / 50
@@ -135,7 +136,7 @@ def test_scales_of_the_quadratic_are_those_of_a_loop():
 
 
 def test_the_excess_of_least_squares_is_the_loss_above_the_least():
-    problem, _ = noise_scale._squares_problem(SMALL, 1.0)
+    problem, _ = problems._squares_problem(SMALL, 1.0)
     data = problem.data
     w, zero = np.float32([0.3, -1.0, 2.0]), np.zeros(3, np.float32)
     losses = [float(problem.objective(v, (), data, {})) for v in (w, zero, data.shared["best"])]
