@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,7 +130,7 @@ def _columns(groups: dict[str, list[str]]) -> dict[str, str]:
 
 def _fit(files: list[str], groups: dict[str, list[str]]) -> int:
     if not files:
-        raise UserError("scaling fit needs a CSV file of runs: optjax scaling fit RUNS.csv")
+        raise UserError("scaling fit needs a CSV file of runs, first: optjax scaling fit RUNS.csv")
     as_json, columns = switch(groups, "json"), _columns(groups)
     law = one(groups, "law", "hoffmann")
     dropped, resamples = number(groups, "drop_highest", "0"), number(groups, "bootstraps", "4000")
@@ -139,8 +140,10 @@ def _fit(files: list[str], groups: dict[str, list[str]]) -> int:
     _unknown(groups, "fit")
     if not 2 <= resamples <= 10_000_000:
         raise UserError(f"--bootstraps is {resamples}: expected 2 to 10000000")
-    if out is not None and out.exists() and not out.is_dir():
-        raise UserError(f"--out {str(out)!r} is a file: expected a folder")
+    if flops is not None and law != "hoffmann":
+        raise UserError(f"--flops is given and --law is {law}: only hoffmann's law is allocated")
+    if out is not None:
+        _make(out)
     import jax
 
     from optjax.console import Console
@@ -170,6 +173,18 @@ def _fit(files: list[str], groups: dict[str, list[str]]) -> int:
         if out is not None:
             print(f"wrote {out / 'fit.json'} and {out / 'fit.svg'}")
     return 0
+
+
+def _make(out: Path) -> None:
+    """The folder, before any work is done that could not be written."""
+    if out.exists() and not out.is_dir():
+        raise UserError(f"--out {str(out)!r} is a file: expected a folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make --out {str(out)!r}: {error.strerror}") from None
+    if not os.access(out, os.W_OK):
+        raise UserError(f"cannot write into --out {str(out)!r}: give another folder")
 
 
 def _record(

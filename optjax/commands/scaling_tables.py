@@ -44,8 +44,12 @@ def contradiction_lines(checks: "list[Check]") -> list[str]:
     lines = []
     for check in checks:
         verdict = "CONTRADICTS" if check.contradicts else "agrees with"
+        of = "the printed constants"
+        if "approach 1" in check.what or "approach 2" in check.what:  # estimates of their own
+            of = "the printed constants of approach 3"
+            verdict = "differs from" if check.contradicts else verdict
         lines.append(
-            f"{check.what}: printed exponent {check.printed:.2f} {verdict} the printed constants, "
+            f"{check.what}: printed exponent {check.printed:.2f} {verdict} {of}, "
             f"which give {check.computed:.3f} ({check.low:.3f} to {check.high:.3f} by rounding)"
         )
     return lines

@@ -61,7 +61,7 @@ def whole(name: str, word: str) -> int:
     32
     """
     if not re.fullmatch(r"\d{1,9}", word):
-        raise UserError(f"--{name} is {word!r}: expected a whole number")
+        raise UserError(f"--{flag(name)} is {word!r}: expected a whole number from 0 to 999999999")
     return int(word)
 
 

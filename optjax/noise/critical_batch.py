@@ -105,7 +105,7 @@ def _check(sizes: np.ndarray, steps: np.ndarray, weights: np.ndarray) -> None:
         raise UserError(
             f"steps has shape {steps.shape}: expected one for each of {len(sizes)} sizes"
         )
-    if weights.shape != sizes.shape or not np.all(weights >= 0):
+    if weights.shape != sizes.shape or not np.all((weights >= 0) & np.isfinite(weights)):
         raise UserError(f"weights are {weights.tolist()}: expected {len(sizes)} of at least 0")
     if np.any(steps <= 0):
         raise UserError(f"steps holds {steps[steps <= 0][0]:g}: expected above 0")

@@ -22,9 +22,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from optjax.errors import whole
 from optjax.noise.quadratic import NoisyQuadratic, numbers, risk, seen
 from optjax.types import Array
 
@@ -114,11 +116,16 @@ def steps_at_once(
       steps: (), T ≥ 0, traced or not.
       max_steps: no traced T is above it; the fewer, the fewer squares.
 
+    Raises:
+      UserError: T is no whole number of at least 0.
+
     >>> from optjax.noise.quadratic import noisy_quadratic
     >>> model = noisy_quadratic([1.0], [0.0])
     >>> steps_at_once(model, start(model), 0.5, 3).tolist()
     [[[0.015625]]]
     """
+    if not isinstance(steps, Tracer):
+        steps = whole("steps", np.asarray(steps).item(), 0)
     bits = (max_steps if isinstance(steps, Tracer) else int(steps)).bit_length()
     steps = jnp.asarray(steps).astype(jnp.int32)
 

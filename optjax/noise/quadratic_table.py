@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from optjax.errors import whole
 from optjax.noise.quadratic import NoisyQuadratic, noisy_quadratic, numbers, require_above, seen
-from optjax.noise.reach import MAX_STEPS, steps_to
+from optjax.noise.reach import MAX_STEPS, checked_steps, steps_to
 from optjax.types import Array
 
 LANES = 8  # entries a call: 10⁴ curvatures of them stay in a processor's second-level cache
@@ -58,7 +57,7 @@ def quadratic_steps(
     Source: the model and table of Zhang et al. 2019 (arXiv:1907.04164), figure 3; the published
     notebook has 100 bins in place of the spectrum.
     """
-    max_steps = whole("max_steps", max_steps, 1)
+    max_steps = checked_steps(max_steps)
     goal = numbers("target", target, 0)
     require_above("target", goal)
     model = noisy_quadratic(h, c, s0)

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optjax.errors import whole
+from optjax.errors import UserError, whole
 from optjax.noise.moments import (
     Steps,
     after,
@@ -35,6 +35,17 @@ from optjax.types import Array
 
 MAX_STEPS = 2**24
 _PER_STRIDE = 16  # strides to twice the way, where the risk may oscillate
+
+
+def checked_steps(max_steps: int) -> int:
+    """A bound on the steps that an int32 can count beyond.
+
+    Raises:
+      UserError: it is no whole number from 1 to 2³⁰.
+    """
+    if whole("max_steps", max_steps, 1) > 2**30:
+        raise UserError(f"max_steps is {max_steps}: expected at most 2**30")
+    return int(max_steps)
 
 
 class Reached(NamedTuple):
@@ -90,7 +101,7 @@ def steps_to(
     )
     require_above("target", target)
     require_above("rate", rate)
-    return _steps_to(model, target, rate, whole("max_steps", max_steps, 1))
+    return _steps_to(model, target, rate, checked_steps(max_steps))
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -191,7 +202,7 @@ def fewest_steps(model: NoisyQuadratic, target: ArrayLike, *, max_steps: int = M
     """
     target = numbers("target", target, 0, model.h.dtype)
     require_above("target", target)
-    return _fewest(model, target, whole("max_steps", max_steps, 1))
+    return _fewest(model, target, checked_steps(max_steps))
 
 
 class _At(NamedTuple):
@@ -220,9 +231,11 @@ def _fewest(model: NoisyQuadratic, target: Array, max_steps: int) -> Fewest:
     def reached(x: Array) -> tuple[Array, Array]:
         walk = _walked(fixed, goal, jnp.exp(x), max_steps)
         found = _reached(fixed, goal, jnp.exp(x), walk, walk.moments)
-        steps = jnp.where(jnp.isfinite(found.steps), found.steps, max_steps + 1)
-        share = jnp.where(jnp.isfinite(found.crossing), found.crossing - (steps - 1), 1)
-        return steps.astype(jnp.int32), share
+        reached = jnp.isfinite(found.steps)
+        count = jnp.where(reached, found.steps, 0)
+        share = jnp.where(reached, found.crossing - (count - 1), 1)
+        # As integers, since a float32 may not hold one more than max_steps.
+        return jnp.where(reached, count.astype(jnp.int32), max_steps + 1), share
 
     def tried(grid: Array) -> tuple[Array, tuple[Array, Array]]:
         """The best of a grid, and the next but one on both sides."""

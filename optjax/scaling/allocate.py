@@ -7,9 +7,10 @@ least compute C_min of the same loss, and on C_min the optimum is in closed form
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
@@ -22,6 +23,7 @@ from optjax.scaling.laws import (
     Hoffmann,
     KaplanNS,
     Number,
+    as_size,
     critical_batch,
     hoffmann_loss,
 )
@@ -81,12 +83,21 @@ class Check(NamedTuple):
 
 
 def _budget(flops: ArrayLike) -> Array:
-    if not isinstance(flops, Tracer):
-        bad = jnp.asarray(flops)
-        if not bool(jnp.all(jnp.isfinite(bad) & (bad > 0))):
-            raise UserError(f"flops is {flops}: expected a finite number above 0")
-    C = jnp.asarray(flops)
-    return C if jnp.issubdtype(C.dtype, jnp.floating) else C.astype(jnp.result_type(float))
+    _require_positive("flops", flops)
+    return as_size(flops)
+
+
+def _require_positive(name: str, value: Any) -> None:
+    """A number above 0 that the process' floats can hold, where it is known."""
+    if isinstance(value, Tracer):
+        return
+    most = float(jnp.finfo(jnp.result_type(float)).max)
+    try:
+        numbers = np.asarray(value, float)
+    except (TypeError, ValueError, OverflowError):
+        raise UserError(f"{name} is {value!r}: expected a finite number above 0") from None
+    if not np.all((numbers > 0) & (numbers <= most)):
+        raise UserError(f"{name} is {value}: expected a finite number above 0, at most {most:.2g}")
 
 
 def allocate_hoffmann(law: Hoffmann, flops: ArrayLike) -> Allocation:
@@ -98,7 +109,7 @@ def allocate_hoffmann(law: Hoffmann, flops: ArrayLike) -> Allocation:
       law: its parameters. flops: C.
 
     Raises:
-      UserError: flops are not above 0.
+      UserError: flops or ratio are not above 0.
 
     >>> from optjax.scaling.laws import BESIROGLU_2024
     >>> best = allocate_hoffmann(BESIROGLU_2024, 5.76e23)
@@ -134,7 +145,7 @@ def allocate_kaplan(
         all of the budget is C_min, as in the paper's derivation, and the steps have no bound.
 
     Raises:
-      UserError: flops are not above 0.
+      UserError: flops or ratio are not above 0.
 
     >>> best = allocate_kaplan(1e21)
     >>> bool(jnp.isclose(6 * best.N * best.batch * best.steps, 1e21))
@@ -142,6 +153,7 @@ def allocate_kaplan(
 
     Source: Kaplan et al. 2020 (arXiv:2001.08361), appendix B, whose C and S are C_min and S_min.
     """
+    _require_positive("ratio", ratio)
     C_min = _budget(flops) / (1 + ratio)
     N_c, S_c, alpha_N, alpha_S = law
     B_star, alpha_B = batch
@@ -167,7 +179,7 @@ def allocate_frontier(
       flops: C, of which C/(1 + κ) is C_min. ratio: κ, as in `allocate_kaplan`.
 
     Raises:
-      UserError: flops are not above 0.
+      UserError: flops or ratio are not above 0.
 
     >>> round(float(allocate_frontier(PF_DAY, ratio=1e-9).N) / 1e9, 3)
     1.3
@@ -176,6 +188,7 @@ def allocate_frontier(
     C_min: D = BS is kept, not C.
     """
     N_e, p_N, B_e, p_B, S_e, p_S, C_c, alpha_C = frontier
+    _require_positive("ratio", ratio)
     C = _budget(flops) / (1 + ratio) / PF_DAY
     N, B_crit, least = N_e * C**p_N, B_e * C**p_B, S_e * C**p_S
     B, S = ratio * B_crit, least * (1 + 1 / jnp.asarray(ratio))

@@ -7,7 +7,9 @@ function is plain `jax.numpy`: batch over the laws' fields or differentiate by t
 
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import ArrayLike
 
 from optjax.types import Array
@@ -81,6 +83,14 @@ BESIROGLU_2024 = Hoffmann(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
 """Besiroglu et al. 2024, table 1: the same law fitted again to points read off a figure."""
 
 
+def as_size(x: ArrayLike) -> Array:
+    """A size as a float: of parameters, tokens and FLOPs integers of JAX have too few bits."""
+    if isinstance(x, int):
+        x = float(x)
+    array = jnp.asarray(x if isinstance(x, jax.Array) else np.asarray(x, float))
+    return array if jnp.issubdtype(array.dtype, jnp.floating) else array.astype(float)
+
+
 def hoffmann_loss(law: Hoffmann, N: ArrayLike, D: ArrayLike) -> Array:
     """The loss of N parameters trained on D tokens.
 
@@ -96,7 +106,7 @@ def hoffmann_loss(law: Hoffmann, N: ArrayLike, D: ArrayLike) -> Array:
     Source: Hoffmann et al. 2022 (arXiv:2203.15556), equation 2.
     """
     E, A, B, alpha, beta = law
-    return E + A * jnp.asarray(N) ** -alpha + B * jnp.asarray(D) ** -beta
+    return E + A * as_size(N) ** -alpha + B * as_size(D) ** -beta
 
 
 def power_loss(law: Power, x: ArrayLike) -> Array:
@@ -114,7 +124,7 @@ def power_loss(law: Power, x: ArrayLike) -> Array:
     Source: Kaplan et al. 2020 (arXiv:2001.08361), equations 1.1 and 1.2, where E = 0.
     """
     scale, exponent, E = law
-    return E + (scale / jnp.asarray(x)) ** exponent
+    return E + (scale / as_size(x)) ** exponent
 
 
 def kaplan_nd_loss(law: KaplanND, N: ArrayLike, D: ArrayLike) -> Array:
@@ -132,7 +142,7 @@ def kaplan_nd_loss(law: KaplanND, N: ArrayLike, D: ArrayLike) -> Array:
     Source: Kaplan et al. 2020 (arXiv:2001.08361), equation 1.5.
     """
     N_c, D_c, alpha_N, alpha_D = law
-    return ((N_c / jnp.asarray(N)) ** (alpha_N / alpha_D) + D_c / jnp.asarray(D)) ** alpha_D
+    return ((N_c / as_size(N)) ** (alpha_N / alpha_D) + D_c / as_size(D)) ** alpha_D
 
 
 def kaplan_ns_loss(law: KaplanNS, N: ArrayLike, S_min: ArrayLike) -> Array:
@@ -150,7 +160,7 @@ def kaplan_ns_loss(law: KaplanNS, N: ArrayLike, S_min: ArrayLike) -> Array:
     Source: Kaplan et al. 2020 (arXiv:2001.08361), equation 1.6.
     """
     N_c, S_c, alpha_N, alpha_S = law
-    return (N_c / jnp.asarray(N)) ** alpha_N + (S_c / jnp.asarray(S_min)) ** alpha_S
+    return (N_c / as_size(N)) ** alpha_N + (S_c / as_size(S_min)) ** alpha_S
 
 
 def critical_batch(law: CriticalBatch, loss: ArrayLike) -> Array:
@@ -164,7 +174,7 @@ def critical_batch(law: CriticalBatch, loss: ArrayLike) -> Array:
     Source: Kaplan et al. 2020 (arXiv:2001.08361), equation 1.4.
     """
     B_star, alpha_B = law
-    return B_star * jnp.asarray(loss) ** (-1 / alpha_B)
+    return B_star * as_size(loss) ** (-1 / alpha_B)
 
 
 def least_steps(S: ArrayLike, B: ArrayLike, B_crit: ArrayLike) -> Array:
@@ -177,7 +187,7 @@ def least_steps(S: ArrayLike, B: ArrayLike, B_crit: ArrayLike) -> Array:
 
     Source: Kaplan et al. 2020 (arXiv:2001.08361), equation 5.4.
     """
-    return jnp.asarray(S) / (1 + jnp.asarray(B_crit) / jnp.asarray(B))
+    return as_size(S) / (1 + as_size(B_crit) / as_size(B))
 
 
 def training_flops(N: ArrayLike, B: ArrayLike, S: ArrayLike) -> Array:
@@ -190,4 +200,4 @@ def training_flops(N: ArrayLike, B: ArrayLike, S: ArrayLike) -> Array:
 
     Source: Kaplan et al. 2020 (arXiv:2001.08361), section 2.1.
     """
-    return 6 * jnp.asarray(N) * jnp.asarray(B) * jnp.asarray(S)
+    return 6 * as_size(N) * as_size(B) * as_size(S)

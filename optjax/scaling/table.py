@@ -88,12 +88,21 @@ def _array(name: str, values: ArrayLike) -> np.ndarray:
 def _completed(arrays: Mapping[str, np.ndarray]) -> Runs:
     found = dict(arrays)
     N, D, C = found.get("N"), found.get("D"), found.get("C")
-    if N is not None and D is None and C is not None:
-        found["D"] = C / (6 * N)
-    elif N is None and D is not None and C is not None:
-        found["N"] = C / (6 * D)
-    elif N is not None and D is not None and C is None:
-        found["C"] = 6 * N * D
+    made = None
+    with np.errstate(over="ignore", under="ignore"):
+        if N is not None and D is None and C is not None:
+            made, found["D"] = "D", C / (6 * N)
+        elif N is None and D is not None and C is not None:
+            made, found["N"] = "N", C / (6 * D)
+        elif N is not None and D is not None and C is None:
+            made, found["C"] = "C", 6 * N * D
+    if made is not None:
+        bad = np.flatnonzero(~(np.isfinite(found[made]) & (found[made] > 0)))
+        if bad.size:
+            raise UserError(
+                f"{made} of run {bad[0] + 1}, by C = 6ND, is {found[made][bad[0]]:g}: expected a "
+                "finite number above 0; check the units of the others"
+            )
     return Runs(**found)
 
 

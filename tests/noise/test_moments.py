@@ -158,6 +158,8 @@ def test_at_critical_damping_nothing_is_lost():
         (lambda: noisy_quadratic([1.0], nesterov=True), "nesterov is True and momentum is not"),
         (lambda: greedy_rate(noisy_quadratic([1.0], momentum=0.9), jnp.ones(1)), "momentum is giv"),
         (lambda: best_schedule(noisy_quadratic([1.0], average=0.9), 3), "average is given"),
+        (lambda: final_risk(noisy_quadratic([1.0]), 0.1, -3), "steps is -3"),
+        (lambda: final_risk(noisy_quadratic([1.0]), 0.1, 1.5), "steps is "),
     ],
 )
 def test_refusals_name_the_value(call, says):

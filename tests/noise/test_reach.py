@@ -124,6 +124,7 @@ def test_no_rate_of_a_fine_grid_needs_fewer_steps(way):
         np.testing.assert_allclose(best.steps, COUNT(model, 0.02, best.rate).steps)
 
 
+@pytest.mark.slow
 def test_the_best_rate_is_differentiable_by_the_model():
     def rate(size):
         return fewest_steps(noisy_quadratic(H, batch_size=size), 0.02).rate
@@ -137,6 +138,9 @@ def test_what_never_arrives_is_infinite():
     assert FEWEST(far, 1e-9).steps == np.inf
     assert COUNT(far, 0.1, 50.0).steps == np.inf
     assert COUNT(far, 100.0, 0.1).steps == 0
+    # In float32 one more than the largest number of steps is that number.
+    single = noisy_quadratic(np.float32([1.0, 0.1]), batch_size=4)
+    assert fewest_steps(single, 1e-12).steps == np.inf
     assert steps_to(noisy_quadratic([1.0], [0.0]), 0.01, 0.01, max_steps=50).steps == np.inf
 
 
@@ -146,6 +150,7 @@ def test_what_never_arrives_is_infinite():
         (lambda: steps_to(noisy_quadratic(H), 0.0, 0.1), "target holds 0: expected above 0"),
         (lambda: steps_to(noisy_quadratic(H), 0.1, -1), "rate holds -1"),
         (lambda: steps_to(noisy_quadratic(H), 0.1, 0.1, max_steps=0), "max_steps is 0"),
+        (lambda: fewest_steps(noisy_quadratic(H), 0.1, max_steps=2**31), "expected at most 2"),
         (lambda: fewest_steps(noisy_quadratic(H), [0.1]), r"target has shape \(1,\)"),
         (
             lambda: quadratic_steps(H, target=0.1, batch_sizes=[0], rates=[0.1]),

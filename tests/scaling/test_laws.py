@@ -176,3 +176,19 @@ def test_a_budget_that_is_none_is_one_line(flops):
     ):
         with pytest.raises(UserError, match="expected a finite number above 0"):
             allocate(flops)
+
+
+def test_whole_numbers_are_as_good_as_floats():
+    """An int32 has too few bits for tokens and operations."""
+    np.testing.assert_allclose(scaling.training_flops(10**9, 10**6, 10**4), 6e19, rtol=1e-6)
+    found = scaling.hoffmann_loss(HOFFMANN_2022, 70 * 10**9, 14 * 10**11)
+    np.testing.assert_allclose(found, scaling.hoffmann_loss(HOFFMANN_2022, 70e9, 1.4e12))
+    best = scaling.allocate_hoffmann(BESIROGLU_2024, 10**21)
+    np.testing.assert_allclose(best.N, scaling.allocate_hoffmann(BESIROGLU_2024, 1e21).N)
+
+
+@pytest.mark.parametrize("ratio", [0, -1, float("nan"), float("inf"), "x"])
+def test_a_ratio_that_is_none_is_one_line(ratio):
+    for call in (scaling.allocate_kaplan, scaling.allocate_frontier):
+        with pytest.raises(UserError, match=r"ratio is .*: expected a finite number above 0"):
+            call(1e21, ratio=ratio)
