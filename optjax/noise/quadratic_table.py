@@ -11,7 +11,9 @@ rises T₀ is the count; the few entries between the two are left to `optjax.noi
 """
 
 import functools
+import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -103,13 +105,20 @@ def _in_lanes(
     outputs: tuple[np.ndarray, ...],
 ) -> tuple[np.ndarray, ...]:
     """`call` on slices of one length, the last filled up with copies of its entries."""
-    # All calls are under way before the first is waited for: they run beside each other.
     slices = [slice(first, first + LANES) for first in range(0, len(inputs[0]), LANES)]
     parts = [[x[at] for x in inputs] for at in slices]
-    calls = [call(*(np.resize(x, LANES) for x in part)) for part in parts]
+    double = jnp.result_type(float) == jnp.float64
+
+    def called(part: list[np.ndarray]) -> list[np.ndarray]:
+        with jax.enable_x64(double):  # a thread has a setting of its own
+            return [np.asarray(new) for new in call(*(np.resize(x, LANES) for x in part))]
+
+    # XLA runs a loop on one core: as many calls beside each other as there are cores.
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        calls = list(pool.map(called, parts))
     for at, part, found in zip(slices, parts, calls, strict=True):
         for out, new in zip(outputs, found, strict=True):
-            out[at] = np.asarray(new)[: len(part[0])]
+            out[at] = new[: len(part[0])]
     return outputs
 
 
@@ -180,11 +189,15 @@ def _root(
         lambda: found,
     )
     t = found.t
-    # Of what rises: where it is at t, or at least where it began if it rises without end.
-    bounded = ~falls & jnp.isfinite(ends)
-    near = jnp.where(bounded, ends + (start - ends) * jnp.exp(t[:, None] * logs), start)
-    rising = jnp.sum(jnp.where(falls, 0, half * near), axis=-1)
-    return t, jnp.where(jnp.all(falls, axis=-1), 0, jnp.maximum(rising, jnp.finfo(t.dtype).tiny))
+
+    def risen() -> Array:
+        """Where what rises is at t, or at least where it began if it rises without end."""
+        bounded = ~falls & jnp.isfinite(ends)
+        at = jnp.where(bounded, ends + (start - ends) * jnp.exp(t[:, None] * logs), start)
+        rising = jnp.sum(jnp.where(falls, 0, half * at), axis=-1)
+        return jnp.where(jnp.all(falls, -1), 0, jnp.maximum(rising, jnp.finfo(t.dtype).tiny))
+
+    return t, jax.lax.cond(jnp.all(falls), lambda: jnp.zeros_like(t), risen)
 
 
 class _Found(NamedTuple):
