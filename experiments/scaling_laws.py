@@ -28,8 +28,8 @@ class Config:
     """With more compute, is the model's size what should grow first, and by which power of it?
 
     Command: optjax run scaling_laws [--data FILE.npz] [--points chinchilla_points.csv].
-    Cost: 4 minutes on two cores.
-    Expect: at this scale steps and batch lower the loss more than the width does, and three seeds
+    Cost: 5 minutes on two cores.
+    Expect: at this scale more steps lower the loss more than a larger width does, and three seeds
     cannot tell by which power the best width grows; on Hoffmann's points α = 0.347, β = 0.367.
     """
 
@@ -56,7 +56,7 @@ class Config:
     """Tiles a step; half and twice as many are tried beside it."""
     rates: tuple[float, ...] = (0.003, 0.01)
     """Adam's rates: at every record the better one counts."""
-    seeds: int = 5
+    seeds: int = 3
     """Runs of each setting: what intervals are over."""
     steps: int = 96
     """Of the widest network; narrower ones get as many as the same FLOPs buy …"""
