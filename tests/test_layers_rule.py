@@ -6,7 +6,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 
 LAYERS = [
-    {"types", "errors", "console", "files", "provenance"},
+    {"types", "errors", "console", "files", "provenance", "beside"},
     {"problems", "optimizers", "batching", "schedules"},
     {"networks", "scan"},
     {"trajectory"},

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 
 import jax
 
+from optjax.beside import cores
+
 
 class Side(NamedTuple):
     """One of the things compared."""
@@ -90,13 +92,6 @@ def seconds(call: Callable[[], Any]) -> float:
 def load_average() -> list[float]:
     """Over the last 1, 5 and 15 minutes; empty where the system does not say."""
     return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else []
-
-
-def cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def machine() -> dict[str, Any]:

@@ -11,9 +11,7 @@ rises T₀ is the count; the few entries between the two are left to `optjax.noi
 """
 
 import functools
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -21,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from optjax.beside import beside
 from optjax.noise.quadratic import NoisyQuadratic, noisy_quadratic, numbers, require_above, seen
 from optjax.noise.reach import MAX_STEPS, checked_steps, steps_to
 from optjax.types import Array
@@ -81,16 +80,15 @@ def _of_power(
     """(B, R) counts of one preconditioner."""
     logs_Rd, ends_Rd = _closed_form(model, rates)
     size, rate = (x.ravel() for x in np.meshgrid(sizes, np.arange(len(rates)), indexing="ij"))
-    found, rising = np.full(size.shape, np.inf), np.zeros(size.shape)
-    floor = _in_lanes(
-        lambda b, r: (_floor(model, ends_Rd, b, r),), (size, rate), (np.zeros(size.shape),)
-    )[0]
+    (floor,) = _in_lanes(lambda b, r: (_floor(model, ends_Rd, b, r),), size, rate)
+    found = np.full(size.shape, np.inf)
     # Most entries end here: what falls stays above the target for ever.
     open_ = np.flatnonzero(floor <= float(target))
+    if not open_.size:
+        return found.reshape(len(sizes), len(rates))
     t0, above = _in_lanes(
         lambda b, r: _root(model, target, logs_Rd, ends_Rd, b, r, max_steps),
-        (size[open_], rate[open_]),
-        (found[open_], rising[open_]),
+        *(size[open_], rate[open_]),
     )
     found[open_] = np.where((above <= float(target)) & (t0 <= max_steps), t0, np.inf)
     for i in open_[(above > 0) & (above <= float(target)) & (t0 <= max_steps)]:
@@ -99,27 +97,15 @@ def _of_power(
     return found.reshape(len(sizes), len(rates))
 
 
-def _in_lanes(
-    call: Callable[..., tuple[Array, ...]],
-    inputs: tuple[np.ndarray, ...],
-    outputs: tuple[np.ndarray, ...],
-) -> tuple[np.ndarray, ...]:
+def _in_lanes(call: Callable[..., tuple[Array, ...]], *inputs: np.ndarray) -> list[np.ndarray]:
     """`call` on slices of one length, the last filled up with copies of its entries."""
-    slices = [slice(first, first + LANES) for first in range(0, len(inputs[0]), LANES)]
-    parts = [[x[at] for x in inputs] for at in slices]
-    double = jnp.result_type(float) == jnp.float64
+    count = len(inputs[0])
+    parts = [[x[i : i + LANES] for x in inputs] for i in range(0, count, LANES)]
 
     def called(part: list[np.ndarray]) -> list[np.ndarray]:
-        with jax.enable_x64(double):  # a thread has a setting of its own
-            return [np.asarray(new) for new in call(*(np.resize(x, LANES) for x in part))]
+        return [np.asarray(new) for new in call(*(np.resize(x, LANES) for x in part))]
 
-    # XLA runs a loop on one core: as many calls beside each other as there are cores.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        calls = list(pool.map(called, parts))
-    for at, part, found in zip(slices, parts, calls, strict=True):
-        for out, new in zip(outputs, found, strict=True):
-            out[at] = new[: len(part[0])]
-    return outputs
+    return [np.concatenate(column)[:count] for column in zip(*beside(called, parts), strict=True)]
 
 
 @jax.jit

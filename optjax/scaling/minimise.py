@@ -12,15 +12,14 @@ step together; a lane whose fit has ended takes the next one, and none waits for
 """
 
 import functools
-import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from optjax.beside import beside, threads
 from optjax.console import silent
 from optjax.scaling.forms import Form, Parts
 from optjax.types import Array
@@ -71,21 +70,13 @@ def memory(form: Form, points: int, lanes: int | None = None) -> int:
     they are made.
 
     >>> from optjax.scaling.forms import FORMS
-    >>> memory(FORMS["hoffmann"], 240, 32) < 2**23 * _threads()
+    >>> memory(FORMS["hoffmann"], 240, 32) < 2**23 * threads()
     True
     """
     terms = form.powers + form.floor
     rows = terms + terms * (terms + 1) if form.powers else form.parameters * (form.parameters + 2)
     tile = lanes_of(points) if lanes is None else lanes
-    return _threads() * tile * points * 8 * (_QUEUE + 2 * rows + 12)
-
-
-def _threads() -> int:
-    """Tiles in flight: one a core on the CPU, where a tile is too small for XLA's own threads."""
-    if jax.default_backend() != "cpu":
-        return 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(cores or 1, 8)
+    return threads() * tile * points * 8 * (_QUEUE + 2 * rows + 12)
 
 
 def minimise(
@@ -118,21 +109,18 @@ def minimise(
 
     def one(first: int) -> Minima:
         nonlocal done
-        with jax.enable_x64(True):
-            here = min(queue, count - first)
-            # Filled up, so that one program serves all tiles.
-            w, start = np.zeros((queue, len(y))), np.zeros((queue, starts.shape[1]))
-            w[:here], start[:here] = weights(first, here), starts[first : first + here]
-            found = _tile(form, lanes, z, y, w, start, np.int32(here), delta)
-            result = Minima(*(np.asarray(x)[:here] for x in found))
+        here = min(queue, count - first)
+        # Filled up, so that one program serves all tiles.
+        w, start = np.zeros((queue, len(y))), np.zeros((queue, starts.shape[1]))
+        w[:here], start[:here] = weights(first, here), starts[first : first + here]
+        found = _tile(form, lanes, z, y, w, start, np.int32(here), delta)
+        result = Minima(*(np.asarray(x)[:here] for x in found))
         done += here
         progress(f"{done} of {count} {text}", done / count)
         return result
 
-    if len(firsts) == 1:
-        return one(0)
-    with ThreadPoolExecutor(_threads()) as pool:
-        pieces = list(pool.map(one, firsts))
+    with jax.enable_x64(True):
+        pieces = beside(one, firsts)
     return Minima(*(np.concatenate(x) for x in zip(*pieces, strict=True)))
 
 

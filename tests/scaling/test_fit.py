@@ -9,11 +9,12 @@ import scipy.optimize
 import scipy.special
 
 from optjax import scaling
+from optjax.beside import threads
 from optjax.errors import UserError
 from optjax.scaling import Hoffmann, KaplanND, KaplanNS, Power
 from optjax.scaling.bootstrap import counts
 from optjax.scaling.forms import FORMS
-from optjax.scaling.minimise import _threads, _tile, lanes_of, memory
+from optjax.scaling.minimise import _tile, lanes_of, memory
 
 RNG = np.random.default_rng(0)
 TRUE = Hoffmann(1.5, 300.0, 900.0, 0.31, 0.36)  # lopsided on purpose
@@ -260,9 +261,9 @@ def test_memory_is_foretold():
     count = jax.ShapeDtypeStruct((), np.int32)
     made = _tile.lower(form, lanes, *arrays, count, 1e-3).compile().memory_analysis()
     used = made.temp_size_in_bytes + made.argument_size_in_bytes
-    threads = _threads()
-    assert used <= memory(form, n) / threads <= 4 * used
-    assert memory(form, 10**6) / threads < 1e9
+    tiles = threads()
+    assert used <= memory(form, n) / tiles <= 4 * used
+    assert memory(form, 10**6) / tiles < 1e9
 
 
 @pytest.mark.parametrize(

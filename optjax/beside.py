@@ -1,0 +1,53 @@
+"""Calls of small programs beside each other, one a core of the CPU.
+
+XLA runs a loop of small arrays on one core. Where there are many such calls, as many threads as
+there are cores keep all of them busy.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
+
+A = TypeVar("A")
+B = TypeVar("B")
+_MOST = 8  # threads: each holds the memory of a call
+
+
+def cores() -> int:
+    """Cores that this process may use.
+
+    >>> cores() >= 1
+    True
+    """
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def threads() -> int:
+    """Calls under way at once: one where a device fills itself."""
+    import jax
+
+    return 1 if jax.default_backend() != "cpu" else min(cores(), _MOST)
+
+
+def beside(call: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """`call` of every item, in their order; with the caller's setting of float64.
+
+    >>> beside(lambda x: x + 1, [1, 2, 3])
+    [2, 3, 4]
+    """
+    import jax
+    import jax.numpy as jnp
+
+    double = jnp.result_type(float) == jnp.float64
+
+    def one(item: A) -> B:
+        with jax.enable_x64(double):  # a thread has a setting of its own
+            return call(item)
+
+    if len(items) < 2:
+        return [call(item) for item in items]
+    with ThreadPoolExecutor(threads()) as pool:
+        return list(pool.map(one, items))
