@@ -18,7 +18,7 @@ from optjax.errors import UserError, whole
 from optjax.noise import gradients
 from optjax.noise.gradients import Point, like, spread, vector
 from optjax.noise.measured import can_draw, drawn_gradients, single_gradients
-from optjax.noise.ratio import ratio, student
+from optjax.noise.ratio import quotient, ratio, student
 from optjax.noise.scale import from_deviations, from_spread
 from optjax.problems import LossFn, Problem
 from optjax.scan import hyper_dtype, penalised
@@ -163,11 +163,7 @@ def full_curvature_noise_scale(
     at = gradients.point(problem, params, model_state, hparams)
     if not problem.n:
         raise UserError(f"{problem.name} has no examples: use curvature_noise_scale")
-    if gradients.couples(at.model_state):
-        raise UserError(
-            f"{problem.name} has batch statistics: the gradient of one example is not what a batch "
-            "sees; use curvature_noise_scale with the training's batch_size"
-        )
+    gradients.refuse_coupled(at.model_state, instead="use curvature_noise_scale")
     most = gradients.at_once(chunk, at.params, 1, problem.n)
     functions = problem.loss, problem.objective
     square, curvature, traces = _probed(functions, (problem.n, count, most), at, key)
@@ -221,7 +217,7 @@ def max_rate(gradient_square: ArrayLike, gradient_curvature: ArrayLike) -> Array
     Source: McCandlish et al. 2018, equation 2.5.
     """
     square, curvature = jnp.asarray(gradient_square), jnp.asarray(gradient_curvature)
-    return jnp.where(curvature > 0, square / jnp.where(curvature > 0, curvature, 1), jnp.inf)
+    return quotient(square, curvature)
 
 
 def optimal_rate(max_rate: ArrayLike, scale: ArrayLike, batch_size: ArrayLike) -> Array:

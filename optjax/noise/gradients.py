@@ -64,12 +64,14 @@ def couples(model_state: PyTree) -> bool:
     return any(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in leaves)
 
 
-def refuse_coupled(model_state: PyTree, batch_size: int) -> None:
-    """A batch of one example has no batch statistics worth the name."""
+def refuse_coupled(
+    model_state: PyTree, batch_size: int = 1, instead: str = "give a batch_size of its order"
+) -> None:
+    """A batch of one example has no batch statistics worth the name; `instead` says what to do."""
     if batch_size == 1 and couples(model_state):
         raise UserError(
-            "the model has batch statistics: the gradient of one example is not what a batch sees; "
-            "give a batch_size of the training's order"
+            "the model has batch statistics: the gradient of one example is not what a batch of "
+            f"the training sees; {instead}"
         )
 
 

@@ -10,7 +10,7 @@ from optjax.batching import draw, no_order
 from optjax.errors import UserError, whole
 from optjax.noise import gradients
 from optjax.noise.gradients import Point, batch_gradient, spread
-from optjax.noise.ratio import student
+from optjax.noise.ratio import quotient, student
 from optjax.noise.scale import Estimates, NoiseScale, from_deviations, from_spread, noise_scale
 from optjax.problems import LossFn, Problem
 from optjax.types import Array, HParams, Key, PyTree
@@ -158,11 +158,7 @@ def per_example_noise_scale(
     n = problem.n
     if not n:
         raise UserError(f"{problem.name} has no examples: use two_batch_noise_scale")
-    if gradients.couples(at.model_state):
-        raise UserError(
-            f"{problem.name} has batch statistics: the gradient of one example is not what a batch "
-            "sees; use two_batch_noise_scale with the training's batch_size"
-        )
+    gradients.refuse_coupled(at.model_state, instead="use two_batch_noise_scale")
     if examples is not None and (key is None or exact):
         instead = "leave out one of them" if exact else "give a key for the draws"
         raise UserError(f"examples is {examples!r} {'and exact' if exact else ''}: {instead}")
@@ -176,7 +172,7 @@ def per_example_noise_scale(
     if not exact:
         return from_deviations(square, deviations, along, 1, confidence)
     trace = jnp.mean(deviations)
-    value = jnp.where(square > 0, trace / jnp.where(square > 0, square, 1), jnp.inf)
+    value = quotient(trace, square)
     number = jnp.asarray(n, jnp.int32)
     return NoiseScale(value, value, value, square, trace, square > 0, number)
 

@@ -25,6 +25,17 @@ class Ratio(NamedTuple):
     resolved: Array  # () bool, whether the interval is bounded
 
 
+def quotient(x: Array, y: Array) -> Array:
+    """x/y of estimates of non-negative quantities: ∞ where y is not above 0, NaN where it is NaN.
+
+    >>> quotient(jnp.array([3.0, 3.0]), jnp.array([2.0, -1.0])).tolist()
+    [1.5, inf]
+    """
+    positive = y > 0
+    found = jnp.where(positive, x / jnp.where(positive, y, 1), jnp.inf)
+    return jnp.where(jnp.isnan(x) | jnp.isnan(y), jnp.nan, found)
+
+
 def student(confidence: float, degrees: int) -> float:
     """The two-sided quantile t of Student's distribution: P(|T| ≤ t) = confidence.
 
@@ -56,7 +67,6 @@ def ratio(x: Array, y: Array, variance: tuple[Any, Any, Any], t: float) -> Ratio
     Source: Fieller 1954, "Some problems in interval estimation".
     """
     A, B, C = variance
-    value = jnp.where(y > 0, jnp.maximum(x, 0) / jnp.where(y > 0, y, 1), jnp.inf)
     u, v = jnp.maximum(x, 0), jnp.maximum(y, 0)
     a, b, c = v**2 - t**2 * C, u * v + t**2 * B / 2, u**2 - t**2 * A
     # The roots as c/q and q/a: neither subtracts numbers that are nearly equal.
@@ -64,8 +74,7 @@ def ratio(x: Array, y: Array, variance: tuple[Any, Any, Any], t: float) -> Ratio
     resolved = (a > 0) & jnp.isfinite(q)
     low = jnp.where((c > 0) & (q > 0), c / jnp.where(q > 0, q, 1), 0)
     high = jnp.where(resolved, q / jnp.where(resolved, a, 1), jnp.inf)
-    value = jnp.where(jnp.isnan(x) | jnp.isnan(y), jnp.nan, value)
-    return Ratio(value, low, high, resolved)
+    return Ratio(quotient(u, y), low, high, resolved)
 
 
 def ratio_of_means(x: Array, y: Array, confidence: float = 0.95) -> Ratio:

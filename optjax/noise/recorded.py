@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from optjax.errors import UserError, whole
 from optjax.noise import gradients
 from optjax.noise.gradients import Point, batch_gradient, spread
+from optjax.noise.ratio import quotient
 from optjax.problems import Data, LossFn, Metrics, Problem
 from optjax.types import Array, HParams, PyTree
 
@@ -103,12 +104,9 @@ class _WithNoiseScale:
         # Of n examples drawn without replacement, mb leave 1/mb − 1/n of the variance.
         G2 = mean @ mean - covariance * (1 / (b * m) - 1 / n)
         trace = covariance * (1 - 1 / n)
-        positive = G2 > 0
-        scale = jnp.where(positive, trace / jnp.where(positive, G2, 1), jnp.inf)
-        scale = jnp.where(jnp.isnan(G2), jnp.nan, scale)
         return {
             **self.others(params, model_state, data, hparams),
             "noise_scale_gradient_square": G2,
             "noise_scale_trace": trace,
-            "noise_scale": scale,
+            "noise_scale": quotient(trace, G2),
         }

@@ -19,7 +19,7 @@ from jax.typing import ArrayLike
 
 from optjax.errors import UserError, whole
 from optjax.noise.quadratic import numbers, require_above
-from optjax.noise.ratio import ratio, ratio_of_means, student
+from optjax.noise.ratio import quotient, ratio, ratio_of_means, student
 from optjax.scan import hyper_dtype
 from optjax.types import Array, PyTree
 
@@ -253,9 +253,7 @@ class RunningScale(NamedTuple):
     def value(self) -> Array:
         """B_simple, the ratio of the averages; ∞ where that of |G|² is not above 0."""
         squares, trace = self.means()
-        positive = squares > 0
-        found = jnp.where(positive, trace / jnp.where(positive, squares, 1), jnp.inf)
-        return jnp.where(jnp.isnan(squares), jnp.nan, found)
+        return quotient(trace, squares)
 
 
 def running_scale(dtype: Any = None) -> RunningScale:
