@@ -10,11 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from optjax.colourisation import models
-from optjax.colourisation.palette import grey, kmeans_palette, nearest_colour
-from optjax.colourisation.pictures import load_pictures
 from optjax.colourisation.problem import colourisation_problem
 from optjax.console import silent
 from optjax.errors import UserError
+from optjax.experiments.batch_problems import drawn_tiles, spread_squares
 from optjax.problems import least_squares
 from optjax.report.claims import Claim, mean_interval, verdict
 from optjax.report.style import COLOURS, MARKERS, caption, figure
@@ -73,14 +72,10 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
 
 
 def _squares(config: Config, progress: Callable[[str, float], None]) -> tuple[xr.Dataset, float]:
-    rng = np.random.default_rng(config.seed)
-    n, d = config.rows, config.columns
+    n = config.rows
     if max(config.batches) > n:
         raise UserError(f"batches holds {max(config.batches)}: expected 1 to rows = {n}")
-    # Columns of different scale: the curvatures spread over a factor of 100.
-    X = rng.normal(size=(n, d)) * np.geomspace(1, 0.1, d)
-    t = X @ rng.normal(size=d) + rng.normal(size=n)
-    cap = float(n / np.linalg.norm(X, 2) ** 2)  # 2/λ_max, for λ_max = 2σ²_max/n
+    X, t, least, cap = spread_squares(n, config.columns, config.seed)
     problem = least_squares(X.astype(np.float32), t.astype(np.float32))
     rates = np.geomspace(cap / 300, 1.2 * cap, config.rates)
     found = sweep(
@@ -89,24 +84,17 @@ def _squares(config: Config, progress: Callable[[str, float], None]) -> tuple[xr
         config.seeds,
         progress=progress,
     )
-    residual = t - X @ np.linalg.lstsq(X, t, rcond=None)[0]
-    excess = found.final_loss - float(np.mean(residual**2))
+    excess = found.final_loss - least
     return _named("squares", excess, found, cap), cap
 
 
 def _net(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
-    data = load_pictures(config.data, seed=config.seed)
-    rng = np.random.default_rng(config.seed)
-    count = min(config.pictures, len(data.train))
-    if max(config.net_batches) > count:
-        raise UserError(f"net_batches holds {max(config.net_batches)}: expected 1 to {count}")
-    tiles = data.train[np.sort(rng.choice(len(data.train), count, replace=False))]
-    labels = nearest_colour(tiles, kmeans_palette(tiles, 24, config.seed))
+    tiles = drawn_tiles(config.data, config.pictures, config.seed, config.net_batches)
     net = models.model("conv-transpose", filters=config.filters)
     every = max(1, config.net_steps // 6)
     found = sweep(
         make_run(
-            colourisation_problem(net, (grey(tiles), labels)),
+            colourisation_problem(net, tiles),
             optax.sgd,
             every * (config.net_steps // every),
             record_every=every,

@@ -11,11 +11,9 @@ import numpy as np
 import optax
 import xarray as xr
 
-from optjax.batching import Batch
 from optjax.colourisation import models
-from optjax.colourisation.palette import grey, kmeans_palette, nearest_colour
-from optjax.colourisation.pictures import load_pictures
 from optjax.colourisation.problem import colourisation_problem
+from optjax.experiments.batch_problems import WholeLoss, drawn_tiles
 from optjax.noise.batch_sizes import critical_batch_size
 from optjax.noise.critical_batch import fit_critical_batch
 from optjax.noise.curvature_scale import full_curvature_noise_scale
@@ -24,7 +22,7 @@ from optjax.noise.quadratic import noisy_quadratic, risk, step
 from optjax.noise.reach import fewest_steps
 from optjax.noise.recorded import with_noise_scale
 from optjax.noise.scale import noise_scale, two_batch
-from optjax.problems import Data, LossFn, Metrics, Problem, least_squares
+from optjax.problems import Data, Metrics, Problem, least_squares
 from optjax.report.claims import mean_interval
 from optjax.sweeps import sweep
 from optjax.sweeps.rules import Target
@@ -144,7 +142,7 @@ def squares(
         stop=Target(target, "excess"),
         progress=progress,
     )
-    found = critical_batch_size(swept, target, metric="excess", statistic="mean", may_fail=0)
+    found = critical_batch_size(swept, target, metric="excess", statistic="mean")
     steps = max(3, int(np.ceil(float(found.steps[-1]))))
     once = make_run(with_noise_scale(problem), optax.sgd, steps, record_path=True)
     hparams = {"learning_rate": float(found.rate[-1]), "batch_size": config.squares_batches[-1]}
@@ -226,29 +224,15 @@ def _point(name: str, family: str, found: xr.Dataset, scales: dict[str, np.ndarr
 # -------------------------------------------------------------------------------------- network
 
 
-@dataclass(frozen=True)
-class _Whole:
-    """The loss of all pictures as one batch: running averages of few steps would lag."""
-
-    loss: LossFn
-
-    def __call__(
-        self, params: PyTree, model_state: PyTree, data: Data, hparams: HParams
-    ) -> Metrics:
-        batch = Batch(data.examples, None, jax.random.key(0), data.shared)
-        return {"whole": self.loss(params, model_state, batch, hparams)[0]}
-
-
 def net(config: "Config", progress: Callable[[str, float], None]) -> tuple[list[Point], xr.Dataset]:
     """Steps to every target, and scales along the largest batch's run to the hardest."""
-    data = load_pictures(config.data, size=16, seed=config.seed)
-    rng = np.random.default_rng(config.seed)
-    count = min(config.pictures, len(data.train))
-    tiles = data.train[np.sort(rng.choice(len(data.train), count, replace=False))]
-    labels = nearest_colour(tiles, kmeans_palette(tiles, config.colours, config.seed))
+    tiles = drawn_tiles(
+        config.data, config.pictures, config.seed, config.net_batches, size=16,
+        colours=config.colours,
+    )  # fmt: skip
     net = models.model("conv-transpose", filters=config.filters, colours=config.colours)
-    problem = colourisation_problem(net, (grey(tiles), labels))
-    problem = dataclasses.replace(problem, metrics=_Whole(problem.loss))
+    problem = colourisation_problem(net, tiles)
+    problem = dataclasses.replace(problem, metrics=WholeLoss(problem.loss))
     every, hardest = config.net_every, min(config.net_targets)
     most = every * (config.net_steps // every)
     swept = sweep(
@@ -259,11 +243,11 @@ def net(config: "Config", progress: Callable[[str, float], None]) -> tuple[list[
         },
         config.net_seeds,
         lanes="map",
-        stop=Target(hardest, "whole"),
+        stop=Target(hardest, "whole_loss"),
         progress=progress,
     )
     found = {
-        target: critical_batch_size(swept, target, metric="whole", statistic="mean", may_fail=0)
+        target: critical_batch_size(swept, target, metric="whole_loss", statistic="mean")
         for target in config.net_targets
     }
     # One run, to the hardest target: the way to the others is its beginning.
