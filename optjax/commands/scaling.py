@@ -208,10 +208,11 @@ def _record(
     }
     if without is not None:
         record["outliers"] = [
-            {"dropped": int(k), "objective": float(value)}
+            {"dropped": int(k), "objective": float(value), "converged": bool(without.converged[i])}
             | {name: float(x[i]) for name, x in without.law._asdict().items()}
             for i, (k, value) in enumerate(zip(without.left_out, without.objective, strict=True))
         ]
+    record["warnings"] = _doubts(found, refits)
     if found.form.name == "hoffmann":
         record["published"] = {
             name: laws.objective(found.runs, law)
@@ -223,10 +224,32 @@ def _record(
         budget = 10 * float(found.runs.C.max()) if flops is None else flops  # pyright: ignore[reportOptionalMemberAccess]
         sound = laws.falling(refits)
         if sound is None:
-            record["warning"] = "the fitted loss does not fall with N and D: no budget is allocated"
+            record["warnings"].append(
+                "the fitted loss does not fall with N and D: no budget is allocated"
+            )
         else:
             record["allocation"] = _best(found, sound, budget)
     return plain(record)
+
+
+def _doubts(found: "Fit", refits: "Bootstrap") -> list[str]:
+    """What a reader of the intervals should know, a line each."""
+    lines, runs = [], found.runs
+    tried = len(refits.objective) + refits.failed
+    if refits.failed > 0.05 * tried:
+        lines.append(
+            f"{refits.failed} of {tried} resamples had no minimum: the intervals are of the others "
+            "and too narrow; more runs are needed"
+        )
+    if runs.N is not None and runs.D is not None and runs.C is not None:
+        off = float((runs.C / (6 * runs.N * runs.D)).max())
+        low = float((runs.C / (6 * runs.N * runs.D)).min())
+        if off > 2 or low < 0.5:
+            lines.append(
+                f"C is {low:.3g} to {off:.3g} times 6ND: check the units, or whether C counts more "
+                "than the parameters' multiplications"
+            )
+    return lines
 
 
 def _best(found: "Fit", refits: "Bootstrap", flops: float) -> dict[str, Any]:

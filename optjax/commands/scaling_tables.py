@@ -85,12 +85,17 @@ def print_fit(record: dict[str, Any]) -> None:
         f"{record['bootstraps']} resamples"
         + (f", {record['bootstraps_failed']} had no minimum" * bool(record["bootstraps_failed"]))
     )
-    if "warning" in record:
-        print(record["warning"])
+    for line in record["warnings"]:
+        print(line)
     if "outliers" in record:
         print("\nwithout the highest losses:")
-        names = [k for k in record["outliers"][0] if k not in ("dropped",) and "_text" not in k]
-        body = [[str(row["dropped"]), *(text(row[k]) for k in names)] for row in record["outliers"]]
+        hidden = ("dropped", "converged")
+        names = [k for k in record["outliers"][0] if k not in hidden and "_text" not in k]
+        body = [
+            [f"{row['dropped']}{'' if row['converged'] else ' (no minimum found)'}"]
+            + [text(row[k]) for k in names]
+            for row in record["outliers"]
+        ]
         print_table(("dropped", *names), body)
     if "allocation" in record:
         best = record["allocation"]

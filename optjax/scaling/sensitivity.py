@@ -58,7 +58,7 @@ def outliers(
       points: the runs, outliers and all. law: as for `fit`. most: the largest k.
 
     Returns:
-      The fits, each the best from 16 starts.
+      The fits, each the best from 16 starts and from where the others ended.
 
     Raises:
       UserError: too few runs would stay.
@@ -78,15 +78,20 @@ def outliers(
     weights = np.ones((most + 1, len(order)))
     for k in range(1, most + 1):
         weights[k, order[-k:]] = 0
-    # Runs of weight 0 are as good as dropped, and one program serves every k.
-    ends = _refits(
-        *(form, z, y, np.repeat(weights, len(starts), axis=0), np.tile(starts, (most + 1, 1))),
-        *(delta, progress),
-    )
-    values = np.where(np.isfinite(ends.objective), ends.objective, np.inf)
-    best = np.argmin(values.reshape(most + 1, -1), axis=1) + np.arange(most + 1) * len(starts)
-    made = form.to_law(ends.theta[best], means)
-    return Sensitivity(np.arange(most + 1), made, ends.objective[best], ends.converged[best])
+
+    def best(starts: np.ndarray) -> Minima:
+        """Of each k the least minimum; runs of weight 0 are as good as dropped."""
+        tiled = np.tile(starts, (most + 1, 1))
+        ends = _refits(form, z, y, np.repeat(weights, len(starts), axis=0), tiled, delta, progress)
+        values = np.where(np.isfinite(ends.objective), ends.objective, np.inf)
+        i = np.argmin(values.reshape(most + 1, -1), axis=1) + np.arange(most + 1) * len(starts)
+        return Minima(*(x[i] for x in ends))
+
+    # The starts are ranked on all runs; what one k ended at serves the others as well.
+    ends = best(starts)
+    ends = best(ends.theta)
+    made = form.to_law(ends.theta, means)
+    return Sensitivity(np.arange(most + 1), made, ends.objective, ends.converged)
 
 
 def leave_one_out(found: Fit, *, progress: Progress = silent) -> Sensitivity:

@@ -15,16 +15,6 @@ NOISE = 0.004 * np.random.default_rng(0).standard_t(3, 40)
 LOSS = (1.5 + 300 * N**-0.31 + 900 * D**-0.36) * np.exp(NOISE)
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-    """The command as `optjax.cli` has it."""
-
-    def scaling(words):
-        return 0 if cli._help(words, command.USAGE) else command.scaling(words)
-
-    monkeypatch.setitem(cli.COMMANDS, "scaling", ("", scaling))
-
-
 @pytest.fixture
 def file(tmp_path):
     path = tmp_path / "runs.csv"
@@ -196,3 +186,13 @@ def test_a_loss_that_rises_gets_no_allocation(capsys, tmp_path):
     assert status == 0
     assert "does not fall with N and D: no budget is allocated" in text
     assert "the best use of" not in text
+
+
+def test_what_makes_the_intervals_doubtful_is_said(capsys, tmp_path):
+    few, odd = tmp_path / "few.csv", tmp_path / "odd.csv"
+    few.write_text("N,D,loss\n" + "".join(f"{N[i]},{D[i]},{LOSS[i]}\n" for i in range(0, 40, 5)))
+    text = call(capsys, "fit", few, "--bootstraps", 40)[1]
+    assert "of 40 resamples had no minimum: the intervals are of the others" in text
+    rows = "".join(f"{n},{d},{6e3 * n * d},{y}\n" for n, d, y in zip(N, D, LOSS, strict=True))
+    odd.write_text("N,D,C,loss\n" + rows)
+    assert "C is 1e+03 to 1e+03 times 6ND" in call(capsys, "fit", odd, "--bootstraps", 20)[1]

@@ -210,6 +210,19 @@ def test_outliers_move_the_fit_and_dropping_them_does_not():
     assert (np.diff(without.objective) <= 0).all()
 
 
+def test_the_fits_without_outliers_are_as_good_as_fits_of_their_own():
+    """Few runs, of which many are dropped: starts ranked on all of them miss minima."""
+    rng = np.random.default_rng(4)
+    n, d = 10 ** rng.uniform(7, 10, 20), 10 ** rng.uniform(8, 11, 20)
+    loss = (1.5 + 300 * n**-0.31 + 900 * d**-0.36) * np.exp(0.01 * rng.standard_t(3, 20))
+    points = scaling.runs(loss, n, d)
+    without = scaling.outliers(points, "hoffmann", 13)
+    assert (np.diff(without.objective) <= 0).all()
+    for k in (6, 10, 13):
+        alone = scaling.fit(scaling.drop_highest(points, k)).objective
+        assert without.objective[k] <= alone * 1.005
+
+
 def test_leaving_one_run_out_is_the_fit_without_it(noisy):
     found, _ = noisy
     without = scaling.leave_one_out(found)
