@@ -13,6 +13,7 @@ from optjax.noise.critical_batch import (
     goodness,
     law,
 )
+from optjax.noise.ratio import share
 from optjax.noise.regimes import Regime, fitted_slope, local_slope, regime
 from optjax.noise.steps_to_target import Better, StepsToTarget, steps_to_target
 from optjax.noise.tuned_rates import Statistic, TunedRates, intervals, tuned_rates
@@ -78,8 +79,7 @@ def critical_batch_size(
     import xarray as xr
 
     regime(0.0, noise_below, curvature_above)
-    if not 0 < level < 1:
-        raise UserError(f"level is {level}: expected a share between 0 and 1, as 0.95")
+    share("level", level)
     whole("resamples", resamples, 1)
     if isinstance(sweep, StepsToTarget):
         table = sweep

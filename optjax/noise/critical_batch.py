@@ -4,7 +4,7 @@
 
 that is S(B) = S_min(1 + B_crit/B) and E(B) = E_min(1 + B/B_crit) with B_crit = E_min/S_min: no
 fewer steps than S_min whatever the batch, no fewer examples than E_min however small it is, and
-twice either at B_crit. Everything here is of numbers; `optjax.noise.regimes` reads sweeps.
+twice either at B_crit. Everything here is of numbers; `optjax.noise.batch_sizes` reads sweeps.
 
 Source: McCandlish et al. 2018 (arXiv:1812.06162), equation 2.11.
 """

@@ -39,7 +39,10 @@ class NoisyQuadratic(NamedTuple):
 
 def numbers(name: str, value: ArrayLike, ndim: int, dtype: Any = None) -> Array:
     """The value as a floating array of `ndim` axes; finite, where its numbers are known."""
-    array = jnp.asarray(value if isinstance(value, jax.Array) else np.asarray(value))
+    try:
+        array = jnp.asarray(value if isinstance(value, jax.Array) else np.asarray(value))
+    except (TypeError, ValueError):
+        raise UserError(f"{name} is {value!r}: expected numbers") from None
     if not jnp.issubdtype(array.dtype, jnp.floating):
         array = array.astype(jnp.result_type(float))
     if array.ndim != ndim or not array.size:

@@ -9,7 +9,7 @@ inequality, and its answer is bounded exactly where y differs significantly from
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jax.core import Tracer
+import numpy as np
 from scipy.special import stdtrit
 
 from optjax.errors import UserError
@@ -36,6 +36,13 @@ def quotient(x: Array, y: Array) -> Array:
     return jnp.where(jnp.isnan(x) | jnp.isnan(y), jnp.nan, found)
 
 
+def share(name: str, value: Any) -> None:
+    """A number between 0 and 1, and no other."""
+    known = isinstance(value, (float, np.floating))
+    if not known or not 0 < value < 1:
+        raise UserError(f"{name} is {value!r}: expected a number between 0 and 1, as 0.95")
+
+
 def student(confidence: float, degrees: int) -> float:
     """The two-sided quantile t of Student's distribution: P(|T| ≤ t) = confidence.
 
@@ -45,8 +52,7 @@ def student(confidence: float, degrees: int) -> float:
     >>> round(student(0.95, 10), 3)
     2.228
     """
-    if isinstance(confidence, Tracer) or not 0 < confidence < 1:
-        raise UserError(f"confidence is {confidence}: expected a number between 0 and 1, as 0.95")
+    share("confidence", confidence)
     return float(stdtrit(degrees, (1 + confidence) / 2))
 
 

@@ -52,7 +52,10 @@ def steps_table(
     ([1.0, 8.0], [80.0, 75.0], [False, True])
     """
     sizes, rates = _axis("sizes", sizes), _axis("rates", rates)
-    steps = np.asarray(steps, float)
+    try:
+        steps = np.asarray(steps, float)
+    except (TypeError, ValueError):
+        raise UserError(f"steps are {steps!r}: expected numbers") from None
     if steps.ndim != 3 or steps.shape[:2] != (len(sizes), len(rates)) or not steps.shape[2]:
         raise UserError(
             f"steps has shape {steps.shape}: expected ({len(sizes)} batch sizes, {len(rates)} "
@@ -155,6 +158,8 @@ def _check_target(target: Any, better: str) -> None:
 
 def _series(dataset: "xr.Dataset", metric: str) -> tuple["xr.DataArray", np.ndarray, np.ndarray]:
     """The metric (B, R, S, records), and the runs' status and steps done (B, R, S)."""
+    if "steps_done" not in getattr(dataset, "data_vars", ()):
+        raise UserError(f"dataset is a {type(dataset).__name__}: expected a Dataset of oj.sweep")
     dims: set[Hashable] = set(dataset.dims)
     missing = [axis for axis in AXES[:2] if axis not in dims]
     if missing:

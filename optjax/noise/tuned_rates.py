@@ -37,9 +37,7 @@ class TunedRates(NamedTuple):
     steps: np.ndarray  # (B,) at that rate
     share: np.ndarray  # (B,) of the runs that reach the target, at the grid's best rate
     end: np.ndarray  # (B,) int, −1 or 1 where the best rate is the grid's first or last, else 0
-    optimism: (
-        np.ndarray
-    )  # (B,) steps at rates that other seeds picked, over those that the same did
+    optimism: np.ndarray  # (B,) steps at rates that other seeds picked, over those of one's own
     rate_resampled: np.ndarray  # (N, B)
     steps_resampled: np.ndarray  # (N, B)
     seeds: int  # S
@@ -82,7 +80,7 @@ def tuned_rates(
         raise UserError(f"statistic is {statistic!r}: expected 'median' or 'mean'")
     if not 0 <= may_fail < 0.5:
         raise UserError(f"may_fail is {may_fail}: expected a share of at least 0 and below 0.5")
-    S = table.steps.shape[2]
+    seed, S = whole("seed", seed, 0), table.steps.shape[2]
     if whole("resamples", resamples, 0) and S < 2:
         raise UserError(f"the sweep has {S} seed: expected at least 2 for intervals")
 

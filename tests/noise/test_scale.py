@@ -340,6 +340,8 @@ QUADRATIC = oj.quadratic([1.0], [1.0])
         (lambda: two_batch_noise_scale(PROBLEM, W, KEY, pairs=1), "pairs is 1"),
         (lambda: two_batch_noise_scale(PROBLEM, W, KEY, groups=1), "groups is 1"),
         (lambda: two_batch_noise_scale(PROBLEM, W, KEY, confidence=95), "confidence is 95"),
+        (lambda: two_batch_noise_scale(PROBLEM, W, KEY, confidence="x"), "confidence is 'x'"),
+        (lambda: two_batch("a", 1.0, 1, 2), "small is 'a': expected numbers"),
         (lambda: two_batch_noise_scale(PROBLEM, W[:2], KEY), "params have shapes"),
         (lambda: two_batch_noise_scale(None, W, KEY), "problem is None"),
         (lambda: per_example_noise_scale(PROBLEM, W, examples=5), "give a key"),
