@@ -80,7 +80,7 @@ def _of_power(
     """(B, R) counts of one preconditioner."""
     logs_Rd, ends_Rd = _closed_form(model, rates)
     size, rate = (x.ravel() for x in np.meshgrid(sizes, np.arange(len(rates)), indexing="ij"))
-    (floor,) = _in_lanes(lambda b, r: (_floor(model, ends_Rd, b, r),), size, rate)
+    floor = np.asarray(_floor(model, ends_Rd, jnp.asarray(sizes))).ravel()
     found = np.full(size.shape, np.inf)
     # Most entries end here: what falls stays above the target for ever.
     open_ = np.flatnonzero(floor <= float(target))
@@ -127,10 +127,14 @@ def _parts(model: NoisyQuadratic, ends_Ld: Array, size_L: Array) -> tuple[Array,
 
 
 @jax.jit
-def _floor(model: NoisyQuadratic, ends_Rd: Array, size_L: Array, rate_L: Array) -> Array:
-    """What the falling coordinates come down to, (L,)."""
-    falls, ends = _parts(model, ends_Rd[rate_L], size_L)
-    return jnp.sum(jnp.where(falls, 0.5 * model.h[None] * ends, 0), axis=-1)
+def _floor(model: NoisyQuadratic, ends_Rd: Array, sizes_B: Array) -> Array:
+    """What the falling coordinates come down to, (B, R)."""
+
+    def one(size: Array) -> Array:
+        falls, ends = _parts(model, ends_Rd, size[None])
+        return jnp.sum(jnp.where(falls, 0.5 * model.h[None] * ends, 0), axis=-1)
+
+    return jax.lax.map(one, sizes_B)
 
 
 @functools.partial(jax.jit, static_argnums=6)
