@@ -113,7 +113,8 @@ def test_the_crossing_is_differentiable():
 FEWEST = jax.jit(fewest_steps)
 
 
-@pytest.mark.parametrize("way", [{}, pytest.param({"momentum": 0.9}, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [{}, {"momentum": 0.9}])
 def test_no_rate_of_a_fine_grid_needs_fewer_steps(way):
     counts = jax.jit(jax.vmap(lambda m, r: steps_to(m, 0.02, r), (None, 0)))
     for size in (3, 1e4):

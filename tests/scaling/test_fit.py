@@ -210,6 +210,7 @@ def test_outliers_move_the_fit_and_dropping_them_does_not():
     assert (np.diff(without.objective) <= 0).all()
 
 
+@pytest.mark.slow
 def test_the_fits_without_outliers_are_as_good_as_fits_of_their_own():
     """Few runs, of which many are dropped: starts ranked on all of them miss minima."""
     rng = np.random.default_rng(4)
