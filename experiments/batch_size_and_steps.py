@@ -35,7 +35,7 @@ from optjax.trajectory import make_run
 class Config:
     """How do the steps to a target depend on the batch, for optimisers of first and second order?
 
-    Command: optjax run batch_size_and_steps. Cost: 10 min on two cores.
+    Command: optjax run batch_size_and_steps. Cost: 11 min on two cores.
     Expect: each doubling halves the steps while noise dominates; then it buys almost nothing, and
     a preconditioned optimiser does. The knee is at the critical batch size.
     """
