@@ -13,7 +13,7 @@ from jax import lax
 from optjax.colourisation.models import MODELS, model
 from optjax.colourisation.problem import colourisation_problem
 from optjax.convnets import layers
-from optjax.convnets.conv import Window
+from optjax.convnets.window import Window
 from optjax.trajectory import Run, RunState, make_run
 from optjax.types import Array
 

@@ -15,9 +15,8 @@ Here every program is written in the layout that is fast, and lanes are mapped o
 CPU. On other platforms the primitives are `jax.lax` convolutions.
 """
 
-import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,30 +24,9 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
+from optjax.convnets import cpu_forms, device_forms
+from optjax.convnets.window import Window
 from optjax.types import Array
-
-_LAYOUT = ("NHWC", "HWIO", "NHWC")
-_CHUNK = 10  # pictures whose kernel gradient is taken at once: their taps stay in the cache
-
-Pair = tuple[int, int]
-
-
-class Window(NamedTuple):
-    """The static side of a convolution: which pixels each output looks at."""
-
-    size: Pair  # (H, W) of x
-    kernel: Pair  # (kh, kw)
-    stride: Pair
-    padding: tuple[Pair, Pair]  # (before, after) in each direction
-
-    @property
-    def out(self) -> Pair:
-        """(H, W) of y: ⌊(in + 2p − k)/s⌋ + 1 in each direction."""
-        h, w = (
-            (n + sum(p) - k) // s + 1
-            for n, k, s, p in zip(self.size, self.kernel, self.stride, self.padding, strict=True)
-        )
-        return h, w
 
 
 def conv(x: Array, w: Array, window: Window) -> Array:
@@ -87,103 +65,6 @@ def conv_transpose(y: Array, w: Array, window: Window) -> Array:
     return _to_input.bind(y, w, window=window, lanes=False)
 
 
-# ---------------------------------------------------------------- programs for one lane, the CPU
-
-
-def _cpu_conv(x: Array, w: Array, *, window: Window) -> Array:
-    return lax.conv_general_dilated(x, w, window.stride, window.padding, dimension_numbers=_LAYOUT)
-
-
-def _phase_taps(k: int, s: int, pad: int, phase: int) -> tuple[list[int], int]:
-    """Taps κ that reach inputs i ≡ phase (mod s), by rising o, and the first o − ⌊i/s⌋."""
-    taps = [t for t in range(k) if (phase + pad - t) % s == 0][::-1]
-    return taps, (phase + pad - taps[0]) // s if taps else 0
-
-
-def _cpu_to_input(y: Array, w: Array, *, window: Window) -> Array:
-    """Interleave s × s dense convolutions of y, one for each phase of the output."""
-    (H, W), (kh, kw), (sh, sw), ((ph, _), (pw, _)) = window
-    rows, columns = math.ceil(H / sh), math.ceil(W / sw)
-    phases = []
-    for i in range(sh):
-        taps_i, first_i = _phase_taps(kh, sh, ph, i)
-        for j in range(sw):
-            taps_j, first_j = _phase_taps(kw, sw, pw, j)
-            if not taps_i or not taps_j:
-                phases.append(jnp.zeros((y.shape[0], rows, columns, w.shape[2]), y.dtype))
-                continue
-            kernel = w[jnp.array(taps_i)][:, jnp.array(taps_j)].swapaxes(2, 3)
-            edges = (
-                (-first_i, rows - 1 + first_i + len(taps_i) - y.shape[1]),
-                (-first_j, columns - 1 + first_j + len(taps_j) - y.shape[2]),
-            )
-            zero = jnp.zeros((), y.dtype)
-            framed = lax.pad(y, zero, [(0, 0, 0), *((a, b, 0) for a, b in edges), (0, 0, 0)])
-            phases.append(
-                lax.conv_general_dilated(framed, kernel, (1, 1), "VALID", dimension_numbers=_LAYOUT)
-            )
-    if sh == sw == 1:
-        return phases[0]
-    grid = jnp.stack(phases, axis=-2).reshape(-1, rows, columns, sh, sw, w.shape[2])
-    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * sh, columns * sw, w.shape[2])[
-        :, :H, :W
-    ]
-
-
-def _cpu_to_kernel(x: Array, y: Array, *, window: Window) -> Array:
-    """One matrix product a row of the kernel, in chunks of pictures that fit the cache.
-
-    The kw horizontal shifts of x are laid side by side once; the kh vertical ones are views of
-    that. A product for each of the kh·kw taps is narrower, one for all copies three times as much:
-    both measured slower.
-    """
-    (kh, kw), (sh, sw), (oh, ow) = window.kernel, window.stride, window.out
-    shape = (kh, kw, x.shape[-1], y.shape[-1])
-
-    def part(x: Array, y: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
-        wide = [x[:, :, j : j + (ow - 1) * sw + 1 : sw] for j in range(kw)]
-        x_BxHxWxkC = jnp.concatenate(wide, axis=-1)
-        y_NxF = y.reshape(-1, y.shape[-1])
-        rows = [x_BxHxWxkC[:, i : i + (oh - 1) * sh + 1 : sh] for i in range(kh)]
-        return jnp.stack([row.reshape(y_NxF.shape[0], -1).T @ y_NxF for row in rows]).reshape(shape)
-
-    whole = x.shape[0] - x.shape[0] % _CHUNK
-    if whole <= _CHUNK:
-        return part(x, y)
-    xs, ys = (a[:whole].reshape(-1, _CHUNK, *a.shape[1:]) for a in (x, y))
-    rest = part(x[whole:], y[whole:]) if whole < x.shape[0] else jnp.zeros(shape, x.dtype)
-    return lax.scan(lambda total, xy: (total + part(*xy), None), rest, (xs, ys))[0]
-
-
-# -------------------------------------------------------------- programs for one lane, elsewhere
-
-
-def _lax_to_input(y: Array, w: Array, *, window: Window) -> Array:
-    edges = [
-        (k - 1 - before, n + before - (o - 1) * s - 1)
-        for n, k, s, (before, _), o in zip(*window[:4], window.out, strict=True)
-    ]
-    return lax.conv_general_dilated(
-        y,
-        jnp.flip(w, (0, 1)).swapaxes(2, 3),
-        (1, 1),
-        edges,
-        lhs_dilation=window.stride,
-        dimension_numbers=_LAYOUT,
-    )
-
-
-def _lax_to_kernel(x: Array, y: Array, *, window: Window) -> Array:
-    kernel = jax.ShapeDtypeStruct((*window.kernel, x.shape[-1], y.shape[-1]), x.dtype)
-    (grad,) = jax.linear_transpose(lambda w: _cpu_conv(x, w, window=window), kernel)(y)
-    return grad
-
-
-LAX_FORMS = {"conv": _cpu_conv, "conv_to_input": _lax_to_input, "conv_to_kernel": _lax_to_kernel}
-"""Each primitive as the one `jax.lax` convolution that it is: (a, b, window=...) → result."""
-
-
 # ------------------------------------------------------------------------------- the primitives
 
 
@@ -199,8 +80,9 @@ def _shape_to_kernel(x: Any, y: Any, window: Window) -> tuple[int, ...]:
     return (*window.kernel, x.shape[3], y.shape[3])
 
 
-def _make(name: str, shape: Any, cpu: Any, other: Any, has_kernel: bool) -> Primitive:
+def _make(name: str, shape: Any, has_kernel: bool) -> Primitive:
     primitive = Primitive(name)
+    cpu, other = cpu_forms.FORMS[name], device_forms.FORMS[name]
 
     def abstract(a: Any, b: Any, *, window: Window, lanes: bool) -> Any:
         if a.dtype != b.dtype:
@@ -245,11 +127,9 @@ def _make(name: str, shape: Any, cpu: Any, other: Any, has_kernel: bool) -> Prim
     return primitive
 
 
-_conv = _make("conv", _shape_conv, _cpu_conv, _cpu_conv, has_kernel=True)
-_to_input = _make("conv_to_input", _shape_to_input, _cpu_to_input, _lax_to_input, has_kernel=True)
-_to_kernel = _make(
-    "conv_to_kernel", _shape_to_kernel, _cpu_to_kernel, _lax_to_kernel, has_kernel=False
-)
+_conv = _make("conv", _shape_conv, has_kernel=True)
+_to_input = _make("conv_to_input", _shape_to_input, has_kernel=True)
+_to_kernel = _make("conv_to_kernel", _shape_to_kernel, has_kernel=False)
 
 ad.defbilinear(
     _conv,

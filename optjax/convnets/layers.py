@@ -5,8 +5,9 @@ import jax
 import jax.numpy as jnp
 from jax.nn.initializers import variance_scaling
 
-from optjax.convnets.conv import Window, conv, conv_transpose
+from optjax.convnets.conv import conv, conv_transpose
 from optjax.convnets.geometry import same_padding
+from optjax.convnets.window import Window
 from optjax.errors import UserError
 from optjax.types import Array, Key, PyTree
 

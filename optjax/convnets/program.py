@@ -14,7 +14,7 @@ import jax
 import sympy
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-from optjax.convnets.conv import LAX_FORMS
+from optjax.convnets.device_forms import FORMS
 
 Dim = Any
 """The length of one axis, or a count: an int, or a sympy expression in symbols."""
@@ -115,8 +115,8 @@ class _Builder:
         if name == "cond":
             longest = max(params["branches"], key=lambda branch: len(branch.jaxpr.eqns))
             return self._call(longest, ins[1:], path, function, times)
-        if name in LAX_FORMS:
-            form = partial(LAX_FORMS[name], window=params["window"])
+        if name in FORMS:
+            form = partial(FORMS[name], window=params["window"])
             form = jax.vmap(form) if params["lanes"] else form
             closed = jax.make_jaxpr(form)(*(var.aval for var in eqn.invars))
             return self._call(closed, ins, path, function, times)

@@ -7,7 +7,8 @@ import pytest
 from jax import lax
 from oracles import convolution, transposed_convolution
 
-from optjax.convnets.conv import Window, conv, conv_transpose
+from optjax.convnets.conv import conv, conv_transpose
+from optjax.convnets.window import Window
 
 CASES = [
     (3, 1, (1, 1)),

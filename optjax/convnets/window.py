@@ -1,0 +1,25 @@
+"""The static side of a convolution."""
+
+from typing import NamedTuple
+
+Pair = tuple[int, int]
+
+LAYOUT = ("NHWC", "HWIO", "NHWC")
+
+
+class Window(NamedTuple):
+    """The static side of a convolution: which pixels each output looks at."""
+
+    size: Pair  # (H, W) of x
+    kernel: Pair  # (kh, kw)
+    stride: Pair
+    padding: tuple[Pair, Pair]  # (before, after) in each direction
+
+    @property
+    def out(self) -> Pair:
+        """(H, W) of y: ⌊(in + 2p − k)/s⌋ + 1 in each direction."""
+        h, w = (
+            (n + sum(p) - k) // s + 1
+            for n, k, s, p in zip(self.size, self.kernel, self.stride, self.padding, strict=True)
+        )
+        return h, w
