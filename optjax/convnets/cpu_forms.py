@@ -3,6 +3,7 @@
 import math
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from optjax.convnets.window import LAYOUT, Window
@@ -16,40 +17,55 @@ def conv(x: Array, w: Array, *, window: Window) -> Array:
     return lax.conv_general_dilated(x, w, window.stride, window.padding, dimension_numbers=LAYOUT)
 
 
-def _phase_taps(k: int, s: int, pad: int, phase: int) -> tuple[list[int], int]:
-    """Taps κ that reach inputs i ≡ phase (mod s), by rising o, and the first o − ⌊i/s⌋."""
-    taps = [t for t in range(k) if (phase + pad - t) % s == 0][::-1]
-    return taps, (phase + pad - taps[0]) // s if taps else 0
-
-
 def to_input(y: Array, w: Array, *, window: Window) -> Array:
-    """Interleave s × s dense convolutions of y, one for each phase of the output."""
-    (H, W), (kh, kw), (sh, sw), ((ph, _), (pw, _)) = window
-    rows, columns = math.ceil(H / sh), math.ceil(W / sw)
-    phases = []
-    for i in range(sh):
-        taps_i, first_i = _phase_taps(kh, sh, ph, i)
-        for j in range(sw):
-            taps_j, first_j = _phase_taps(kw, sw, pw, j)
-            if not taps_i or not taps_j:
-                phases.append(jnp.zeros((y.shape[0], rows, columns, w.shape[2]), y.dtype))
-                continue
-            kernel = w[jnp.array(taps_i)][:, jnp.array(taps_j)].swapaxes(2, 3)
-            edges = (
-                (-first_i, rows - 1 + first_i + len(taps_i) - y.shape[1]),
-                (-first_j, columns - 1 + first_j + len(taps_j) - y.shape[2]),
-            )
-            zero = jnp.zeros((), y.dtype)
-            framed = lax.pad(y, zero, [(0, 0, 0), *((a, b, 0) for a, b in edges), (0, 0, 0)])
-            phases.append(
-                lax.conv_general_dilated(framed, kernel, (1, 1), "VALID", dimension_numbers=LAYOUT)
-            )
-    if sh == sw == 1:
-        return phases[0]
-    grid = jnp.stack(phases, axis=-2).reshape(-1, rows, columns, sh, sw, w.shape[2])
-    return grid.transpose(0, 1, 3, 2, 4, 5).reshape(-1, rows * sh, columns * sw, w.shape[2])[
-        :, :H, :W
+    """Dense convolutions of y, one for each of the s × s phases of the output, interleaved.
+
+    For large pictures one convolution gives all phases as channels: a tap that a phase lacks
+    is a zero of its kernel, which costs less than interleaving the results of several.
+    """
+    (H, W), (kh, kw), (sh, sw), ((top, _), (left, _)) = window
+    size = math.ceil(H / sh), math.ceil(W / sw)
+    taps_h, taps_w = _phase_taps(kh, sh, top), _phase_taps(kw, sw, left)
+    padded_w = jnp.pad(w, ((0, 1), (0, 1), (0, 0), (0, 0)))
+
+    def phases(rows: list[dict[int, int]], columns: list[dict[int, int]]) -> Array:
+        """(B, *size, phases of the rows, phases of the columns, C)."""
+        (low_h, at_h), (low_w, at_w) = _kernel_taps(rows, kh), _kernel_taps(columns, kw)
+        kernel = padded_w[at_h][:, :, at_w]  # (dh, rows, dw, columns, C, F)
+        dh, dw = len(at_h), len(at_w)
+        edges = [
+            (-low, n - 1 + low + d - m)
+            for low, n, d, m in zip((low_h, low_w), size, (dh, dw), y.shape[1:3], strict=True)
+        ]
+        zero = jnp.zeros((), y.dtype)
+        framed = lax.pad(y, zero, [(0, 0, 0), *((a, b, 0) for a, b in edges), (0, 0, 0)])
+        flat = kernel.transpose(0, 2, 5, 1, 3, 4).reshape(dh, dw, w.shape[3], -1)
+        out = lax.conv_general_dilated(framed, flat, (1, 1), "VALID", dimension_numbers=LAYOUT)
+        return out.reshape(-1, *size, len(rows), len(columns), w.shape[2])
+
+    slots = len(_kernel_taps(taps_h, kh)[1]) * len(_kernel_taps(taps_w, kw)[1]) * sh * sw
+    if size[0] * size[1] >= _SMALL and slots <= 2 * kh * kw:
+        grid = phases(taps_h, taps_w)
+    else:
+        rows = [jnp.concatenate([phases([i], [j]) for j in taps_w], axis=4) for i in taps_h]
+        grid = jnp.concatenate(rows, axis=3)
+    grid = grid.transpose(0, 1, 3, 2, 4, 5).reshape(-1, size[0] * sh, size[1] * sw, w.shape[2])
+    return grid[:, :H, :W]
+
+
+def _phase_taps(k: int, s: int, pad: int) -> list[dict[int, int]]:
+    """For each phase i mod s of the inputs: o − ⌊i/s⌋ of the outputs that reach them → the tap."""
+    return [
+        {(phase + pad - tap) // s: tap for tap in range(k) if (phase + pad - tap) % s == 0}
+        for phase in range(s)
     ]
+
+
+def _kernel_taps(phases: list[dict[int, int]], k: int) -> tuple[int, np.ndarray]:
+    """The lowest offset of the phases, and the tap at each (offset, phase): k where it has none."""
+    offsets = sorted({offset for taps in phases for offset in taps} or {0})
+    at = [[taps.get(o, k) for taps in phases] for o in range(offsets[0], offsets[-1] + 1)]
+    return offsets[0], np.array(at)
 
 
 def to_kernel(x: Array, y: Array, *, window: Window) -> Array:
@@ -70,11 +86,16 @@ def to_kernel(x: Array, y: Array, *, window: Window) -> Array:
         return form(x, y, window)
     chunk = next((n for n in range(chunk, chunk // 2, -1) if pictures % n == 0), chunk)
     whole = pictures - pictures % chunk
-    xs, ys = (a[:whole].reshape(-1, chunk, *a.shape[1:]) for a in (x, y))
-    rest = jnp.zeros((kh, kw, c, f), x.dtype)
+    total = jnp.zeros((kh, kw, c, f), x.dtype)
     if whole < pictures:
-        rest = form(x[whole:], y[whole:], window)
-    return lax.scan(lambda total, xy: (total + form(*xy, window), None), rest, (xs, ys))[0]
+        total = form(x[whole:], y[whole:], window)
+
+    def add(i: Array, total: Array) -> Array:
+        part = [lax.dynamic_slice_in_dim(a, i * chunk, chunk) for a in (x, y)]
+        # Without the barrier each shift would read its pictures from memory again.
+        return total + form(*lax.optimization_barrier(part), window)
+
+    return lax.fori_loop(0, whole // chunk, add, total)
 
 
 def _by_convolution(x: Array, y: Array, window: Window) -> Array:
