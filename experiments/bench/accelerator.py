@@ -9,6 +9,7 @@ the sweep of least squares, the exact modes of hypergradients, and PyTorch.
 
 import argparse
 import functools
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -21,14 +22,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from optjax.colourisation.models import MODELS
 from optjax.errors import UserError
 
 from . import device_limits, hypergradients, nets, sweeps
 from .measure import Entry, Side, summary
 from .peers import NO_TORCH, NoPeerError, alone
 from .runner import Bench, Parser, carry_out, chosen
-from .trainings import QUICK, ROUNDS, Sizes, training_data, trainings
+from .trainings import NAMES, QUICK, ROUNDS, Sizes, training_data, trainings
 
 TARGET, TRAININGS = 6.0, 64
 """Seconds that so many trainings of the source's protocol may take on an H100 or H200."""
@@ -101,7 +101,7 @@ def _entries(sizes: Sizes, quick: bool, data: tuple[np.ndarray, np.ndarray]) -> 
                 functools.partial(_torch, name=name, compiled=how == "compiled", sizes=sizes),
                 cost=lambda: 20.0,
             )
-            for name in MODELS
+            for name in (NAMES[:1] if quick else NAMES)
             for how in ("eager", "compiled")
         ),
     ]
@@ -149,12 +149,13 @@ def show(bench: Bench) -> None:
     device = bench.facts["machine"]["device"]
     table = Table(title=f"{device}: medians", caption=f"{bench.facts['protocol']}")
     table.add_column("benchmark")
-    for name in ("", "compile s", "pictures/s", "trainings/s", "of matrix peak", "of copy"):
+    for name in ("median", "compile s", "pictures/s", "trainings/s", "of matrix peak", "of copy"):
         table.add_column(name, justify="right")
     table.add_column("peak GiB", justify="right")
     table.add_column("layout")
-    for entry in bench.entries:
-        _rows(table, entry)
+    for _, group in itertools.groupby(bench.entries, lambda entry: entry.name.partition("/")[0]):
+        for entry in group:
+            _rows(table, entry)
         table.add_section()
     # Piped into a file, rich would fold the table to 80 columns.
     console = Console(width=None if sys.stdout.isatty() else 150)

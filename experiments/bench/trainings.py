@@ -25,6 +25,9 @@ from optjax.trajectory import make_run
 from . import nets
 from .measure import Entry, Side, seconds
 
+NAMES = ("conv-transpose", *(name for name in MODELS if name != "conv-transpose"))
+"""The first one tells most about a device, should time run out."""
+
 PICTURES, PALETTE = "cifar10_horses.npz", "horses_palette24.npy"
 PASSES = 5
 """Over an activation, at least: written and read forward; read, its gradient written, and read."""
@@ -51,7 +54,7 @@ QUICK = Sizes(nets.QUICK, batches=2, epochs=2, seeds=(1, 2))
 def training_data(sizes: Sizes) -> tuple[tuple[np.ndarray, np.ndarray], str]:
     """Grey pictures and labels, and what they are: OPTJAX_DATA's horses, or noise."""
     folder, count = os.environ.get("OPTJAX_DATA"), sizes.batches * sizes.net.batch_size
-    if folder and sizes.net.side == 32:
+    if folder and sizes.net.side == 32 and (Path(folder) / PICTURES).is_file():
         found = load_pictures(str(Path(folder) / PICTURES)).train[:count]
         palette = load_palette(Path(folder) / PALETTE, sizes.net.colours)
         return (grey(found), nearest_colour(found, palette)), f"{len(found)} of {PICTURES}"
@@ -115,7 +118,7 @@ class Training:
         before = _peak_bytes()
         first = sweep(run, grid, self.seeds, progress=silent)
         peak = _peak_bytes()
-        group = json.loads(first.attrs["buckets"])[0]
+        group = next(g for g in json.loads(first.attrs["buckets"]) if "layout" in g)
         self.preparing = group["seconds to prepare"]
         entry.facts |= {
             "seeds": self.seeds,
@@ -163,10 +166,9 @@ def trainings(
 
     Where the networks take a `dtype`, bfloat16 follows the second largest number of seeds.
     """
-    first, *others = ["conv-transpose", *(name for name in MODELS if name != "conv-transpose")]
     *few, most = sorted(sizes.seeds)
-    order = [(name, n) for name in (first, *others) for n in few]
-    order += [(name, most) for name in (first, *others)]
+    order = [(name, n) for name in NAMES for n in few]
+    order += [(name, most) for name in NAMES]
     found: list[Training] = []
     for name, n in order:
         half = "dtype" in MODELS[name].__dataclass_fields__ and n == (few or [most])[-1]
