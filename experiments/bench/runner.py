@@ -1,6 +1,7 @@
 """One run of a list of benchmarks: a budget of time, a file saved after every round."""
 
 import contextlib
+import itertools
 import json
 import math
 import signal
@@ -172,16 +173,18 @@ def carry_out(make: Callable[[], Bench], show: Callable[[Bench], None]) -> int:
 
 
 def chosen(known: list[Entry], only: Sequence[str] | None) -> list[Entry]:
-    """The benchmarks named, each by its name or by the part before the stroke; all by default."""
-    names = {name for entry in known for name in (entry.name, entry.name.partition("/")[0])}
-    for name in only or ():
+    """The benchmarks named, each by its name or by what is before a stroke; all by default."""
+    if only is None:
+        return known
+    parts = {
+        entry.name: set(itertools.accumulate(entry.name.split("/"), "{}/{}".format))
+        for entry in known
+    }
+    names = set().union(*parts.values())
+    for name in only:
         if name not in names:
             raise UserError(f"unknown benchmark {name!r}: {nearest(name, sorted(names))}")
-    return [
-        entry
-        for entry in known
-        if only is None or entry.name in only or entry.name.partition("/")[0] in only
-    ]
+    return [entry for entry in known if parts[entry.name] & set(only)]
 
 
 class Parser(ArgumentParser):
