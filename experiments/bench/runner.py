@@ -82,7 +82,9 @@ class Bench:
                 traceback.print_exc()
                 first = (str(error).splitlines() or [""])[0]
                 entry.missing = f"failed: {type(error).__name__}: {first}"
-            for note in [*entry.notes, *([entry.missing] if entry.missing else [])]:
+            if entry.missing:
+                print(f"bench: {entry.name}: {entry.missing}", file=sys.stderr, flush=True)
+            for note in entry.notes:
                 if note not in said:
                     said.add(note)
                     print(f"bench: {note}", file=sys.stderr, flush=True)
