@@ -2,10 +2,7 @@
 
 import functools
 import gc
-import json
 import math
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -27,8 +24,8 @@ from optjax.trajectory import Run, make_run
 from optjax.types import Array
 
 from .measure import Entry, Side, seconds
+from .peers import NO_TORCH, NoPeerError, alone
 
-NO_TORCH = "torch is not installed: pip install torch"
 MODES = ("forward", "reverse", "segmented", "recursive", "auto")
 # With a tenth of this decay the loss nears zero, and float32 no longer tells its slopes.
 HPARAMS = {"learning_rate": 0.05, "weight_decay": 1e-3}
@@ -60,7 +57,7 @@ def entries(sizes: Sizes) -> list[Entry]:
     found = []
     for steps in (*sizes.steps, sizes.longest):
         for name, unit, reference, prepare in (
-            ("", "s", "bare run", _times),
+            ("", "s", "bare run", _beside),
             ("-memory", "MiB", "forward", _memory),
         ):
             found.append(
@@ -178,7 +175,8 @@ def _reference(sizes: Sizes) -> list[float]:
     return _numbers(value, gradient)
 
 
-def _times(entry: Entry, sizes: Sizes, steps: int) -> list[Side]:
+def times(entry: Entry, sizes: Sizes, steps: int) -> list[Side]:
+    """The bare run and every mode that fits."""
     bare = _bare(sizes, steps)
     bare.call()
     rounds = None if steps < sizes.longest else PEER_ROUNDS
@@ -187,7 +185,11 @@ def _times(entry: Entry, sizes: Sizes, steps: int) -> list[Side]:
         sides.append(Side(mode, lambda call=program.call: seconds(call), rounds))
     choice = hypergrad(_run(sizes, steps), "final_loss", tuple(HPARAMS)).explain(HPARAMS)
     entry.notes.append(f"T = {steps}, auto: {choice}")
-    return [*sides, *_torch_times(entry, sizes, steps)]
+    return sides
+
+
+def _beside(entry: Entry, sizes: Sizes, steps: int) -> list[Side]:
+    return [*times(entry, sizes, steps), *_torch_times(entry, sizes, steps)]
 
 
 def _memory(entry: Entry, sizes: Sizes, steps: int) -> list[Side]:
@@ -229,24 +231,13 @@ def _arrays(sizes: Sizes, steps: int) -> dict[str, np.ndarray]:
     return {"x": x, "y": y, "picks": np.asarray(picks), "hyper": hyper, **found}
 
 
-class _NoPeerError(Exception):
-    """The peer cannot be measured here; the message says why."""
-
-
 @functools.cache
 def _alone(sizes: Sizes, name: str, steps: int) -> dict[str, Any]:
     """What a peer finds in a process of its own, and the MiB by which that grew."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.npz"
         np.savez(file, **_arrays(sizes, steps))  # pyright: ignore[reportArgumentType]
-        module = "optjax.experiments.bench.torch_unrolled"
-        words = [sys.executable, "-m", module, name, str(file), str(steps)]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=1200)
-    if done.returncode:
-        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        why = last if done.returncode > 0 else f"it was ended by signal {-done.returncode}"
-        raise _NoPeerError(f"{name} is left out: {why}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+        return alone(name, "torch_unrolled", name, str(file), str(steps))
 
 
 @functools.cache
@@ -264,7 +255,7 @@ def _refused(sizes: Sizes, name: str) -> str | None:
         alone = _alone(sizes, name, steps)
         work = torch_unrolled.Work.of(_arrays(sizes, steps), steps)
         loss, slopes = torch_unrolled.derivatives(name, work)
-    except _NoPeerError as reason:
+    except NoPeerError as reason:
         return str(reason)
     for found in ([alone["loss"], *alone["slopes"]], [loss, *slopes]):
         if not _agree(found, expected, 1e-3):
@@ -319,7 +310,7 @@ def _torch_memory(entry: Entry, sizes: Sizes, steps: int) -> Iterator[Side]:
             continue  # as the compiled one: it keeps nothing of a step
         try:
             mib = _alone(sizes, name, steps)["mib"]
-        except _NoPeerError as reason:
+        except NoPeerError as reason:
             entry.notes.append(str(reason))
             continue
         if mib is None:

@@ -33,6 +33,9 @@ class Entry:
     prepare: Callable[["Entry"], list[Side]]  # builds, compiles and warms the sides
     values: dict[str, list[float]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)  # whatever else is known of it
+    cost: Callable[[], float] = lambda: 0.0  # seconds that it is predicted to take
+    missing: str = ""  # why it has not, or not wholly, been measured
     load_average: list[float] = field(default_factory=list)
 
     def rounds(self, repeats: int) -> Iterator[int]:
@@ -70,6 +73,8 @@ class Entry:
             "ratios": self.ratios(),
             "load_average": self.load_average,
             "notes": self.notes,
+            "facts": self.facts,
+            "missing": self.missing,
         }
 
 

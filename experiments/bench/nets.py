@@ -19,9 +19,9 @@ from optjax.types import Array
 
 from .least_squares import first_call
 from .measure import Entry, Side, seconds
+from .peers import NO_TORCH, NoPeerError
 
 RATE = 1e-3
-NO_TORCH = "torch is not installed: pip install torch"
 
 
 class Sizes(NamedTuple):
@@ -64,10 +64,10 @@ def entries(sizes: Sizes) -> list[Entry]:
     return [*steps, compiling]
 
 
-def pictures(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
-    """Grey pictures (n, s, s, 1) and labels (n, s, s), ten batches of noise."""
+def pictures(sizes: Sizes, batches: int = 10) -> tuple[np.ndarray, np.ndarray]:
+    """Grey pictures (n, s, s, 1) and labels (n, s, s), batches of noise."""
     rng = np.random.default_rng(0)
-    shape = (10 * sizes.batch_size, sizes.side, sizes.side)
+    shape = (batches * sizes.batch_size, sizes.side, sizes.side)
     grey = rng.uniform(size=(*shape, 1)).astype(np.float32)
     return grey, rng.integers(0, sizes.colours, shape).astype(np.int32)
 
@@ -97,7 +97,7 @@ def _step(entry: Entry, name: str, sizes: Sizes) -> list[Side]:
     sides = [Side("optjax", lambda: 1000 / sizes.steps * seconds(ours))]
     try:
         sides.append(_torch(name, sizes))
-    except _NoPeerError as reason:
+    except NoPeerError as reason:
         entry.notes.append(str(reason))
 
     with _lax_convolutions():
@@ -144,20 +144,16 @@ def _lax_convolutions():
 # -------------------------------------------------------------------------------------- PyTorch
 
 
-class _NoPeerError(Exception):
-    """The peer cannot be measured here; the message says why."""
-
-
 def _torch(name: str, sizes: Sizes) -> Side:
     try:
         from . import torch_nets
     except ModuleNotFoundError as error:
         if error.name != "torch":
             raise
-        raise _NoPeerError(NO_TORCH) from None
+        raise NoPeerError(NO_TORCH) from None
     on_gpu = jax.default_backend() == "gpu"
     if on_gpu and not torch_nets.has_gpu():
-        raise _NoPeerError("torch sees no GPU and jax does: install the torch build for it")
+        raise NoPeerError("torch sees no GPU and jax does: install the torch build for it")
     net = torch_nets.NETS[name](sizes.filters, sizes.colours)
     params = _make(name, sizes, sizes.steps)[1].params
     own = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -23,8 +23,7 @@ from optjax.trajectory import Run, make_run
 from optjax.types import Array, Key
 
 from .measure import Entry, Side, seconds
-
-NO_TORCH = "torch is not installed: pip install torch"
+from .peers import NO_TORCH
 
 
 class Sizes(NamedTuple):
@@ -116,30 +115,49 @@ def data(n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
 # --------------------------------------------------------------------- many least-squares runs
 
 
+class _Squares(NamedTuple):
+    run: Run
+    grid: dict[str, np.ndarray]
+    seeds: int
+    rates: Array  # (runs,)
+    keys: Key  # (runs,)
+
+    def one(self, rate: Array, key: Key) -> Array:
+        return self.run({"learning_rate": rate}, key).final_loss
+
+    @classmethod
+    def of(cls, sizes: Sizes) -> "_Squares":
+        run = make_run(
+            least_squares(*data(sizes.n, sizes.d)), optax.rmsprop, sizes.steps,
+            max_batch_size=sizes.batch_size, record_every=sizes.steps,
+        )  # fmt: skip
+        seeds = 32 if sizes.runs % 32 == 0 else 1
+        grid = {"learning_rate": np.geomspace(1e-4, 1e-2, sizes.runs // seeds)}
+        rates = jnp.repeat(jnp.asarray(grid["learning_rate"], jnp.float32), seeds)
+        keys = jnp.tile(jax.vmap(jax.random.key)(jnp.arange(seeds)), sizes.runs // seeds)
+        return cls(run, grid, seeds, rates, keys)
+
+
+def squares(sizes: Sizes) -> list[Side]:
+    """All least-squares runs by `oj.sweep` and by plain vmap."""
+    run, grid, seeds, rates, keys = work = _Squares.of(sizes)
+    naive = jax.jit(jax.vmap(work.one))
+    calls = {
+        "oj.sweep": lambda: sweep(run, grid, seeds, progress=silent) and None,
+        "jit(vmap(run))": lambda: naive(rates, keys),
+    }
+    for call in (*calls.values(), calls["oj.sweep"]):
+        jax.block_until_ready(call())
+    return [Side(name, lambda call=call: seconds(call)) for name, call in calls.items()]
+
+
 def _squares(entry: Entry, sizes: Sizes) -> list[Side]:
-    X, t = data(sizes.n, sizes.d)
-    problem = least_squares(X, t)
-    run = make_run(
-        problem, optax.rmsprop, sizes.steps, max_batch_size=sizes.batch_size,
-        record_every=sizes.steps,
-    )  # fmt: skip
-    seeds = 32 if sizes.runs % 32 == 0 else 1
-    grid = {"learning_rate": np.geomspace(1e-4, 1e-2, sizes.runs // seeds)}
-
-    def swept() -> float:
-        return seconds(lambda: sweep(run, grid, seeds, progress=silent) and None)
-
-    rates = jnp.repeat(jnp.asarray(grid["learning_rate"], jnp.float32), seeds)
-    keys = jnp.tile(jax.vmap(jax.random.key)(jnp.arange(seeds)), sizes.runs // seeds)
-
-    def one(rate: Array, key: Key) -> Array:
-        return run({"learning_rate": rate}, key).final_loss
-
-    naive, alone = jax.jit(jax.vmap(one)), jax.jit(one)
-    few = list(zip(list(rates), list(keys), strict=True))[: sizes.alone]
-    for call in (swept, swept, lambda: seconds(lambda: naive(rates, keys)), lambda: alone(*few[0])):
-        call()
-    host = np.asarray(rates)
+    ours = squares(sizes)
+    work, (X, t) = _Squares.of(sizes), data(sizes.n, sizes.d)
+    alone = jax.jit(work.one)
+    few = list(zip(list(work.rates), list(work.keys), strict=True))[: sizes.alone]
+    jax.block_until_ready(alone(*few[0]))
+    host = np.asarray(work.rates)
     part = max(1, sizes.steps // sizes.part)
 
     def scaled(step: Callable[..., Any], lanes: int, steps: int) -> Callable[[], float]:
@@ -148,8 +166,7 @@ def _squares(entry: Entry, sizes: Sizes) -> list[Side]:
         return lambda: factor * seconds(lambda: _numpy(step, X, t, host[:lanes], sizes, steps))
 
     sides = [
-        Side("oj.sweep", swept),
-        Side("jit(vmap(run))", lambda: seconds(lambda: naive(rates, keys))),
+        *ours,
         Side(
             "Python loop of a compiled run",
             lambda: sizes.runs / len(few) * seconds(lambda: [alone(r, k) for r, k in few]),

@@ -84,15 +84,26 @@ def has_gpu() -> bool:
 
 
 def trainer(
-    net: nn.Module, grey: np.ndarray, labels: np.ndarray, *, batch_size: int, rate: float, gpu: bool
+    net: nn.Module,
+    grey: np.ndarray,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    rate: float,
+    gpu: bool,
+    channels_last: bool = False,
+    compiled: bool = False,
 ) -> Callable[[int], float]:
     """A function that takes so many steps of Adam on shuffled batches and gives the last loss.
 
     Args:
       net: (B, 1, H, W) → (B, NC, H, W). grey: (n, H, W, 1). labels: (n, H, W).
+      channels_last: how the weights and the batches lie in memory. compiled: by `torch.compile`.
     """
     device = torch.device("cuda" if gpu else "cpu")
-    net = net.to(device).train()
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    net = net.to(device, memory_format=layout).train()
+    forward = torch.compile(net) if compiled else net
     x = torch.from_numpy(grey.transpose(0, 3, 1, 2).copy()).to(device)
     labels_long = torch.from_numpy(labels.astype(np.int64)).to(device)
     optimizer = torch.optim.Adam(net.parameters(), lr=rate)
@@ -107,7 +118,8 @@ def trainer(
             picks = order[at : at + batch_size]
             at += batch_size
             optimizer.zero_grad()
-            loss = F.cross_entropy(net(x[picks]), labels_long[picks])
+            scores = forward(x[picks].contiguous(memory_format=layout))
+            loss = F.cross_entropy(scores, labels_long[picks])
             loss.backward()
             optimizer.step()
         return loss.item()  # waits for the device
