@@ -46,7 +46,7 @@ def entries(sizes: Sizes) -> list[Entry]:
             f"a product of two matrices of {sizes.side} × {sizes.side}, normal numbers",
             "TFLOP/s",
             None,
-            lambda _: [_product(sizes, name) for name in PRECISIONS],
+            lambda _: [product(sizes, name) for name in PRECISIONS],
             cost=lambda: 15 * sizes.seconds,
         ),
     ]
@@ -65,7 +65,8 @@ def _copy(sizes: Sizes) -> Side:
     return _rate("copy", call, 2 * x.nbytes / 1e9, sizes.seconds)
 
 
-def _product(sizes: Sizes, name: str) -> Side:
+def product(sizes: Sizes, name: str) -> Side:
+    """TFLOP/s of a large matrix product in one of the `PRECISIONS`."""
     dtype, precision = PRECISIONS[name]
     shape = (2, sizes.side, sizes.side)
     a, b = jax.random.normal(jax.random.key(0), shape, jnp.float32).astype(dtype)

@@ -1,5 +1,7 @@
-"""A training step of the three networks: ours, on `jax.lax` convolutions, and in PyTorch."""
+"""The three networks: a training step, eight models at once, their memory; PyTorch beside them."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 from unittest import mock
@@ -12,16 +14,21 @@ from jax import lax
 
 from optjax.colourisation.models import MODELS, model
 from optjax.colourisation.problem import colourisation_problem
+from optjax.console import silent
 from optjax.convnets import layers
+from optjax.convnets.accounting import account
 from optjax.convnets.window import Window
+from optjax.sweeps import sweep
 from optjax.trajectory import Run, RunState, make_run
 from optjax.types import Array
 
+from . import device_limits
 from .least_squares import first_call
 from .measure import Entry, Side, seconds
 from .peers import NO_TORCH, NoPeerError
 
 RATE = 1e-3
+_RSS_UNIT = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss in a MiB
 
 
 class Sizes(NamedTuple):
@@ -34,16 +41,27 @@ class Sizes(NamedTuple):
     steps: int = 20  # in one scan: a call of one step pays page faults for its temporaries
     slow_steps: int = 2  # of the side that takes seconds a step; XLA would inline a scan of one
     slow_rounds: int = 2
+    models: int = 8  # in one sweep
+    product: device_limits.Sizes = device_limits.CPU
 
     def __str__(self) -> str:
         return f"batch {self.batch_size}, {self.side} × {self.side}, {self.filters} filters"
 
 
-QUICK = Sizes(batch_size=4, side=8, filters=2, colours=3, steps=2, slow_rounds=1)
+QUICK = Sizes(
+    batch_size=4,
+    side=8,
+    filters=2,
+    colours=3,
+    steps=2,
+    slow_rounds=1,
+    models=2,
+    product=device_limits.QUICK,
+)
 
 
 def entries(sizes: Sizes) -> list[Entry]:
-    """A step of each network, and the time to compile one."""
+    """A step of each network, many models of each, the memory they take, the time to compile."""
     steps = [
         Entry(
             f"step/{name}",
@@ -61,7 +79,27 @@ def entries(sizes: Sizes) -> list[Entry]:
         None,
         lambda _: [Side("optjax", lambda: first_call(lambda: _advance("conv-transpose", sizes)))],
     )
-    return [*steps, compiling]
+    models = [
+        Entry(
+            f"models/{name}",
+            f"{sizes.models} models of {name} in one sweep, a step of one of them ({sizes})",
+            "ms",
+            "oj.sweep",
+            lambda entry, name=name: _models(entry, name, sizes),
+        )
+        for name in MODELS
+    ]
+    memory = Entry(
+        "models/memory",
+        f"memory that a sweep of conv-transpose takes beside its start ({sizes})",
+        "MiB",
+        "one model",
+        lambda _: [
+            Side("one model", lambda: _memory(sizes, 1)),
+            Side(f"{sizes.models} models", lambda: _memory(sizes, sizes.models)),
+        ],
+    )
+    return [*steps, *models, memory, compiling]
 
 
 def pictures(sizes: Sizes, batches: int = 10) -> tuple[np.ndarray, np.ndarray]:
@@ -94,7 +132,7 @@ def _advance(name: str, sizes: Sizes, steps: int | None = None) -> Callable[[], 
 def _step(entry: Entry, name: str, sizes: Sizes) -> list[Side]:
     ours = _advance(name, sizes)
     jax.block_until_ready(ours())
-    sides = [Side("optjax", lambda: 1000 / sizes.steps * seconds(ours))]
+    sides = [Side("optjax", lambda: 1000 / sizes.steps * seconds(ours)), _floor(name, sizes)]
     try:
         sides.append(_torch(name, sizes))
     except NoPeerError as reason:
@@ -110,6 +148,59 @@ def _step(entry: Entry, name: str, sizes: Sizes) -> list[Side]:
             return 1000 / sizes.slow_steps * seconds(slow)
 
     return [*sides, Side("jax.lax convolutions", measure, sizes.slow_rounds)]
+
+
+def _floor(name: str, sizes: Sizes) -> Side:
+    """The step's arithmetic at the rate of a large product: its ratio is the part of the peak."""
+    net = model(name, filters=sizes.filters, colours=sizes.colours)
+    counts = account(net, (sizes.side, sizes.side, 1), batch=sizes.batch_size)
+    peak = device_limits.product(sizes.product, "float32")
+    work = float(counts.training_flops) / 1e12
+    return Side("its arithmetic at the matrix peak", lambda: 1000 * work / peak.measure())
+
+
+# ---------------------------------------------------------------------------- many models at once
+
+
+def _swept(name: str, sizes: Sizes, models: int) -> Callable[[], Any]:
+    """A sweep of so many seeds, over two batches of pictures: each run scores them at its end."""
+    net = model(name, filters=sizes.filters, colours=sizes.colours)
+    run = make_run(
+        colourisation_problem(net, pictures(sizes, batches=2)),
+        optax.adam,
+        steps=sizes.steps,
+        sampler="epochs",
+        max_batch_size=sizes.batch_size,
+        record_every=sizes.steps,
+    )
+    return lambda: sweep(run, {"learning_rate": [RATE]}, models, progress=silent)
+
+
+def _models(entry: Entry, name: str, sizes: Sizes) -> list[Side]:
+    ours = _swept(name, sizes, sizes.models)
+    ours()
+    each = 1000 / (sizes.steps * sizes.models)
+    sides = [Side("oj.sweep", lambda: each * seconds(ours))]
+    try:
+        sides.append(_torch(name, sizes)._replace(name="PyTorch, one after another"))
+    except NoPeerError as reason:
+        entry.notes.append(str(reason))
+    return sides
+
+
+def _memory(sizes: Sizes, models: int) -> float:
+    """MiB by which the largest resident memory of a process grows in a sweep."""
+    program = (
+        "import resource; from optjax.experiments.bench import nets\n"
+        "from optjax.experiments.bench.device_limits import Sizes\n"
+        f"peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / {_RSS_UNIT}\n"
+        f"call = nets._swept('conv-transpose', nets.{sizes!r}, {models})\n"
+        "start = peak(); call(); print(peak() - start)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"measuring memory failed: {done.stderr.strip()[-300:]}")
+    return float(done.stdout)
 
 
 # ----------------------------------------------------------------------- jax.lax convolutions
