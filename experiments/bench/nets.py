@@ -189,13 +189,13 @@ def _models(entry: Entry, name: str, sizes: Sizes) -> list[Side]:
 
 
 def _memory(sizes: Sizes, models: int) -> float:
-    """MiB by which the largest resident memory of a process grows in a sweep."""
+    """MiB that a process takes at most in a sweep, beyond what it held before."""
     program = (
-        "import resource; from optjax.experiments.bench import nets\n"
+        "import psutil, resource; from optjax.experiments.bench import nets\n"
         "from optjax.experiments.bench.device_limits import Sizes\n"
-        f"peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / {_RSS_UNIT}\n"
         f"call = nets._swept('conv-transpose', nets.{sizes!r}, {models})\n"
-        "start = peak(); call(); print(peak() - start)"
+        "start = psutil.Process().memory_info().rss / 2**20; call()\n"
+        f"print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / {_RSS_UNIT} - start)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     if done.returncode:
