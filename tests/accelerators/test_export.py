@@ -121,9 +121,10 @@ def test_hypergradients(mode):
     _check(jax.jit(gradient), run.problem.data, jnp.float32(1e-3), jnp.int32(0))
 
 
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
 @pytest.mark.parametrize("name", MODELS)
-def test_inference(name):
-    net = model(name)
+def test_inference(name, dtype):
+    net = model(name, dtype=dtype)
     x = jnp.zeros((2, 8, 8, 1))
     variables = jax.eval_shape(net.init, jax.random.key(0), x)
     _check(jax.jit(net.apply), variables, x)

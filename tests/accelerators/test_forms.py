@@ -101,3 +101,18 @@ def test_a_kernel_with_many_terms_goes_by_rows():
         )
         _same(by_rows(*ab), grouped(*ab), 1e-12)
         assert by_rows.lower(*ab).as_text().count("stablehlo.dot_general") == 3
+
+
+@pytest.mark.parametrize("name", ["conv", "conv_to_input", "conv_to_kernel"])
+def test_products_of_bfloat16_are_summed_in_float32(name):
+    """One rounding of the result, at most half of 2⁻⁷, whatever the number of terms."""
+    window = _window((8, 8), 3, 2)
+    x, w = _draw(R, 8, 8, 8, 20), _draw(R, 3, 3, 20, 30)
+    y = _draw(R, 8, *window.out, 30)
+    args = {"conv": (x, w), "conv_to_input": (y, w), "conv_to_kernel": (x, y)}[name]
+    small = [a.astype(jnp.bfloat16) for a in args]
+    form = jax.jit(device_forms.of_runs(name, "product", window))
+    found, exact = form(*small), form(*(a.astype(float) for a in small))
+    assert found.dtype == jnp.bfloat16
+    # Where terms cancel, float32's own rounding of them shows.
+    np.testing.assert_allclose(found.astype(float), exact, rtol=2**-8, atol=1e-4)
