@@ -6,7 +6,7 @@ ways, of which `choice` takes the fastest:
 - "one by one": a loop over the runs;
 - "grouped": one convolution with a group a run, which is what `jax.vmap` gives;
 - "product": the pixels that each output looks at side by side, and one batched matrix product,
-  which is what tensor cores and systolic arrays like.
+  which is what tensor cores like.
 
 R counts the runs; N = B·OH·OW outputs of a run; κ the taps of the kernel.
 """

@@ -65,18 +65,21 @@ def test_each_device_size_and_number_of_runs_is_measured_for_itself(measuring):
     assert choice.way(more, ("cpu",)) == choice.measured()[1].way
 
 
-@pytest.mark.parametrize("platforms", [("cuda",), ("tpu",), ("cpu", "cuda")])
-def test_what_is_not_there_is_not_measured(measuring, platforms):
-    assert choice.way(RUNS, platforms) == choice.DEFAULT
+@pytest.mark.parametrize(
+    ("platforms", "way"),
+    [(("cuda",), "product"), (("tpu",), "grouped"), (("cpu", "cuda"), "product")],
+)
+def test_what_is_not_there_is_not_measured(measuring, platforms, way):
+    assert choice.way(RUNS, platforms) == way
     assert measuring == []
 
 
 def test_several_processes_and_small_work_take_the_default(measuring, monkeypatch):
     monkeypatch.setattr(choice, "_WORTH_MEASURING", RUNS.multiply_adds + 1)
-    assert choice.way(RUNS, ("cpu",)) == choice.DEFAULT
+    assert choice.way(RUNS, ("cpu",)) == choice.default(("cpu",))
     monkeypatch.setattr(choice, "_WORTH_MEASURING", 0)
     monkeypatch.setattr(jax, "process_count", lambda: 2)
-    assert choice.way(RUNS, ("cpu",)) == choice.DEFAULT
+    assert choice.way(RUNS, ("cpu",)) == choice.default(("cpu",))
     assert measuring == []
 
 
@@ -93,7 +96,7 @@ def test_a_way_that_fails_is_not_taken(measuring, monkeypatch):
     assert choice.way(RUNS, ("cpu",)) in ("one by one", "grouped")
     failing.update(choice.WAYS)
     other = RUNS._replace(dtype=np.dtype(np.float16))
-    assert choice.way(other, ("cpu",)) == choice.DEFAULT
+    assert choice.way(other, ("cpu",)) == choice.default(("cpu",))
     assert len(choice.measured()) == 1
 
 

@@ -58,8 +58,7 @@ def test_a_training_run(name):
     _check(jax.jit(alone), run.problem.data, jnp.float32(1e-3), jnp.int32(0))
 
 
-@pytest.mark.parametrize("devices", [1, DEVICES])
-@pytest.mark.parametrize("tile", [1, 2])
+@pytest.mark.parametrize(("devices", "tile"), [(1, 2), (DEVICES, 1), (DEVICES, 2)])
 def test_the_three_programs_of_a_sweep(run, devices, tile):
     rates = np.full(RUNS, 1e-3, np.float32)
     example = Inputs({"learning_rate": rates}, None), np.arange(RUNS, dtype=np.int32)

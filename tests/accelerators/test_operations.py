@@ -58,10 +58,14 @@ def counted(name, runs, platform, size=16, batch=2, **widths):
 @pytest.mark.parametrize("platform", PLATFORMS)
 @pytest.mark.parametrize("name", MODELS)
 def test_runs_take_the_operations_of_the_account_and_no_more(name, platform):
-    """Exactly, and so linear in the runs: no inserted zero, no work of one run for another."""
+    """Exactly, and so linear in the runs: no work of one run for another.
+
+    Zeros are written for the TPU alone, whose convolutions do not multiply them.
+    """
     for runs in (2, 8):
         for found, expected in counted(name, runs, platform, filters=4, colours=6):
-            assert found.multiply_adds == found.as_written == expected
+            assert found.multiply_adds == expected
+            assert found.as_written == expected or platform == "tpu"
 
 
 def test_bytes_are_linear_in_the_runs():
