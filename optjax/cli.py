@@ -1,4 +1,4 @@
-"""The command line: list | run | reproduce | sweep | scaling | report | account | padding.
+"""The command line: one function a command, and what every command shares.
 
 A user's mistake is one line on stderr and exit status 2. Everything heavy is imported late, so
 that help and the list answer at once.
@@ -190,6 +190,14 @@ def _padding(words: list[str]) -> int:
     return padding.padding(grouped(words))
 
 
+def _convolutions(words: list[str]) -> int:
+    from optjax.commands import convolutions
+
+    if _help(words, convolutions.USAGE):
+        return 0
+    return convolutions.convolutions(grouped(words))
+
+
 def _sweep(words: list[str]) -> int:
     from optjax.commands import sweep
 
@@ -260,6 +268,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "scaling": ("fit a scaling law to runs, or spend a budget by the published ones", _scaling),
     "account": ("weights, outputs, connections and memory of a network, by layer", _account),
     "padding": ("the paddings that take one size to another", _padding),
+    "convolutions": ("how convolutions of many runs were timed on your devices", _convolutions),
     "report": ("draw the figures and the report again from saved results", _report),
 }
 

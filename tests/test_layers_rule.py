@@ -7,6 +7,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = [
     {"types", "errors", "console", "files", "provenance", "beside"},
+    {"remembered"},
     {"problems", "optimizers", "batching", "schedules"},
     {"networks", "scan"},
     {"trajectory"},

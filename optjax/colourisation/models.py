@@ -1,15 +1,27 @@
 """The three networks of the source: grey (B, H, W, NIC) in, scores of NC colours a pixel out.
 
 Inside a block the order is the source's: (transposed) convolution, then pool or upsampling, then
-batch normalisation, then ReLU. NF filters, NC colours; H and W are multiples of 4.
+batch normalisation, then ReLU. NF filters, NC colours; H and W are multiples of 4. With a `dtype`
+(bfloat16) the layers compute in it; parameters and batch statistics stay in float32, and the
+scores are in the input's dtype.
 """
+
+from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from optjax.convnets.layers import BatchNorm, Conv, ConvTranspose, max_pool, upsample
 from optjax.errors import UserError, nearest
 from optjax.types import Array
+
+
+def _layers(kernel: int, dtype: DTypeLike | None) -> tuple[Any, Any, Any]:
+    """Convolution, transposed convolution and normalisation, as a network has them throughout."""
+    same = {"kernel": kernel, "dtype": dtype}
+    return partial(Conv, **same), partial(ConvTranspose, **same), partial(BatchNorm, dtype=dtype)
 
 
 class PoolUpsampleNet(nn.Module):
@@ -21,16 +33,17 @@ class PoolUpsampleNet(nn.Module):
     filters: int = 32
     colours: int = 24
     kernel: int = 3
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
         """(B, H, W, NIC) → (B, H, W, NC)."""
-        nf, k = self.filters, self.kernel
+        given, nf, (conv, _, norm) = x.dtype, self.filters, _layers(self.kernel, self.dtype)
         for features in (nf, 2 * nf):
-            x = nn.relu(BatchNorm()(max_pool(Conv(features, k)(x)), train, mask))
+            x = nn.relu(norm()(max_pool(conv(features)(x)), train, mask))
         for features in (nf, self.colours):
-            x = nn.relu(BatchNorm()(upsample(Conv(features, k)(x)), train, mask))
-        return Conv(self.colours, k)(x)
+            x = nn.relu(norm()(upsample(conv(features)(x)), train, mask))
+        return conv(self.colours)(x).astype(given)
 
 
 class ConvTransposeNet(nn.Module):
@@ -42,16 +55,17 @@ class ConvTransposeNet(nn.Module):
     filters: int = 32
     colours: int = 24
     kernel: int = 3
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
         """(B, H, W, NIC) → (B, H, W, NC)."""
-        nf, k = self.filters, self.kernel
+        given, nf, (conv, up, norm) = x.dtype, self.filters, _layers(self.kernel, self.dtype)
         for features in (nf, 2 * nf):
-            x = nn.relu(BatchNorm()(Conv(features, k, stride=2)(x), train, mask))
+            x = nn.relu(norm()(conv(features, stride=2)(x), train, mask))
         for features in (nf, self.colours):
-            x = nn.relu(BatchNorm()(ConvTranspose(features, k)(x), train, mask))
-        return Conv(self.colours, k)(x)
+            x = nn.relu(norm()(up(features)(x), train, mask))
+        return conv(self.colours)(x).astype(given)
 
 
 class UNet(nn.Module):
@@ -63,17 +77,18 @@ class UNet(nn.Module):
     filters: int = 32
     colours: int = 24
     kernel: int = 3
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
         """(B, H, W, NIC) → (B, H, W, NC)."""
-        nf, k = self.filters, self.kernel
-        first = nn.relu(BatchNorm()(Conv(nf, k, stride=2)(x), train, mask))
-        y = nn.relu(BatchNorm()(Conv(2 * nf, k, stride=2)(first), train, mask))
-        y = nn.relu(BatchNorm()(ConvTranspose(nf, k)(y), train, mask))
+        nf, (conv, up, norm) = self.filters, _layers(self.kernel, self.dtype)
+        first = nn.relu(norm()(conv(nf, stride=2)(x), train, mask))
+        y = nn.relu(norm()(conv(2 * nf, stride=2)(first), train, mask))
+        y = nn.relu(norm()(up(nf)(y), train, mask))
         y = jnp.concatenate([y, first], axis=-1)
-        y = nn.relu(BatchNorm()(ConvTranspose(self.colours, k)(y), train, mask))
-        return Conv(self.colours, k)(jnp.concatenate([y, x], axis=-1))
+        y = nn.relu(norm()(up(self.colours)(y), train, mask))
+        return conv(self.colours)(jnp.concatenate([y, x.astype(y.dtype)], axis=-1)).astype(x.dtype)
 
 
 MODELS: dict[str, type[PoolUpsampleNet] | type[ConvTransposeNet] | type[UNet]] = {
@@ -83,7 +98,14 @@ MODELS: dict[str, type[PoolUpsampleNet] | type[ConvTransposeNet] | type[UNet]] =
 }
 
 
-def model(name: str, *, filters: int = 32, colours: int = 24, kernel: int = 3) -> nn.Module:
+def model(
+    name: str,
+    *,
+    filters: int = 32,
+    colours: int = 24,
+    kernel: int = 3,
+    dtype: DTypeLike | None = None,
+) -> nn.Module:
     """A network by its name.
 
     Raises:
@@ -99,4 +121,4 @@ def model(name: str, *, filters: int = 32, colours: int = 24, kernel: int = 3) -
             raise UserError(f"{what} is {value}: expected at least 1")
     if kernel not in (3, 4, 5, 7):
         raise UserError(f"kernel is {kernel}: expected 3, 4, 5 or 7")
-    return MODELS[name](filters=filters, colours=colours, kernel=kernel)
+    return MODELS[name](filters=filters, colours=colours, kernel=kernel, dtype=dtype)

@@ -12,7 +12,8 @@ layout NHWC × HWIO; the two gradients that autodiff builds have other layouts, 
 they fall to a plain loop (jax issue 12868). Under `vmap` over kernels they become grouped
 convolutions whose cost grows with the square of the number of lanes (jax issues 13800, 26568).
 Here every program is written in the layout that is fast, and lanes are mapped one by one on the
-CPU. On other platforms the primitives are `jax.lax` convolutions.
+CPU. On other platforms a run's primitives are `jax.lax` convolutions, and `choice` says how many
+runs are convolved together.
 """
 
 from functools import partial
@@ -24,7 +25,7 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from optjax.convnets import cpu_forms, device_forms
+from optjax.convnets import choice, cpu_forms, device_forms
 from optjax.convnets.window import Window
 from optjax.types import Array
 
@@ -82,7 +83,7 @@ def _shape_to_kernel(x: Any, y: Any, window: Window) -> tuple[int, ...]:
 
 def _make(name: str, shape: Any, has_kernel: bool) -> Primitive:
     primitive = Primitive(name)
-    cpu, other = cpu_forms.FORMS[name], device_forms.FORMS[name]
+    cpu = cpu_forms.FORMS[name]
 
     def abstract(a: Any, b: Any, *, window: Window, lanes: bool) -> Any:
         if a.dtype != b.dtype:
@@ -96,9 +97,14 @@ def _make(name: str, shape: Any, has_kernel: bool) -> Primitive:
             return cpu(a, b, window=window)
         return lax.map(lambda ab: cpu(*ab, window=window), (a, b))
 
-    def elsewhere(a: Array, b: Array, *, window: Window, lanes: bool) -> Array:
-        one = partial(other, window=window)
-        return (jax.vmap(one) if lanes else one)(a, b)
+    def elsewhere(ctx: Any, a: Any, b: Any, *, window: Window, lanes: bool) -> Any:
+        form = partial(device_forms.FORMS[name], window=window)
+        if lanes:
+            kinds = ctx.avals_in
+            runs = choice.Runs(name, window, tuple(kind.shape for kind in kinds), kinds[0].dtype)
+            platforms = tuple(ctx.platforms or ctx.module_context.platforms)
+            form = device_forms.of_runs(name, choice.way(runs, platforms), window)
+        return mlir.lower_fun(form, multiple_results=False)(ctx, a, b)
 
     def batch(args: Any, axes: Any, *, window: Window, lanes: bool) -> tuple[Array, int]:
         size = next(v.shape[d] for v, d in zip(args, axes, strict=True) if d is not None)
@@ -122,7 +128,7 @@ def _make(name: str, shape: Any, has_kernel: bool) -> Primitive:
     primitive.def_abstract_eval(abstract)
     primitive.def_impl(lambda a, b, **static: jax.jit(partial(primitive.bind, **static))(a, b))
     batching.primitive_batchers[primitive] = batch
-    mlir.register_lowering(primitive, mlir.lower_fun(elsewhere, multiple_results=False))
+    mlir.register_lowering(primitive, elsewhere)
     mlir.register_lowering(primitive, mlir.lower_fun(on_cpu, multiple_results=False), "cpu")
     return primitive
 

@@ -1,4 +1,19 @@
-"""The three convolutions of a trilinear form on accelerators: each one `jax.lax` convolution."""
+"""The three convolutions of a trilinear form on accelerators, for one run and for many.
+
+One run is one `jax.lax` convolution each. Many runs, each with a kernel of its own, have three
+ways, of which `choice` takes the fastest:
+
+- "one by one": a loop over the runs;
+- "grouped": one convolution with a group a run, which is what `jax.vmap` gives;
+- "product": the pixels that each output looks at side by side, and one batched matrix product,
+  which is what tensor cores like.
+
+R counts the runs; N = B·OH·OW outputs of a run; κ the taps of the kernel.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -7,12 +22,20 @@ from jax import lax
 from optjax.convnets.window import LAYOUT, Window
 from optjax.types import Array
 
+Way = Literal["one by one", "grouped", "product"]
+
+_FEW = 128
+"""Terms of an output up to which all taps are copied at once: a narrower product is slow."""
+
 
 def conv(x: Array, w: Array, *, window: Window) -> Array:
     return lax.conv_general_dilated(x, w, window.stride, window.padding, dimension_numbers=LAYOUT)
 
 
 def to_input(y: Array, w: Array, *, window: Window) -> Array:
+    """With zeros between the pixels of y: in this shape, over a reversed kernel, XLA hands it to
+    cuDNN and MIOpen as a gradient by the input, and to a TPU's own emitter; none multiplies them.
+    """
     edges = [
         (k - 1 - before, n + before - (o - 1) * s - 1)
         for n, k, s, (before, _), o in zip(*window[:4], window.out, strict=True)
@@ -33,5 +56,77 @@ def to_kernel(x: Array, y: Array, *, window: Window) -> Array:
     return grad
 
 
+# --------------------------------------------------------------------------- batched products
+
+
+def _cuts(window: Window, channels: int) -> Iterator[slice]:
+    """Rows of the kernel whose taps are copied at once: one, so that a copy is kw times x."""
+    kh, kw = window.kernel
+    rows = kh if kh * kw * channels <= _FEW else 1
+    return (slice(i, i + rows) for i in range(0, kh, rows))
+
+
+def _taps(x: Array, window: Window, rows: slice) -> Array:
+    """(R, B, H, W, C) → (R, N, κ·C): what each output meets under some rows of the kernel."""
+    (sh, sw), (oh, ow) = window.stride, window.out
+    x = jnp.pad(x, ((0, 0), (0, 0), *window.padding, (0, 0)))
+    views = [
+        x[:, :, i : i + (oh - 1) * sh + 1 : sh, j : j + (ow - 1) * sw + 1 : sw]
+        for i in range(rows.start, rows.stop)
+        for j in range(window.kernel[1])
+    ]
+    taps = jnp.concatenate(views, axis=-1)
+    return taps.reshape(x.shape[0], -1, taps.shape[-1])
+
+
+def _product(a: Array, b: Array, terms: str) -> Array:
+    """A batched matrix product whose sums are kept in float32 at least."""
+    exact = a.dtype if a.dtype.itemsize >= 4 else jnp.float32
+    return jnp.einsum(terms, a, b, preferred_element_type=exact)
+
+
+def _conv_product(x: Array, w: Array, *, window: Window) -> Array:
+    R, B, F = x.shape[0], x.shape[1], w.shape[-1]
+    parts = [
+        _product(_taps(x, window, rows), w[:, rows].reshape(R, -1, F), "rnk,rkf->rnf")
+        for rows in _cuts(window, x.shape[-1])
+    ]
+    return sum(parts[1:], parts[0]).reshape(R, B, *window.out, F).astype(x.dtype)
+
+
+def _to_input_product(y: Array, w: Array, *, window: Window) -> Array:
+    """Each y by all taps, then added up where the taps fall: no inserted zero is multiplied."""
+    R, B, C, F = y.shape[0], y.shape[1], w.shape[3], y.shape[-1]
+    y_RxNxF, total = y.reshape(R, -1, F), None
+    for rows in _cuts(window, C):
+        taps = _product(y_RxNxF, w[:, rows].reshape(R, -1, F), "rnf,rkf->rnk")
+        x = jax.ShapeDtypeStruct((R, B, *window.size, C), taps.dtype)
+        (part,) = jax.linear_transpose(partial(_taps, window=window, rows=rows), x)(taps)
+        total = part if total is None else total + part
+    assert total is not None
+    return total.astype(y.dtype)
+
+
+def _to_kernel_product(x: Array, y: Array, *, window: Window) -> Array:
+    R, C, F = x.shape[0], x.shape[-1], y.shape[-1]
+    y_RxNxF = y.reshape(R, -1, F)
+    parts = [_product(_taps(x, window, rows), y_RxNxF, "rnk,rnf->rkf") for rows in _cuts(window, C)]
+    return jnp.concatenate(parts, axis=1).reshape(R, *window.kernel, C, F).astype(x.dtype)
+
+
 FORMS = {"conv": conv, "conv_to_input": to_input, "conv_to_kernel": to_kernel}
 """Each primitive as the one `jax.lax` convolution that it is: (a, b, window=...) → result."""
+
+_PRODUCTS = {
+    "conv": _conv_product,
+    "conv_to_input": _to_input_product,
+    "conv_to_kernel": _to_kernel_product,
+}
+
+
+def of_runs(name: str, way: Way, window: Window) -> Callable[[Array, Array], Array]:
+    """A primitive of many runs, both arguments with a leading axis R, done in one of the ways."""
+    if way == "product":
+        return partial(_PRODUCTS[name], window=window)
+    one = partial(FORMS[name], window=window)
+    return jax.vmap(one) if way == "grouped" else lambda a, b: lax.map(lambda ab: one(*ab), (a, b))

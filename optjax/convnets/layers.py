@@ -4,6 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.nn.initializers import variance_scaling
+from jax.typing import DTypeLike
 
 from optjax.convnets.conv import conv, conv_transpose
 from optjax.convnets.geometry import same_padding
@@ -33,6 +34,16 @@ def _uniform_bias(fan_in: int):
     return init
 
 
+def _of_parameters(x: Array, dtype: DTypeLike | None) -> DTypeLike:
+    """The parameters' dtype: the input's, or float32 under a `dtype` to compute in."""
+    return x.dtype if dtype is None else jnp.float32
+
+
+def _plus(y: Array, bias: Array) -> Array:
+    """Added in the bias's dtype, in which its gradient, a sum over all pixels, is then taken."""
+    return (y.astype(bias.dtype) + bias.reshape(1, 1, 1, -1)).astype(y.dtype)
+
+
 def _check_features(features: int) -> None:
     if features < 1:
         raise UserError(f"features is {features}: expected at least 1")
@@ -43,22 +54,25 @@ class Conv(nn.Module):
 
     Attributes:
       features: channels out. kernel: k. stride: s, a divisor of H and W.
+      dtype: to compute in, with parameters in float32; None: all in the input's.
     """
 
     features: int
     kernel: int = 3
     stride: int = 1
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(B, H, W, C) → (B, H/s, W/s, features)."""
         _check_features(self.features)
-        k, c = self.kernel, x.shape[-1]
+        k, c, kept = self.kernel, x.shape[-1], _of_parameters(x, self.dtype)
         uniform = variance_scaling(1 / 3, "fan_in", "uniform")
-        w = self.param("kernel", uniform, (k, k, c, self.features), x.dtype)
-        bias = self.param("bias", _uniform_bias(k * k * c), (self.features,), x.dtype)
+        w = self.param("kernel", uniform, (k, k, c, self.features), kept)
+        bias = self.param("bias", _uniform_bias(k * k * c), (self.features,), kept)
+        x, w = (a.astype(self.dtype or x.dtype) for a in (x, w))
         y = conv(x, w, _window((x.shape[1], x.shape[2]), k, self.stride))
-        return y + bias.reshape(1, 1, 1, -1)
+        return _plus(y, bias)
 
 
 class ConvTranspose(nn.Module):
@@ -68,25 +82,27 @@ class ConvTranspose(nn.Module):
     is ``kernel.transpose(3, 2, 0, 1)``. PyTorch takes fan_in = out·k², and so do we.
 
     Attributes:
-      features: channels out. kernel: k. stride: s.
+      features: channels out. kernel: k. stride: s. dtype: as of `Conv`.
     """
 
     features: int
     kernel: int = 3
     stride: int = 2
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """(B, H, W, C) → (B, s·H, s·W, features)."""
         _check_features(self.features)
-        k, c = self.kernel, x.shape[-1]
+        k, c, kept = self.kernel, x.shape[-1], _of_parameters(x, self.dtype)
         uniform = variance_scaling(1 / 3, "fan_in", "uniform")
         shape = (k, k, self.features, c)
-        w = self.param("kernel", uniform, shape, x.dtype)
-        bias = self.param("bias", _uniform_bias(k * k * self.features), (self.features,), x.dtype)
+        w = self.param("kernel", uniform, shape, kept)
+        bias = self.param("bias", _uniform_bias(k * k * self.features), (self.features,), kept)
         size = (x.shape[1] * self.stride, x.shape[2] * self.stride)
+        x, w = (a.astype(self.dtype or x.dtype) for a in (x, w))
         y = conv_transpose(x, w, _window(size, k, self.stride))
-        return y + bias.reshape(1, 1, 1, -1)
+        return _plus(y, bias)
 
 
 class BatchNorm(nn.Module):
@@ -96,16 +112,22 @@ class BatchNorm(nn.Module):
     variance takes the unbiased estimate N/(N − 1) σ². A masked batch of b has exactly the
     statistics of a batch of b, which Flax's own layer shares but for the unbiased variance.
 
+    Attributes:
+      epsilon, momentum: as above.
+      dtype: of the result, with statistics and parameters in float32; None: all in the input's.
+
     Source: Ioffe and Szegedy (2015), algorithm 1.
     """
 
     epsilon: float = 1e-5
     momentum: float = 0.1
+    dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Array, train: bool, mask: Array | None = None) -> Array:
         """(B, H, W, C) → the same shape; mask (B,) bool or None."""
-        c = x.shape[-1]
+        c, out = x.shape[-1], self.dtype or x.dtype
+        x = x.astype(_of_parameters(x, self.dtype))
         scale = self.param("scale", nn.initializers.ones, (c,), x.dtype)
         bias = self.param("bias", nn.initializers.zeros, (c,), x.dtype)
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (c,), x.dtype)
@@ -132,7 +154,8 @@ class BatchNorm(nn.Module):
                 running_mean.value = (1 - m) * running_mean.value + m * mean
                 running_var.value = (1 - m) * running_var.value + m * unbiased
         gain = scale * jax.lax.rsqrt(var + self.epsilon)
-        return x * gain.reshape(1, 1, 1, -1) + (bias - mean * gain).reshape(1, 1, 1, -1)
+        y = x * gain.reshape(1, 1, 1, -1) + (bias - mean * gain).reshape(1, 1, 1, -1)
+        return y.astype(out)
 
 
 def population_statistics(model: nn.Module, variables: PyTree, inputs: Array, batch: int) -> PyTree:

@@ -7,7 +7,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,6 +16,7 @@ import psutil
 
 from optjax import files
 from optjax.errors import UserError, nearest
+from optjax.remembered import Remembered
 from optjax.sweeps.buckets import Bucket
 from optjax.sweeps.lane import Inputs, Spec, likes
 from optjax.sweeps.program import Layout, Programs
@@ -307,9 +307,11 @@ class _Before(NamedTuple):
 
 _BEFORE: dict[str, _Before] = {}
 
+LAYOUTS = Remembered("layouts.json")
+
 
 class _Memory:
-    """Layouts found by trial, on this machine, for runs of one kind: a file of the user's cache."""
+    """The layout found by trial, on this machine, for runs of one kind."""
 
     def __init__(self, request: Request) -> None:
         plan, bucket = request.spec.plan, request.bucket
@@ -330,7 +332,7 @@ class _Memory:
         self.lanes, self.devices = request.lanes, len(request.devices)
 
     def layout(self) -> Layout | None:
-        entry: Any = self._all().get(self.key)
+        entry: Any = LAYOUTS.entries().get(self.key)
         try:
             tile, tiles, counts = int(entry[0]), int(entry[1]), bool(entry[2])
         except (TypeError, ValueError, IndexError, KeyError):
@@ -342,31 +344,8 @@ class _Memory:
         return Layout(self.devices * tile * tiles, tile, counts)
 
     def keep(self, layout: Layout) -> None:
-        entries = dict(list(self._all().items())[-999:])
         tiles = layout.block // self.devices // layout.tile
-        entries[self.key] = [layout.tile, tiles, layout.counts]
-        try:
-            files.write_text(_file(), json.dumps(entries, indent=1))
-        except OSError:
-            return  # a cache that cannot be written is no loss but time
-
-    def _all(self) -> dict[str, Any]:
-        try:
-            file = _file()
-            if file.stat().st_size > 1 << 20:
-                return {}
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return found if isinstance(found, dict) else {}
-
-
-def _file() -> Path:
-    """Where layouts are remembered: the folder OPTJAX_CACHE, or the user's cache."""
-    import platformdirs
-
-    folder = os.environ.get("OPTJAX_CACHE") or platformdirs.user_cache_dir("optjax")
-    return Path(folder) / "layouts.json"
+        LAYOUTS.keep(self.key, [layout.tile, tiles, layout.counts])
 
 
 def example(inputs: Inputs, seeds: np.ndarray) -> Callable[[int], Any]:

@@ -234,20 +234,23 @@ class Programs:
                 self._take(name, lowered[name][0], job.result)
 
     def _lower(self, program: Callable[..., Any], *args: Any) -> Any:
-        """Of the arguments the first two are laid over the lanes."""
         if program == self._chunk and self._chunk_lowered is not None:
             return self._chunk_lowered
-        function = program
-        if self.mesh is not None:
-            over, whole = PartitionSpec("lane"), PartitionSpec()
-            function = jax.shard_map(
-                program,
-                mesh=self.mesh,
-                in_specs=(whole, over, over, *(whole for _ in args[2:])),
-                out_specs=over,
-                check_vma=False,
-            )
-        return jax.jit(function).lower(self.data, *args)
+        return self._jitted(program, len(args)).lower(self.data, *args)
+
+    def _jitted(self, program: Callable[..., Any], count: int) -> Any:
+        """A program of the data and so many arguments, the first two laid over the lanes."""
+        if self.mesh is None:
+            return jax.jit(program)
+        over, whole = PartitionSpec("lane"), PartitionSpec()
+        function = jax.shard_map(
+            program,
+            mesh=self.mesh,
+            in_specs=(whole, over, over, *(whole for _ in range(count - 2))),
+            out_specs=over,
+            check_vma=False,
+        )
+        return jax.jit(function)
 
     def _lowered(self) -> Any:
         """The chunk, lowered for arguments of which only the shapes are known."""

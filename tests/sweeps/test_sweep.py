@@ -422,7 +422,7 @@ def test_a_trial_is_remembered(run, monkeypatch):
     assert second[0]["why"] == "remembered"
     assert first[0]["layout"] == second[0]["layout"]
     layouts._BEFORE.clear()
-    layouts._file().write_text("{not json")
+    layouts.LAYOUTS.file.write_text("{not json")
     third = json.loads(oj.sweep(run, GRID, SEEDS, batching="masked").attrs["buckets"])
     assert third[0]["why"] == "tried"
 
