@@ -15,7 +15,7 @@ _CHUNK_BYTES = 6 << 20  # shifted copies that a kernel gradient holds at once: t
 
 def conv(x: Array, w: Array, *, window: Window) -> Array:
     """XLA's convolution; of one channel, a sum over the taps, which XLA makes one loop of."""
-    if x.shape[3] > 1:
+    if x.shape[3] > 1 or x.dtype.itemsize < 4:  # a sum over taps would round at each of them
         return lax.conv_general_dilated(
             x, w, window.stride, window.padding, dimension_numbers=LAYOUT
         )
@@ -106,16 +106,17 @@ def to_kernel(x: Array, y: Array, *, window: Window) -> Array:
         return form(x, y, window)
     chunk = next((n for n in range(chunk, chunk // 2, -1) if pictures % n == 0), chunk)
     whole = pictures - pictures % chunk
-    total = jnp.zeros((kh, kw, c, f), x.dtype)
+    exact = x.dtype if x.dtype.itemsize >= 4 else jnp.float32
+    total = jnp.zeros((kh, kw, c, f), exact)
     if whole < pictures:
-        total = form(x[whole:], y[whole:], window)
+        total = form(x[whole:], y[whole:], window).astype(exact)
 
     def add(i: Array, total: Array) -> Array:
         part = [lax.dynamic_slice_in_dim(a, i * chunk, chunk) for a in (x, y)]
         # Without the barrier each shift would read its pictures from memory again.
-        return total + form(*lax.optimization_barrier(part), window)
+        return total + form(*lax.optimization_barrier(part), window).astype(exact)
 
-    return lax.fori_loop(0, whole // chunk, add, total)
+    return lax.fori_loop(0, whole // chunk, add, total).astype(x.dtype)
 
 
 def _by_convolution(x: Array, y: Array, window: Window) -> Array:
@@ -125,7 +126,7 @@ def _by_convolution(x: Array, y: Array, window: Window) -> Array:
         image, kernel, edges = x, y, ((top, bottom), (left, right))
     else:
         image, kernel = y, x
-        edges = ((kh - 1 - bottom, kh - 1 - top), (kw - 1 - right, kw - 1 - left))
+        edges = ((kh - 1 - top, kh - 1 - bottom), (kw - 1 - left, kw - 1 - right))
     slid = lax.conv_general_dilated(
         image.transpose(3, 1, 2, 0),
         kernel.transpose(1, 2, 0, 3),

@@ -7,8 +7,10 @@ import pytest
 from jax import lax
 from oracles import convolution, transposed_convolution
 
+from optjax.convnets import cpu_forms
 from optjax.convnets.conv import conv, conv_transpose
-from optjax.convnets.window import Window
+from optjax.convnets.layers import _window as layer_window
+from optjax.convnets.window import LAYOUT, Window
 
 CASES = [
     (3, 1, (1, 1)),
@@ -48,23 +50,45 @@ def test_convolution_is_its_sum_over_taps(k, s, edges):
     np.testing.assert_allclose(conv(jnp.asarray(x), jnp.asarray(w), window), expected, atol=1e-12)
 
 
-@pytest.mark.parametrize(("k", "s", "edges"), [(3, 1, (1, 1)), (4, 2, (1, 1)), (5, 2, (2, 2))])
-@pytest.mark.parametrize("batch", [3, 20])  # 20: the kernel gradient goes by chunks
-def test_derivatives_of_both_orders_are_those_of_lax(k, s, edges, batch):
-    window = _window(k, s, edges)
-    x, w = jnp.asarray(_draw(batch, 8, 8, 2)), jnp.asarray(_draw(k, k, 2, 3))
-    layout = ("NHWC", "HWIO", "NHWC")
+def _derivatives(f):
+    """(value, both gradients) of a cubic of f, and their derivatives along a line."""
+
+    def gradients(x, w):
+        return jax.value_and_grad(lambda x, w: jnp.sum(f(x, w) ** 3), (0, 1))(x, w)
+
+    return jax.jit(lambda x, w: jax.jvp(gradients, (x, w), (jnp.cos(x), w)))
+
+
+@pytest.mark.parametrize("small", [0, 256])  # pixels: forms for large pictures, for small ones
+@pytest.mark.parametrize("s", [1, 2])
+@pytest.mark.parametrize("k", range(1, 8))
+def test_both_orders_of_derivatives_are_those_of_lax(monkeypatch, k, s, small):
+    monkeypatch.setattr(cpu_forms, "_SMALL", small)
+    monkeypatch.setattr(cpu_forms, "_CHUNK_BYTES", 6000)  # chunks of a few pictures, and a rest
+    window = layer_window((4, 6), k, s)
+    channels, features = ((1, 3), (2, 3), (4, 2))[k % 3]
+    x, w = jnp.asarray(_draw(7, 4, 6, channels)), jnp.asarray(_draw(k, k, channels, features))
 
     def reference(x, w):
-        return lax.conv_general_dilated(x, w, (s, s), [edges] * 2, dimension_numbers=layout)
+        return lax.conv_general_dilated(x, w, (s, s), window.padding, dimension_numbers=LAYOUT)
 
-    def gradient(f):
-        return jax.grad(lambda x, w: jnp.sum(f(x, w) ** 3), argnums=(0, 1))
+    expected = _derivatives(reference)(x, w)
+    ours = _derivatives(lambda x, w: conv(x, w, window))(x, w)
+    for found, value in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
+        largest = float(jnp.max(jnp.abs(value)))
+        np.testing.assert_allclose(found, value, rtol=1e-11, atol=1e-12 * largest)
 
-    ours = gradient(lambda x, w: conv(x, w, window))
-    forward_over_reverse = [jax.jvp(f, (x, w), (x + 1, w - 1)) for f in (ours, gradient(reference))]
-    for a, b in zip(*map(jax.tree.leaves, forward_over_reverse), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_a_kernel_gradient_is_summed_over_pictures_in_float32(dtype):
+    """Of 400 pictures in many chunks: two roundings, not one a chunk."""
+    window = layer_window((32, 32), 3, 1)
+    x, y = (jnp.asarray(_draw(400, 32, 32, 2) + 1, dtype) for _ in range(2))
+    exact = cpu_forms.to_kernel(x.astype(float), y.astype(float), window=window)
+    found = jax.jit(lambda x, y: cpu_forms.to_kernel(x, y, window=window))(x, y)
+    assert found.dtype == dtype
+    # Chunks of the sum are products that round to the dtype once.
+    np.testing.assert_allclose(found.astype(float), exact, rtol=2 * float(jnp.finfo(dtype).eps))
 
 
 @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
