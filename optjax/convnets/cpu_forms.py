@@ -14,16 +14,7 @@ _CHUNK_BYTES = 6 << 20  # shifted copies that a kernel gradient holds at once: t
 
 
 def conv(x: Array, w: Array, *, window: Window) -> Array:
-    """XLA's convolution; of one channel, a sum over the taps, which XLA makes one loop of."""
-    if x.shape[3] > 1 or x.dtype.itemsize < 4:  # a sum over taps would round at each of them
-        return lax.conv_general_dilated(
-            x, w, window.stride, window.padding, dimension_numbers=LAYOUT
-        )
-    taps = _taps(x, window)
-    return sum(
-        (tap * w_F for tap, w_F in zip(taps, w.reshape(-1, 1, 1, 1, w.shape[3]), strict=True)),
-        jnp.zeros((), x.dtype),
-    )
+    return lax.conv_general_dilated(x, w, window.stride, window.padding, dimension_numbers=LAYOUT)
 
 
 def _taps(x: Array, window: Window) -> list[Array]:
@@ -112,9 +103,10 @@ def to_kernel(x: Array, y: Array, *, window: Window) -> Array:
         total = form(x[whole:], y[whole:], window).astype(exact)
 
     def add(i: Array, total: Array) -> Array:
-        part = [lax.dynamic_slice_in_dim(a, i * chunk, chunk) for a in (x, y)]
+        xs, ys = (lax.dynamic_slice_in_dim(a, i * chunk, chunk) for a in (x, y))
         # Without the barrier each shift would read its pictures from memory again.
-        return total + form(*lax.optimization_barrier(part), window).astype(exact)
+        xs, ys = lax.optimization_barrier((xs, ys))
+        return total + form(xs, ys, window).astype(exact)
 
     return lax.fori_loop(0, whole // chunk, add, total).astype(x.dtype)
 
