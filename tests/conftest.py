@@ -30,3 +30,30 @@ def data_folder() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("OPTJAX_DATA does not name a folder with the pictures")
     return Path(folder)
+
+
+@pytest.fixture
+def as_a_device(monkeypatch):
+    """Lower the convolutions for the CPU as for any other platform; a function fixes the way."""
+    from jax.interpreters import mlir
+
+    from optjax.convnets import choice
+    from optjax.convnets import conv as primitives
+
+    rules = mlir._platform_specific_lowerings["cpu"]
+    for primitive in (primitives._conv, primitives._to_input, primitives._to_kernel):
+        monkeypatch.delitem(rules, primitive)
+    jax.clear_caches()
+
+    def fix(way):
+        monkeypatch.setattr(choice, "way", lambda runs, platforms: way)
+
+    yield fix
+    jax.clear_caches()
+
+
+@pytest.fixture
+def float32():
+    """As a user runs it: no float64."""
+    with jax.enable_x64(False):
+        yield
