@@ -172,7 +172,9 @@ def _by_patches(x: Array, y: Array, window: Window) -> Array:
 
 
 def _gram(a_NxP: Array, b_NxQ: Array) -> Array:
-    """aᵀb, the operands in the order that the CPU's matrix product likes: the wider second."""
+    """aᵀb, the wider operand second, which is up to twice as fast; rows of 64 numbers not first,
+    as they share few lines of the cache.
+    """
     p, q = a_NxP.shape[1], b_NxQ.shape[1]
     p_first = p <= q if min(p, q) % 64 or max(p, q) >= 2 * min(p, q) else p > q
     return a_NxP.T @ b_NxQ if p_first else (b_NxQ.T @ a_NxP).T
