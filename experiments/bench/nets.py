@@ -7,20 +7,16 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax import lax
 
 from optjax.colourisation.models import MODELS, model
 from optjax.colourisation.problem import colourisation_problem
 from optjax.console import silent
-from optjax.convnets import layers
+from optjax.convnets import device_forms, layers
 from optjax.convnets.accounting import account
-from optjax.convnets.window import Window
 from optjax.sweeps import sweep
 from optjax.trajectory import Run, RunState, make_run
-from optjax.types import Array
 
 from . import device_limits
 from .least_squares import first_call
@@ -206,30 +202,13 @@ def _memory(sizes: Sizes, models: int) -> float:
 # ----------------------------------------------------------------------- jax.lax convolutions
 
 
-def _lax_conv(x: Array, w: Array, window: Window) -> Array:
-    return lax.conv_general_dilated(
-        x, w, window.stride, window.padding, dimension_numbers=("NHWC", "HWIO", "NHWC")
-    )
-
-
-def _lax_conv_transpose(y: Array, w: Array, window: Window) -> Array:
-    edges = [
-        (k - 1 - before, n + before - (o - 1) * s - 1)
-        for n, k, s, (before, _), o in zip(*window, window.out, strict=True)
-    ]
-    return lax.conv_general_dilated(
-        y,
-        jnp.flip(w, (0, 1)).swapaxes(2, 3),
-        (1, 1),
-        edges,
-        lhs_dilation=window.stride,
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-
-
 def _lax_convolutions():
     """Within it, the layers are traced with `jax.lax` convolutions and JAX's own derivatives."""
-    return mock.patch.multiple(layers, conv=_lax_conv, conv_transpose=_lax_conv_transpose)
+    return mock.patch.multiple(
+        layers,
+        conv=lambda x, w, window: device_forms.conv(x, w, window=window),
+        conv_transpose=lambda y, w, window: device_forms.to_input(y, w, window=window),
+    )
 
 
 # -------------------------------------------------------------------------------------- PyTorch
