@@ -41,7 +41,7 @@ def default(platforms: tuple[str, ...]) -> Way:
     return "grouped" if platforms == ("tpu",) else "product"
 
 
-class Runs(NamedTuple):
+class ConvolutionOfRuns(NamedTuple):
     """A convolution of many runs, as a primitive is given it."""
 
     name: str  # of the primitive
@@ -72,7 +72,7 @@ class Measured(NamedTuple):
     way: str  # the fastest
 
 
-def way(runs: Runs, platforms: tuple[str, ...]) -> Way:
+def way(runs: ConvolutionOfRuns, platforms: tuple[str, ...]) -> Way:
     """The way for a program that is lowered for these platforms.
 
     It is measured where there is one platform, its device is the process's own, and the process is
@@ -130,7 +130,7 @@ def _device(platforms: tuple[str, ...]) -> Any:
     return device if device in jax.local_devices() else None
 
 
-def _measure(runs: Runs, device: Any) -> dict[str, float]:
+def _measure(runs: ConvolutionOfRuns, device: Any) -> dict[str, float]:
     """Milliseconds of each way that the device can run."""
     rng, found = np.random.default_rng(0), {}
     with jax.enable_x64(runs.dtype.itemsize == 8):

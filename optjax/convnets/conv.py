@@ -101,7 +101,9 @@ def _make(name: str, shape: Any, has_kernel: bool) -> Primitive:
         form = partial(device_forms.FORMS[name], window=window)
         if lanes:
             kinds = ctx.avals_in
-            runs = choice.Runs(name, window, tuple(kind.shape for kind in kinds), kinds[0].dtype)
+            runs = choice.ConvolutionOfRuns(
+                name, window, tuple(kind.shape for kind in kinds), kinds[0].dtype
+            )
             platforms = tuple(ctx.platforms or ctx.module_context.platforms)
             form = device_forms.of_runs(name, choice.way(runs, platforms), window)
         return mlir.lower_fun(form, multiple_results=False)(ctx, a, b)

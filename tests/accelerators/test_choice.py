@@ -14,7 +14,9 @@ from optjax.convnets.conv import conv
 from optjax.convnets.window import Window
 
 WINDOW = Window((4, 4), (3, 3), (1, 1), ((1, 1), (1, 1)))
-RUNS = choice.Runs("conv", WINDOW, ((3, 2, 4, 4, 1), (3, 3, 3, 1, 2)), np.dtype("float32"))
+RUNS = choice.ConvolutionOfRuns(
+    "conv", WINDOW, ((3, 2, 4, 4, 1), (3, 3, 3, 1, 2)), np.dtype("float32")
+)
 
 
 @pytest.fixture
