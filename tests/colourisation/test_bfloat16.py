@@ -13,11 +13,7 @@ from optjax.convnets.layers import BatchNorm, Conv, ConvTranspose
 
 SEEDS, STEPS = 8, 16
 
-
-@pytest.fixture(autouse=True)
-def float32():
-    with jax.enable_x64(False):
-        yield
+pytestmark = pytest.mark.usefixtures("float32")
 
 
 def _pictures():

@@ -79,16 +79,16 @@ def test_both_orders_of_derivatives_are_those_of_lax(monkeypatch, k, s, small):
         np.testing.assert_allclose(found, value, rtol=1e-11, atol=1e-12 * largest)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_kernel_gradient_is_summed_over_pictures_in_float32(dtype):
-    """Of 400 pictures in many chunks: two roundings, not one a chunk."""
-    window = layer_window((32, 32), 3, 1)
-    x, y = (jnp.asarray(_draw(400, 32, 32, 2) + 1, dtype) for _ in range(2))
+def test_a_kernel_gradient_of_bfloat16_is_summed_over_chunks_in_float32(monkeypatch):
+    """400 chunks: a sum kept in bfloat16 would stand still at 256 times its terms."""
+    monkeypatch.setattr(cpu_forms, "_CHUNK_BYTES", 1)
+    window = layer_window((4, 4), 3, 2)
+    x, y = (jnp.asarray(1 + 0.1 * _draw(400, n, n, 2), jnp.bfloat16) for n in (4, 2))
     exact = cpu_forms.to_kernel(x.astype(float), y.astype(float), window=window)
     found = jax.jit(lambda x, y: cpu_forms.to_kernel(x, y, window=window))(x, y)
-    assert found.dtype == dtype
-    # Chunks of the sum are products that round to the dtype once.
-    np.testing.assert_allclose(found.astype(float), exact, rtol=2 * float(jnp.finfo(dtype).eps))
+    assert found.dtype == jnp.bfloat16
+    # The product of a chunk is rounded, and the whole sum once more.
+    np.testing.assert_allclose(found.astype(float), exact, rtol=float(jnp.finfo(jnp.bfloat16).eps))
 
 
 @pytest.mark.parametrize("axes", [(0, 0), (0, None), (None, 0)])
