@@ -17,17 +17,6 @@ def conv(x: Array, w: Array, *, window: Window) -> Array:
     return lax.conv_general_dilated(x, w, window.stride, window.padding, dimension_numbers=LAYOUT)
 
 
-def _taps(x: Array, window: Window) -> list[Array]:
-    """What each tap of the kernel sees of x, row by row: kh·kw arrays (B, *window.out, C)."""
-    (kh, kw), (sh, sw), (oh, ow) = window.kernel, window.stride, window.out
-    x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
-    return [
-        x[:, i : i + (oh - 1) * sh + 1 : sh, j : j + (ow - 1) * sw + 1 : sw]
-        for i in range(kh)
-        for j in range(kw)
-    ]
-
-
 def to_input(y: Array, w: Array, *, window: Window) -> Array:
     """Dense convolutions of y, one for each of the s × s phases of the output, interleaved.
 
@@ -166,9 +155,16 @@ def _by_shifts(x: Array, y: Array, window: Window) -> Array:
 
 def _by_patches(x: Array, y: Array, window: Window) -> Array:
     """One product of all patches, (kh·kw·C) × F: for few channels."""
-    x_NxkkC = jnp.concatenate(_taps(x, window), axis=-1).reshape(y[..., 0].size, -1)
+    (kh, kw), (sh, sw), (oh, ow) = window.kernel, window.stride, window.out
+    x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
+    taps = [
+        x[:, i : i + (oh - 1) * sh + 1 : sh, j : j + (ow - 1) * sw + 1 : sw]
+        for i in range(kh)
+        for j in range(kw)
+    ]
+    x_NxkkC = jnp.concatenate(taps, axis=-1).reshape(y[..., 0].size, -1)
     product = _gram(x_NxkkC, y.reshape(-1, y.shape[3]))
-    return product.reshape(*window.kernel, x.shape[3], y.shape[3])
+    return product.reshape(kh, kw, x.shape[3], y.shape[3])
 
 
 def _gram(a_NxP: Array, b_NxQ: Array) -> Array:
