@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from oracles import cubic_derivatives
 
 from optjax.convnets import choice, cpu_forms, device_forms
 from optjax.convnets.conv import conv
@@ -51,15 +52,6 @@ def test_every_way_is_the_cpus_form(k, s):
             _same(found, expected, 1e-5)
 
 
-def _derivatives(f):
-    """(value, both gradients) of a cubic of f, and their derivatives along a line."""
-
-    def gradients(x, w):
-        return jax.value_and_grad(lambda x, w: jnp.sum(f(x, w) ** 3), (0, 1))(x, w)
-
-    return lambda x, w: jax.jvp(gradients, (x, w), (jnp.cos(x), w))
-
-
 @pytest.mark.parametrize(("k", "s"), CASES)
 def test_both_orders_of_derivatives_are_those_of_lax(as_a_device, k, s):
     as_a_device("product")
@@ -69,8 +61,8 @@ def test_both_orders_of_derivatives_are_those_of_lax(as_a_device, k, s):
         return lax.conv_general_dilated(x, w, (s, s), window.padding, dimension_numbers=LAYOUT)
 
     x, w = _draw(R, B, *SIZE, C), _draw(R, k, k, C, F)
-    ours = jax.jit(jax.vmap(_derivatives(lambda x, w: conv(x, w, window))))(x, w)
-    expected = jax.jit(jax.vmap(_derivatives(reference)))(x, w)
+    ours = jax.jit(jax.vmap(cubic_derivatives(lambda x, w: conv(x, w, window))))(x, w)
+    expected = jax.jit(jax.vmap(cubic_derivatives(reference)))(x, w)
     _same(ours, expected, 1e-11)
 
 
@@ -80,13 +72,13 @@ def test_so_are_those_of_one_run_and_of_the_other_ways(as_a_device, k, s, way):
     as_a_device(way)
     window = _window(SIZE, k, s)
     x, w = _draw(R, B, *SIZE, C), _draw(R, k, k, C, F)
-    f = _derivatives(lambda x, w: conv(x, w, window))
+    f = cubic_derivatives(lambda x, w: conv(x, w, window))
     ours = jax.jit(jax.vmap(f) if way else lambda x, w: f(x[0], w[0]))(x, w)
 
     def reference(x, w):
         return lax.conv_general_dilated(x, w, (s, s), window.padding, dimension_numbers=LAYOUT)
 
-    expected = jax.jit(jax.vmap(_derivatives(reference)))(x, w)
+    expected = jax.jit(jax.vmap(cubic_derivatives(reference)))(x, w)
     _same(ours, expected if way else jax.tree.map(lambda a: a[0], expected), 1e-11)
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
-from oracles import convolution, transposed_convolution
+from oracles import convolution, cubic_derivatives, transposed_convolution
 
 from optjax.convnets import cpu_forms
 from optjax.convnets.conv import conv, conv_transpose
@@ -50,15 +50,6 @@ def test_convolution_is_its_sum_over_taps(k, s, edges):
     np.testing.assert_allclose(conv(jnp.asarray(x), jnp.asarray(w), window), expected, atol=1e-12)
 
 
-def _derivatives(f):
-    """(value, both gradients) of a cubic of f, and their derivatives along a line."""
-
-    def gradients(x, w):
-        return jax.value_and_grad(lambda x, w: jnp.sum(f(x, w) ** 3), (0, 1))(x, w)
-
-    return jax.jit(lambda x, w: jax.jvp(gradients, (x, w), (jnp.cos(x), w)))
-
-
 @pytest.mark.parametrize("small", [0, 256])  # pixels: forms for large pictures, for small ones
 @pytest.mark.parametrize("s", [1, 2])
 @pytest.mark.parametrize("k", range(1, 8))
@@ -72,8 +63,8 @@ def test_both_orders_of_derivatives_are_those_of_lax(monkeypatch, k, s, small):
     def reference(x, w):
         return lax.conv_general_dilated(x, w, (s, s), window.padding, dimension_numbers=LAYOUT)
 
-    expected = _derivatives(reference)(x, w)
-    ours = _derivatives(lambda x, w: conv(x, w, window))(x, w)
+    expected = jax.jit(cubic_derivatives(reference))(x, w)
+    ours = jax.jit(cubic_derivatives(lambda x, w: conv(x, w, window)))(x, w)
     for found, value in zip(*map(jax.tree.leaves, (ours, expected)), strict=True):
         largest = float(jnp.max(jnp.abs(value)))
         np.testing.assert_allclose(found, value, rtol=1e-11, atol=1e-12 * largest)
