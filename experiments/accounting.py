@@ -10,16 +10,16 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from optjax.colourisation.models import MODELS
+from optjax.accounting.account import Accounting, account
+from optjax.accounting.operations import symbol
+from optjax.accounting.polynomials import text
+from optjax.accounting.receptive_fields import measured_field, receptive_fields
+from optjax.colourisation.networks import MODELS
 from optjax.colourisation.pictures import shrink
-from optjax.console import silent
-from optjax.convnets.accounting import Accounting, account
-from optjax.convnets.polynomials import text
-from optjax.convnets.program import symbol
-from optjax.convnets.receptive import measured_field, receptive_fields
-from optjax.errors import UserError
 from optjax.report.claims import Claim, verdict
 from optjax.report.style import COLOURS, MARKERS, caption, figure, pictures
+from optjax.support.console import silent
+from optjax.support.errors import UserError
 
 NIC, NF, NC = symbol("NIC"), symbol("NF"), symbol("NC")
 SOURCE = {

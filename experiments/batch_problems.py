@@ -7,12 +7,12 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from optjax.batching import Batch
 from optjax.colourisation.palette import grey, kmeans_palette, nearest_colour
 from optjax.colourisation.pictures import load_pictures
-from optjax.errors import UserError
-from optjax.problems import Data, LossFn, Metrics
-from optjax.types import HParams, PyTree
+from optjax.run.batching import Batch
+from optjax.run.problems import Data, LossFn, Metrics
+from optjax.support.errors import UserError
+from optjax.support.types import HParams, PyTree
 
 
 @dataclass(frozen=True)

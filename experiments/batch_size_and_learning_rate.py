@@ -9,16 +9,16 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from optjax.colourisation import models
+from optjax.colourisation import networks
 from optjax.colourisation.problem import colourisation_problem
-from optjax.console import silent
-from optjax.errors import UserError
 from optjax.experiments.batch_problems import drawn_tiles, spread_squares
-from optjax.problems import least_squares
 from optjax.report.claims import Claim, mean_interval, verdict
 from optjax.report.style import COLOURS, MARKERS, caption, figure
+from optjax.run.problems import least_squares
+from optjax.run.trajectory import make_run
+from optjax.support.console import silent
+from optjax.support.errors import UserError
 from optjax.sweeps import sweep
-from optjax.trajectory import make_run
 
 PROBLEMS = {"squares": "least squares", "net": "ConvTransposeNet"}
 
@@ -90,7 +90,7 @@ def _squares(config: Config, progress: Callable[[str, float], None]) -> tuple[xr
 
 def _net(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
     tiles = drawn_tiles(config.data, config.pictures, config.seed, config.net_batches)
-    net = models.model("conv-transpose", filters=config.filters)
+    net = networks.model("conv-transpose", filters=config.filters)
     every = max(1, config.net_steps // 6)
     found = sweep(
         make_run(

@@ -12,21 +12,21 @@ import xarray as xr
 from flax.linen import Module
 from matplotlib.figure import Figure
 
-from optjax.colourisation import models
+from optjax.colourisation import networks
 from optjax.colourisation.baseline import GreyLevelBaseline
 from optjax.colourisation.palette import grey, kmeans_palette, load_palette, nearest_colour
 from optjax.colourisation.pictures import load_pictures
 from optjax.colourisation.problem import colourisation_problem
 from optjax.colourisation.training import population_metrics
-from optjax.console import silent
-from optjax.errors import UserError
-from optjax.problems import Data, Problem
 from optjax.report.claims import Claim, mean_interval, verdict
 from optjax.report.style import COLOURS, MARKERS, caption, figure, pictures
+from optjax.run.problems import Data, Problem
+from optjax.run.trajectory import Run, make_run
+from optjax.support.console import silent
+from optjax.support.errors import UserError
+from optjax.support.types import PyTree
 from optjax.sweeps import sweep
 from optjax.sweeps.lane import Final
-from optjax.trajectory import Run, make_run
-from optjax.types import PyTree
 
 SOURCE = {
     "pool-upsample": {"accuracy": (41.1, 41.1), "loss": (1.588, 1.588)},
@@ -99,7 +99,7 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
     if not config.learning_rate > 0:
         raise UserError(f"learning_rate is {config.learning_rate}: expected a number above 0")
     nets = {
-        name: models.model(
+        name: networks.model(
             name, filters=config.filters, colours=config.colours, kernel=config.kernel
         )
         for name in config.nets

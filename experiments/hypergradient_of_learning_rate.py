@@ -12,14 +12,14 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from optjax import closed_forms
-from optjax.console import silent
-from optjax.errors import UserError
 from optjax.hypergradients import ES, Hypergradient, Truncated, hypergrad
-from optjax.problems import least_squares
 from optjax.report.claims import Claim, verdict
 from optjax.report.style import COLOURS, MARKERS, caption, figure
-from optjax.trajectory import Run, make_run
+from optjax.run.problems import least_squares
+from optjax.run.trajectory import Run, make_run
+from optjax.support.console import silent
+from optjax.support.errors import UserError
+from optjax.theory import gradient_descent
 
 LOOK = {
     "forward": (COLOURS[0], MARKERS[0]),
@@ -119,7 +119,7 @@ def _agreement(config: Config, problems: Any, progress: Any) -> xr.Dataset:
     nodes, weights = np.polynomial.hermite_e.hermegauss(40)
     for i, T in enumerate(config.steps):
         progress(f"{T} steps", 0.7 * i / len(config.steps))
-        exact[i] = _closed(closed_forms.gradient_descent_hypergradient, T, problems, etas)
+        exact[i] = _closed(gradient_descent.gradient_descent_hypergradient, T, problems, etas)
         k = max(1, T // 4)
         for j, name in enumerate(names[:-1]):
             if name == "one_step" and T > 1:
@@ -138,7 +138,7 @@ def _agreement(config: Config, problems: Any, progress: Any) -> xr.Dataset:
         es[0, i] = estimate.gradient["learning_rate"]
         es[1, i] = estimate.aux["standard_error"]["learning_rate"]
         moved = (at[..., None] * (1 + sigma * nodes)).reshape(len(at), -1)
-        slope = _closed(closed_forms.gradient_descent_hypergradient, T, few, moved)
+        slope = _closed(gradient_descent.gradient_descent_hypergradient, T, few, moved)
         es[2, i] = slope.reshape(*at.shape, -1) @ weights / weights.sum()
     dims = ("steps", "problem", "share")
     return xr.Dataset(
@@ -173,7 +173,7 @@ def _surface(config: Config, problem: Any) -> xr.Dataset:
     """L_T(η) and its slope by the closed form on fine rates, and by hypergradients on a few."""
     fine = np.union1d(np.geomspace(5e-3, 0.4, 300), np.linspace(0.4, 1.2, 1601))
     rates = np.array([0.012, 0.025, 0.05, 0.1, 0.2, 0.4, 0.7, 0.93, 1.0, 1.06, 1.12])
-    closed = closed_forms.gradient_descent_loss, closed_forms.gradient_descent_hypergradient
+    closed = gradient_descent.gradient_descent_loss, gradient_descent.gradient_descent_hypergradient
     lines = [[_closed(f, T, problem, 2 * fine[None])[0] for f in closed] for T in config.steps]
     dots = [_slopes("reverse", T, problem, 2 * rates[None]) for T in config.steps]
     points = [[d.value[0], d.gradient["learning_rate"][0]] for d in dots]
@@ -213,7 +213,7 @@ def _batches(config: Config) -> xr.Dataset:
     t, w0 = np.random.default_rng(config.seed + 1).normal(size=32), w0 / 3
     T, b = config.batch_steps, config.batch_size
     slope = hypergrad(make_run(least_squares(X, t, w0), optax.sgd, T, max_batch_size=b))
-    closed = closed_forms.gradient_descent_loss, closed_forms.gradient_descent_hypergradient
+    closed = gradient_descent.gradient_descent_loss, gradient_descent.gradient_descent_hypergradient
 
     def one(eta):
         found = slope.over_seeds({"learning_rate": eta}, config.seeds)

@@ -10,15 +10,15 @@ import optax
 import xarray as xr
 from matplotlib.figure import Figure
 
-from optjax import linear
-from optjax.console import silent
-from optjax.problems import Data, Metrics, Problem, least_squares
 from optjax.report.claims import Claim, verdict
 from optjax.report.style import COLOURS, band, caption, figure
+from optjax.run.problems import Data, Metrics, Problem, least_squares
+from optjax.run.trajectory import Run, make_run
+from optjax.support.console import silent
+from optjax.support.types import HParams, PyTree
 from optjax.sweeps import sweep
 from optjax.sweeps.grid import table
-from optjax.trajectory import Run, make_run
-from optjax.types import HParams, PyTree
+from optjax.theory import solutions
 
 TOLERANCE = 1e-8
 STARTS = ("zero", "off the row space")
@@ -132,8 +132,8 @@ def _watched(problem: Problem) -> Problem:
     X, t = problem.data.examples["x"], problem.data.examples["t"]
     shared = problem.data.shared
     known = {
-        "off": linear.off_row_space(X, jnp.eye(X.shape[1])),
-        "end": linear.nearest_solution(X, t, shared["w0"]),
+        "off": solutions.off_row_space(X, jnp.eye(X.shape[1])),
+        "end": solutions.nearest_solution(X, t, shared["w0"]),
     }
     return replace(problem, data=Data(problem.data.examples, shared | known), metrics=_distances)
 

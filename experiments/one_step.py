@@ -11,13 +11,13 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from optjax import closed_forms
-from optjax.console import silent
 from optjax.hypergradients import hypergrad
-from optjax.problems import least_squares
 from optjax.report.claims import Claim, verdict
 from optjax.report.style import COLOURS, MARKERS, caption, figure
-from optjax.trajectory import make_run
+from optjax.run.problems import least_squares
+from optjax.run.trajectory import make_run
+from optjax.support.console import silent
+from optjax.theory import gradient_descent
 
 RATIOS = (0.0, 0.5, 0.9, 1.1, 1.5, 2.5)
 """Learning rates tried, as multiples of η*; not η* itself, where the slope is rounding only."""
@@ -82,7 +82,7 @@ def _run(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
     def one(X, t, w0):
         step = make_run(least_squares(X, t, w0), optax.sgd, 1, sampler="full")
         loss = lambda eta: step({"learning_rate": eta}, jax.random.key(0)).final_loss  # noqa: E731
-        best = closed_forms.optimal_learning_rate(X, t, w0)
+        best = gradient_descent.optimal_learning_rate(X, t, w0)
         etas, h = jnp.asarray(RATIOS) * best, 0.25 * best
 
         def slope(mode):
@@ -95,10 +95,10 @@ def _run(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
 
         return {
             "loss": jax.vmap(loss)(etas),
-            "loss_formula": formula(closed_forms.one_step_loss),
+            "loss_formula": formula(gradient_descent.one_step_loss),
             "slope": jnp.stack([slope(mode) for mode in MODES], axis=-1),
-            "slope_formula": formula(closed_forms.one_step_hypergradient),
-            "slope_basis": formula(closed_forms.gradient_descent_hypergradient, 1),
+            "slope_formula": formula(gradient_descent.one_step_hypergradient),
+            "slope_basis": formula(gradient_descent.gradient_descent_hypergradient, 1),
             "slope_difference": (jax.vmap(loss)(etas + h) - jax.vmap(loss)(etas - h)) / (2 * h),
             "best": best,
             "best_search": _golden(loss, 4 * best),
@@ -111,7 +111,10 @@ def _run(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
     found = jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(X, t, w0))
     ratios = np.linspace(0, 2.2, 111)
     curve = np.array(
-        [float(closed_forms.one_step_loss(X[0], t[0], w0[0], r * found["best"][0])) for r in ratios]
+        [
+            float(gradient_descent.one_step_loss(X[0], t[0], w0[0], r * found["best"][0]))
+            for r in ratios
+        ]
     )
     dims = {3: ("problem", "ratio", "mode"), 2: ("problem", "ratio"), 1: ("problem",)}
     data = {name: (dims[v.ndim], v) for name, v in found.items() if name != "loss_beside"}
@@ -131,7 +134,7 @@ def _batches(config: Config, progress: Callable[[str, float], None]) -> xr.Datas
     rng = np.random.default_rng(config.seed + 1)
     n, d = config.batch_rows, config.columns
     X, t, w0 = rng.normal(size=(n, d)), rng.normal(size=n), rng.normal(size=d)
-    rates = np.asarray(closed_forms.optimal_learning_rate(X, t, w0)) * np.linspace(0.05, 0.8, 9)
+    rates = np.asarray(gradient_descent.optimal_learning_rate(X, t, w0)) * np.linspace(0.05, 0.8, 9)
     sizes = np.array(config.batch_sizes)
     parts: dict[str, list[np.ndarray]] = {"mean": [], "error": [], "expected": [], "best": []}
     for sampler, replacement in SAMPLERS.items():
@@ -146,8 +149,8 @@ def _batches(config: Config, progress: Callable[[str, float], None]) -> xr.Datas
 
         def exact(size, eta, replacement=replacement):
             drawn = {"batch_size": size, "replacement": replacement}
-            loss = lambda eta: closed_forms.one_step_expected_loss(X, t, w0, eta, **drawn)  # noqa: E731
-            closed = closed_forms.optimal_learning_rate(X, t, w0, **drawn)
+            loss = lambda eta: gradient_descent.one_step_expected_loss(X, t, w0, eta, **drawn)  # noqa: E731
+            closed = gradient_descent.optimal_learning_rate(X, t, w0, **drawn)
             return jnp.stack(jax.value_and_grad(loss)(eta)), closed
 
         def table(cell):

@@ -10,11 +10,11 @@ import xarray as xr
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from optjax.console import silent
 from optjax.convnets.geometry import conv_output_size, solve_padding, transposed_output_size
-from optjax.errors import UserError
 from optjax.report.claims import Claim, verdict
 from optjax.report.style import COLOURS, caption, figure
+from optjax.support.console import silent
+from optjax.support.errors import UserError
 
 SOURCE = {4: (1, 0), 5: (2, 1)}
 """kernel -> (padding, output padding) that the source gives."""

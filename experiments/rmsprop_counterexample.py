@@ -10,16 +10,16 @@ import optax
 import xarray as xr
 from matplotlib.figure import Figure
 
-from optjax import linear
-from optjax.console import silent
-from optjax.optimizers import rmsprop
-from optjax.problems import Data, least_squares
 from optjax.report.claims import Claim, verdict
 from optjax.report.style import COLOURS, caption, figure
+from optjax.run.optimizers import rmsprop
+from optjax.run.problems import Data, least_squares
+from optjax.run.trajectory import Run, make_run
+from optjax.support.console import silent
+from optjax.support.types import PyTree
 from optjax.sweeps import sweep
 from optjax.sweeps.grid import zipped
-from optjax.trajectory import Run, make_run
-from optjax.types import PyTree
+from optjax.theory import solutions
 
 SOURCE = {"w1": ("0.314", "0.311"), "v2": ("1.89", "0.47"), "w2": ("0.469", "0.463")}
 """The source's figures, as printed: the digits say how precisely."""
@@ -99,7 +99,7 @@ def _by_hand(progress: Callable[[str, float], None]) -> xr.Dataset:
             "path_inside": (("hand_step", "axis"), inside),
             "gradient": (("early", "axis"), g),
             "second_moment": (("early", "axis"), v),
-            "minimum_norm": ("axis", np.asarray(linear.minimum_norm_solution(x[None], [t]))),
+            "minimum_norm": ("axis", np.asarray(solutions.minimum_norm_solution(x[None], [t]))),
         },
         {"early": [1, 2]},
     )
@@ -138,10 +138,10 @@ def _ends(w: jax.Array, state: PyTree, data: Data) -> dict[str, jax.Array]:
     """How far a run's end lies from w*, how much of it off the row space, and its residual."""
     X, t = data.examples["x"], data.examples["t"]
     norm = jnp.linalg.norm
-    star = linear.minimum_norm_solution(X, t)
+    star = solutions.minimum_norm_solution(X, t)
     return {
         "distance": norm(w - star) / norm(star),
-        "off_share": norm(linear.off_row_space(X, w)) / norm(w),
+        "off_share": norm(solutions.off_row_space(X, w)) / norm(w),
         "residual": norm(X @ w - t) / norm(t),
     }
 

@@ -10,13 +10,13 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from optjax.console import silent
-from optjax.errors import UserError
-from optjax.noise.moments import final_risk, risks
-from optjax.noise.quadratic import noisy_quadratic
-from optjax.noise.rates import best_constant_rate, best_schedule, greedy_schedule
 from optjax.report.claims import Claim, verdict
 from optjax.report.style import COLOURS, MARKERS, caption, figure
+from optjax.support.console import silent
+from optjax.support.errors import UserError
+from optjax.theory.moments import final_risk, risks
+from optjax.theory.noisy_quadratic import noisy_quadratic
+from optjax.theory.quadratic_rates import best_constant_rate, best_schedule, greedy_schedule
 
 PUBLISHED = {"constant": 0.0258, "greedy": 0.443}
 """Final risks at a spectrum of 10⁴, 10⁴ steps and B = 256, to three digits."""

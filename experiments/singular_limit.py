@@ -10,14 +10,14 @@ import optax
 import xarray as xr
 from matplotlib.figure import Figure
 
-from optjax.console import silent
-from optjax.errors import UserError
 from optjax.experiments.hypergradient_of_learning_rate import draw, epsilon
 from optjax.hypergradients import Hypergradient, hypergrad
-from optjax.problems import least_squares
 from optjax.report.claims import Claim, verdict
 from optjax.report.style import COLOURS, MARKERS, caption, figure
-from optjax.trajectory import make_run
+from optjax.run.problems import least_squares
+from optjax.run.trajectory import make_run
+from optjax.support.console import silent
+from optjax.support.errors import UserError
 
 
 @dataclass(frozen=True)

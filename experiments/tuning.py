@@ -12,19 +12,19 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from optjax.colourisation import models
+from optjax.colourisation import networks
 from optjax.colourisation.palette import grey, kmeans_palette, nearest_colour
 from optjax.colourisation.pictures import load_pictures
 from optjax.colourisation.problem import colourisation_problem
-from optjax.console import silent
 from optjax.hypergradients.job import make_job
-from optjax.optimizers import with_weight_decay
-from optjax.problems import least_squares
 from optjax.report.claims import Claim, mean_interval, verdict
 from optjax.report.style import COLOURS, MARKERS, caption, figure
-from optjax.schedules import Schedule
+from optjax.run.optimizers import with_weight_decay
+from optjax.run.problems import least_squares
+from optjax.run.schedules import Schedule
+from optjax.run.trajectory import Run, make_run
+from optjax.support.console import silent
 from optjax.sweeps import sweep
-from optjax.trajectory import Run, make_run
 from optjax.tuning import tune
 
 CASES = {"squares": "least squares", "net": "ConvTransposeNet"}
@@ -136,7 +136,7 @@ def _net(config: Config) -> _Case:
     labels = nearest_colour(tiles, kmeans_palette(tiles, 24, config.seed))
     held = len(tiles) // 6
     problem = colourisation_problem(
-        models.model("conv-transpose", filters=config.filters),
+        networks.model("conv-transpose", filters=config.filters),
         (grey(tiles[held:]), labels[held:]),
         (grey(tiles[:held]), labels[:held]),
     )

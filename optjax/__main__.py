@@ -2,7 +2,7 @@
 
 import sys
 
-from optjax.cli import main
+from optjax.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

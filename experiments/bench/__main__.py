@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from optjax.errors import UserError
+from optjax.support.errors import UserError
 
 from . import accounts, hypergradients, least_squares, nets, quadratic, scaling, start_up, sweeps
 from .measure import Entry

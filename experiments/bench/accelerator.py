@@ -23,7 +23,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from optjax.errors import UserError
+from optjax.support.errors import UserError
 
 from . import device_limits, hypergradients, nets, sweeps
 from .measure import Entry, Side, summary

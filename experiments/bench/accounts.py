@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from optjax.convnets.accounting import account
-from optjax.types import Array
+from optjax.accounting.account import account
+from optjax.support.types import Array
 
 from .measure import Entry, Side, seconds
 

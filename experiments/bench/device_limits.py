@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from optjax.types import Array
+from optjax.support.types import Array
 
 from .measure import Entry, Side, seconds
 

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optjax import batching
-from optjax.errors import UserError
 from optjax.hypergradients import hypergrad
-from optjax.networks import flax_problem
-from optjax.optimizers import with_weight_decay
-from optjax.trajectory import Run, make_run
-from optjax.types import Array
+from optjax.run import batching
+from optjax.run.flax_models import flax_problem
+from optjax.run.optimizers import with_weight_decay
+from optjax.run.trajectory import Run, make_run
+from optjax.support.errors import UserError
+from optjax.support.types import Array
 
 from .measure import Entry, Side, seconds
 from .peers import NO_TORCH, NoPeerError, alone

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optjax.problems import least_squares
-from optjax.trajectory import Run, make_run
-from optjax.types import Array, Key
+from optjax.run.problems import least_squares
+from optjax.run.trajectory import Run, make_run
+from optjax.support.types import Array, Key
 
 from .measure import Entry, Side, seconds
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from optjax.beside import cores
+from optjax.support.concurrent import cores
 
 
 class Side(NamedTuple):

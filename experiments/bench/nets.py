@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import optax
 
-from optjax.colourisation.models import MODELS, model
+from optjax.accounting.account import account
+from optjax.colourisation.networks import MODELS, model
 from optjax.colourisation.problem import colourisation_problem
-from optjax.console import silent
 from optjax.convnets import device_forms, layers
-from optjax.convnets.accounting import account
+from optjax.run.trajectory import Run, RunState, make_run
+from optjax.support.console import silent
 from optjax.sweeps import sweep
-from optjax.trajectory import Run, RunState, make_run
 
 from . import device_limits
 from .least_squares import first_call

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 
-from optjax.noise.quadratic_table import quadratic_steps
+from optjax.theory.quadratic_table import quadratic_steps
 
 from .measure import Entry, Side
 

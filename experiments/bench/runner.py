@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 
 import jax
 
-from optjax.errors import UserError, nearest
-from optjax.files import write_text
-from optjax.provenance import commit, versions
+from optjax.support.errors import UserError, nearest
+from optjax.support.files import write_text
+from optjax.support.provenance import commit, versions
 
 from .measure import Entry, cores, load_average, machine
 

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optjax.colourisation.models import model
+from optjax.colourisation.networks import model
 from optjax.colourisation.problem import colourisation_problem
-from optjax.console import silent
-from optjax.problems import Problem, least_squares
+from optjax.run.problems import Problem, least_squares
+from optjax.run.trajectory import Run, make_run
+from optjax.support.console import silent
+from optjax.support.types import Array, Key
 from optjax.sweeps import sweep
 from optjax.sweeps.program import forget
-from optjax.trajectory import Run, make_run
-from optjax.types import Array, Key
 
 from .measure import Entry, Side, seconds
 from .peers import NO_TORCH

@@ -13,14 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optjax.colourisation.models import MODELS
+from optjax.accounting.account import account
+from optjax.colourisation.networks import MODELS
 from optjax.colourisation.palette import grey, load_palette, nearest_colour
 from optjax.colourisation.pictures import load_pictures
 from optjax.colourisation.problem import colourisation_problem
-from optjax.console import silent
-from optjax.convnets.accounting import account
+from optjax.run.trajectory import make_run
+from optjax.support.console import silent
 from optjax.sweeps import sweep
-from optjax.trajectory import make_run
 
 from . import nets
 from .measure import Entry, Side, seconds

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from optjax.errors import UserError
+from optjax.support.errors import UserError
 
 LEVELS = 256
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optjax.colourisation.sources import Split, one_line
-from optjax.errors import UserError, nearest
+from optjax.support.errors import UserError, nearest
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 HASH = "md5:c32a1d4ab5d03f1284b67883e8d87530"

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optjax.colourisation.sources import read_npy_header
-from optjax.errors import UserError
+from optjax.support.errors import UserError
 
 MAX_COLOURS = 65_536
 CHUNK = 1 << 14

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from optjax.colourisation import cifar10, sources
-from optjax.errors import UserError
+from optjax.support.errors import UserError
 
 DEMO_TRAIN = ("astronaut", "chelsea", "rocket")
 DEMO_VALIDATION = ("coffee",)

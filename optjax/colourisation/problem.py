@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 from jax.typing import ArrayLike
 
-from optjax.networks import flax_problem
-from optjax.problems import Problem
-from optjax.types import Array
+from optjax.run.flax_models import flax_problem
+from optjax.run.problems import Problem
+from optjax.support.types import Array
 
 
 def pixelwise_cross_entropy(scores: Array, labels: Array) -> Array:

@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from optjax.errors import UserError
+from optjax.support.errors import UserError
 
 ARRAY_LIMIT_BYTES = 4 * 2**30
 """The most that the arrays of one .npz file may declare, together."""

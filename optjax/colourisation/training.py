@@ -6,7 +6,7 @@ import jax
 from flax.linen import Module
 
 from optjax.convnets.layers import population_statistics
-from optjax.problems import Data, Problem
+from optjax.run.problems import Data, Problem
 
 
 def population_metrics(net: Module, problem: Problem, batch: int) -> Callable:

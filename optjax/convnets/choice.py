@@ -17,7 +17,7 @@ import numpy as np
 
 from optjax.convnets.device_forms import Way, of_runs
 from optjax.convnets.window import Window
-from optjax.remembered import Remembered
+from optjax.support.cache import Remembered
 
 WAYS: tuple[Way, ...] = get_args(Way)
 

@@ -27,7 +27,7 @@ from jax.interpreters import ad, batching, mlir
 
 from optjax.convnets import choice, cpu_forms, device_forms
 from optjax.convnets.window import Window
-from optjax.types import Array
+from optjax.support.types import Array
 
 
 def conv(x: Array, w: Array, window: Window) -> Array:

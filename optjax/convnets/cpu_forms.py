@@ -7,7 +7,7 @@ import numpy as np
 from jax import lax
 
 from optjax.convnets.window import LAYOUT, Window
-from optjax.types import Array
+from optjax.support.types import Array
 
 _SMALL = 256  # pixels of a picture up to which a convolution is the fastest kernel gradient
 _CHUNK_BYTES = 6 << 20  # shifted copies that a kernel gradient holds at once: they stay in cache

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from optjax.convnets.window import LAYOUT, Window
-from optjax.types import Array
+from optjax.support.types import Array
 
 Way = Literal["one by one", "grouped", "product"]
 

@@ -7,7 +7,7 @@ The conventions are PyTorch's, whose transposed convolution takes padding *off* 
 
 from typing import NamedTuple
 
-from optjax.errors import UserError
+from optjax.support.errors import UserError
 
 
 class Padding(NamedTuple):

@@ -9,8 +9,8 @@ from jax.typing import DTypeLike
 from optjax.convnets.conv import conv, conv_transpose
 from optjax.convnets.geometry import same_padding
 from optjax.convnets.window import Window
-from optjax.errors import UserError
-from optjax.types import Array, Key, PyTree
+from optjax.support.errors import UserError
+from optjax.support.types import Array, Key, PyTree
 
 
 def _window(size: tuple[int, int], kernel: int, stride: int) -> Window:

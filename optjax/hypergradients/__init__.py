@@ -2,7 +2,7 @@
 
 from optjax.hypergradients.evolution import ES, PES
 from optjax.hypergradients.forward import Forward
-from optjax.hypergradients.gradient import Hypergradient, NonFiniteHypergradient, hypergrad
+from optjax.hypergradients.hypergradient import Hypergradient, NonFiniteHypergradient, hypergrad
 from optjax.hypergradients.implicit import Implicit
 from optjax.hypergradients.one_step import OneStep
 from optjax.hypergradients.recursive import Recursive

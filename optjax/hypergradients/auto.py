@@ -4,15 +4,15 @@ import dataclasses
 import math
 from typing import Any, NamedTuple
 
-from optjax.hypergradients import memory
+from optjax.hypergradients import kept_bytes
 from optjax.hypergradients.forward import Forward
 from optjax.hypergradients.job import Found, Job, Mode, nothing_to_check, size
 from optjax.hypergradients.one_step import OneStep
 from optjax.hypergradients.recursive import Recursive
 from optjax.hypergradients.reverse import Reverse
 from optjax.hypergradients.segmented import Segmented
-from optjax.problems import Data
-from optjax.types import HParams, Key
+from optjax.run.problems import Data
+from optjax.support.types import HParams, Key
 
 
 class Option(NamedTuple):
@@ -56,9 +56,9 @@ def choose(job: Job, data: Data, theta: HParams, rest: HParams) -> Choice:
     if steps == 1:
         reason = "one_step: the run has one step, no second derivative is needed"
         return Choice(OneStep(), reason, ())
-    found, free = memory.footprint(job, data, theta, rest), memory.available()
+    found, free = kept_bytes.footprint(job, data, theta, rest), kept_bytes.available()
     options = tuple(
-        Option(mode, memory.predicted(mode, job, found, numbers), 0.0)
+        Option(mode, kept_bytes.predicted(mode, job, found, numbers), 0.0)
         for mode in (Forward(), Reverse(), Segmented(), Recursive())
         if found.reversible or isinstance(mode, Forward)
     )
@@ -67,7 +67,7 @@ def choose(job: Job, data: Data, theta: HParams, rest: HParams) -> Choice:
     best = min(fits, key=lambda o: o.runs)
     loops = "" if found.reversible else "; its while loop has no reverse mode"
     others = ", ".join(
-        f"{o.mode.name} {o.runs:.1f} and {memory.readable(o.bytes)}"
+        f"{o.mode.name} {o.runs:.1f} and {kept_bytes.readable(o.bytes)}"
         for o in options
         if o is not best
     )
@@ -75,8 +75,8 @@ def choose(job: Job, data: Data, theta: HParams, rest: HParams) -> Choice:
     many = "1 number" if numbers == 1 else f"{numbers} numbers"
     reason = (
         f"{best.mode.name}: by {many} through {steps} steps it is predicted to take the time of "
-        f"{best.runs:.1f} runs and {memory.readable(best.bytes)} (of {memory.readable(free)} "
-        f"free){loops}; {others}"
+        f"{best.runs:.1f} runs and {kept_bytes.readable(best.bytes)} (of "
+        f"{kept_bytes.readable(free)} free){loops}; {others}"
     )
     return Choice(best.mode, reason, options)
 

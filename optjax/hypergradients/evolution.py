@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from optjax import scan
-from optjax.errors import UserError, nearest, whole
 from optjax.hypergradients.job import Found, Job, looks_inside, with_records
-from optjax.problems import Data
-from optjax.scan import Outcome, Plan
-from optjax.types import Array, HParams, Key, PyTree
+from optjax.run import core
+from optjax.run.core import Outcome, Plan
+from optjax.run.problems import Data
+from optjax.support.errors import UserError, nearest, whole
+from optjax.support.types import Array, HParams, Key, PyTree
 
 _DIRECTIONS = 3  # folded into the run's key: a stream of its own, beside scan's 0, 1, 2
 
@@ -186,7 +186,7 @@ class PES:
                 ends, seen = [], []
                 for sign, state in zip((1, -1), states, strict=True):
                     at = hparams(flat + sign * sigma * epsilon)
-                    end, records = scan.steps_of(plan, self.segment, data, at, state)
+                    end, records = core.steps_of(plan, self.segment, data, at, state)
                     ends.append(end)
                     seen.append(records)
                 gain = sums * jnp.mean(seen[0].loss - seen[1].loss).astype(flat.dtype)
@@ -194,7 +194,7 @@ class PES:
 
             first = direction(jnp.zeros((), jnp.int32))
             starts = tuple(
-                scan.init(plan, data, hparams(flat + sign * sigma * first), key) for sign in (1, -1)
+                core.init(plan, data, hparams(flat + sign * sigma * first), key) for sign in (1, -1)
             )
             segments = jnp.arange(count, dtype=jnp.int32)
             (ends, sums), (gains, seen) = jax.lax.scan(
@@ -206,7 +206,7 @@ class PES:
             values = []
             for start, end, records, at in zip(starts, ends, seen, last, strict=True):
                 joined = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), records)
-                trajectory = scan.finish(plan, data, hparams(at), start.params, end, joined)
+                trajectory = core.finish(plan, data, hparams(at), start.params, end, joined)
                 values.append(inner.judge(trajectory)[0])
             return sums * (values[0] - values[1]).astype(flat.dtype) / (2 * sigma)
 

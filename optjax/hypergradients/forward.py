@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from optjax import scan
-from optjax.errors import whole
-from optjax.hypergradients.dual import Dual, push
 from optjax.hypergradients.job import Found, Job
-from optjax.problems import Data
-from optjax.scan import Outcome, Records, RunState
-from optjax.types import Array, HParams, Key
+from optjax.hypergradients.tangents import Dual, push
+from optjax.run import core
+from optjax.run.core import Outcome, Records, RunState
+from optjax.run.problems import Data
+from optjax.support.errors import whole
+from optjax.support.types import Array, HParams, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,16 +83,16 @@ def _singly(job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Fo
     at = Dual(theta, tuple(jax.tree.leaves(unravel(unit)) for unit in units))
 
     def start(theta: HParams) -> RunState:
-        return scan.init(plan, data, {**rest, **theta}, key)
+        return core.init(plan, data, {**rest, **theta}, key)
 
     def step(theta: HParams, state: RunState) -> tuple[RunState, Array]:
-        return scan.step(plan, data, {**rest, **theta}, state)
+        return core.step(plan, data, {**rest, **theta}, state)
 
     def record(theta: HParams, state: RunState, losses: Array) -> Records:
-        return scan.record(plan, data, {**rest, **theta}, state, jnp.mean(losses))
+        return core.record(plan, data, {**rest, **theta}, state, jnp.mean(losses))
 
     def judge(theta: HParams, start: Any, end: RunState, records: Records) -> Any:
-        return job.judge(scan.finish(plan, data, {**rest, **theta}, start, end, records))
+        return job.judge(core.finish(plan, data, {**rest, **theta}, start, end, records))
 
     def one(state: Dual, _: None) -> tuple[Dual, Dual]:
         after = push(step, at, state)

@@ -1,7 +1,7 @@
 """η* along a run: at every step of SGD the learning rate that is best for that step.
 
 On a quadratic loss this is exact; elsewhere it minimises the second-order model of the loss. It is
-short-sighted: see `optjax.noise.rates` for how much worse than the best schedule it ends.
+short-sighted: `optjax.theory.quadratic_rates` says how much worse than the best schedule it ends.
 """
 
 import functools
@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import optax
 from jax.typing import ArrayLike
 
-from optjax import scan
-from optjax.batching import Batch, Sampler
-from optjax.errors import UserError
-from optjax.problems import Data, Problem
-from optjax.scan import Plan, RunState
-from optjax.trajectory import make_run
-from optjax.types import Array, HParams, Key, PyTree
+from optjax.run import core
+from optjax.run.batching import Batch, Sampler
+from optjax.run.core import Plan, RunState
+from optjax.run.problems import Data, Problem
+from optjax.run.trajectory import make_run
+from optjax.support.errors import UserError
+from optjax.support.types import Array, HParams, Key, PyTree
 
 _TOGETHER = 32  # examples whose gradients and Hessian-vector products are taken at once
 
@@ -93,10 +93,10 @@ def greedy_learning_rates(
 def _run(plan: Plan, data: Data, hparams: HParams, max_rate: Array, key: Key) -> GreedyRun:
     def one(state: RunState, _: Any) -> tuple[RunState, tuple[Array, Array]]:
         loss, rate = _loss_and_rate(plan, data, hparams, max_rate, state)
-        state, _ = scan.step(plan, data, {**hparams, "learning_rate": rate}, state)
+        state, _ = core.step(plan, data, {**hparams, "learning_rate": rate}, state)
         return state, (rate, loss)
 
-    start = scan.init(plan, data, hparams, key)
+    start = core.init(plan, data, hparams, key)
     end, (rates, losses) = jax.lax.scan(one, start, None, length=plan.steps)
     last = _objective(plan, data, hparams, end)(end.params)
     return GreedyRun(rates, jnp.append(losses, last), end.params)
@@ -106,17 +106,17 @@ def _objective(
     plan: Plan, data: Data, hparams: HParams, state: RunState
 ) -> Callable[[PyTree], Array]:
     """The loss over all training data with the l2 term, as a function of the parameters."""
-    numbers = scan.split(plan, hparams, state.params, state.step)[1]
+    numbers = core.split(plan, hparams, state.params, state.step)[1]
 
     def objective(params: PyTree) -> Array:
         loss = plan.objective(params, state.model_state, data, numbers)
-        return scan.penalised(loss, numbers.get("l2"), params)
+        return core.penalised(loss, numbers.get("l2"), params)
 
     return objective
 
 
 def _dot(x: PyTree, y: PyTree) -> Array:
-    dtype = scan.hyper_dtype(x)
+    dtype = core.hyper_dtype(x)
     products = jax.tree.map(lambda u, v: jnp.vdot(u, v).astype(dtype), x, y)
     return sum(jax.tree.leaves(products), jnp.zeros((), dtype))
 
@@ -147,8 +147,8 @@ def _noise_cost(
     curvature: Callable[[PyTree], Array],
 ) -> Array:
     """tr(HC_b)."""
-    _, numbers, size = scan.split(plan, hparams, state.params, state.step)
-    dtype = scan.hyper_dtype(state.params)
+    _, numbers, size = core.split(plan, hparams, state.params, state.step)
+    dtype = core.hyper_dtype(state.params)
     if not plan.n:
         H, deviation = data.shared["H"], data.shared["noise"]
         cost = jnp.sum((H if H.ndim == 1 else jnp.diagonal(H)) * deviation**2)

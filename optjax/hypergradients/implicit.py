@@ -19,13 +19,13 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
-from optjax import scan
-from optjax.batching import Batch
-from optjax.errors import UserError, whole
 from optjax.hypergradients.job import Found, Job, looks_inside
-from optjax.problems import Data
-from optjax.scan import Outcome, Trajectory
-from optjax.types import Array, HParams, Key, PyTree
+from optjax.run import core
+from optjax.run.batching import Batch
+from optjax.run.core import Outcome, Trajectory
+from optjax.run.problems import Data
+from optjax.support.errors import UserError, whole
+from optjax.support.types import Array, HParams, Key, PyTree
 
 Solver = Literal["cg", "normal_cg", "neumann"]
 
@@ -81,10 +81,10 @@ class Implicit:
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
         hparams = {**rest, **theta}
-        trajectory = scan.run(job.plan, data, hparams, key)
+        trajectory = core.run(job.plan, data, hparams, key)
         w, unravel = ravel_pytree(trajectory.params)
         flat, theta_of = ravel_pytree(theta)
-        start, _ = ravel_pytree(scan.init(job.plan, data, hparams, key).params)
+        start, _ = ravel_pytree(core.init(job.plan, data, hparams, key).params)
 
         def gradient(w: Array, flat: Array) -> Array:
             """G(w, θ)."""
@@ -119,7 +119,7 @@ class Implicit:
         elsewhere = _seen_along_the_run(job, data, hparams, trajectory)
         aux = {"residual": residual, "solve_residual": error, "elsewhere": elsewhere}
         limit = self._tolerance(w.dtype)
-        good = (residual <= limit) | (trajectory.status == scan.Status.CONVERGED)
+        good = (residual <= limit) | (trajectory.status == core.Status.CONVERGED)
         good &= (error <= limit**0.5) & (elsewhere == 0)
         slope = jnp.where(good, slope, jnp.nan)
         return Found(number, theta_of(slope), outcome, aux)
@@ -162,7 +162,7 @@ class Implicit:
                 "(running averages) that follows the parameters, which the solution does not tell; "
                 "take mode 'segmented'"
             )
-        if not residual <= limit and status != scan.Status.CONVERGED:
+        if not residual <= limit and status != core.Status.CONVERGED:
             return (
                 f"mode 'implicit': the run has not converged, its gradient is {residual:.2g} of "
                 f"what it was at the start (expected at most {limit:.2g}); take more steps, a "
@@ -225,10 +225,10 @@ def _minimised(
     """L(w, θ) + λ̃‖w‖² over all training data, as a full-batch step sees it."""
     plan = job.plan
     last = jnp.asarray(plan.steps, jnp.int32)
-    numbers = scan.split(plan, hparams, params, last)[1]
+    numbers = core.split(plan, hparams, params, last)[1]
     batch = Batch(data.examples, None, key, data.shared, numbers.get("example_weights"))
     loss, _ = plan.loss(params, model_state, batch, numbers)
-    return scan.penalised(loss, numbers.get("l2"), params)
+    return core.penalised(loss, numbers.get("l2"), params)
 
 
 def _at_end(
@@ -236,7 +236,7 @@ def _at_end(
 ) -> Trajectory:
     """The trajectory with other final parameters: what is judged as a function of them."""
     plan, state = job.plan, trajectory.model_state
-    numbers = scan.split(plan, hparams, params, jnp.asarray(plan.steps, jnp.int32))[1]
+    numbers = core.split(plan, hparams, params, jnp.asarray(plan.steps, jnp.int32))[1]
     metrics = plan.metrics(params, state, data, numbers)
     path = trajectory.path
     if path is not None and looks_inside(job):

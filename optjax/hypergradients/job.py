@@ -8,11 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optjax import scan
-from optjax.errors import UserError, nearest
-from optjax.problems import Data
-from optjax.scan import Loop, Outcome, Plan, Trajectory
-from optjax.types import Array, HParams, Key, PyTree
+from optjax.run import core
+from optjax.run.core import Loop, Outcome, Plan, Trajectory
+from optjax.run.problems import Data
+from optjax.support.errors import UserError, nearest
+from optjax.support.types import Array, HParams, Key, PyTree
 
 Of = str | Callable[[Trajectory], Array]
 
@@ -46,7 +46,7 @@ class Job:
         self, data: Data, hparams: HParams, key: Key, loop: Loop = jax.lax.scan
     ) -> tuple[Array, Outcome]:
         """The number, and how the run ended."""
-        return self.judge(scan.run(self.plan, data, hparams, key, loop))
+        return self.judge(core.run(self.plan, data, hparams, key, loop))
 
     def judge(self, trajectory: Trajectory) -> tuple[Array, Outcome]:
         """The number that a trajectory makes, and how it ended."""

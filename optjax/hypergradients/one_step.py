@@ -13,12 +13,13 @@ import dataclasses
 import jax.numpy as jnp
 import optax
 
-from optjax import closed_forms, problems, scan
-from optjax.errors import UserError
 from optjax.hypergradients.job import Found, Job, ends_in
 from optjax.hypergradients.reverse import Reverse
-from optjax.problems import Data
-from optjax.types import HParams, Key
+from optjax.run import core, problems
+from optjax.run.problems import Data
+from optjax.support.errors import UserError
+from optjax.support.types import HParams, Key
+from optjax.theory import gradient_descent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,12 +41,12 @@ class OneStep:
             # The start carries no tangent, so what reverse mode writes is the general form above.
             return Reverse()(job, data, theta, rest, key)
         hparams = {**rest, **theta}
-        w0 = scan.init(job.plan, data, hparams, key).params
+        w0 = core.init(job.plan, data, hparams, key).params
         X, t, k = data.examples["x"], data.examples["t"], data.shared["scale"]
         k = k / jnp.asarray(X.shape[0], X.dtype)
         rate = theta["learning_rate"]
-        value = closed_forms.one_step_loss(X, t, w0, rate, k)
-        slope = closed_forms.one_step_hypergradient(X, t, w0, rate, k)
+        value = gradient_descent.one_step_loss(X, t, w0, rate, k)
+        slope = gradient_descent.one_step_hypergradient(X, t, w0, rate, k)
         _, outcome = job.value(data, hparams, key)
         return Found(value, {"learning_rate": slope}, outcome, {})
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import jax
 
-from optjax.errors import whole
 from optjax.hypergradients.job import Found, Job
 from optjax.hypergradients.reverse import reversed_through
 from optjax.hypergradients.segmented import in_parts
-from optjax.problems import Data
-from optjax.types import HParams, Key, PyTree
+from optjax.run.problems import Data
+from optjax.support.errors import whole
+from optjax.support.types import HParams, Key, PyTree
 
 
 @dataclasses.dataclass(frozen=True)

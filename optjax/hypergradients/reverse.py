@@ -9,11 +9,11 @@ import dataclasses
 
 import jax
 
-from optjax.errors import UserError
 from optjax.hypergradients.job import Found, Job, nothing_to_check
-from optjax.problems import Data
-from optjax.scan import Loop, Outcome
-from optjax.types import Array, HParams, Key
+from optjax.run.core import Loop, Outcome
+from optjax.run.problems import Data
+from optjax.support.errors import UserError
+from optjax.support.types import Array, HParams, Key
 
 
 def reversed_through(

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optjax.errors import whole
 from optjax.hypergradients.job import Found, Job
 from optjax.hypergradients.reverse import reversed_through
-from optjax.problems import Data
-from optjax.types import HParams, Key, PyTree
+from optjax.run.problems import Data
+from optjax.support.errors import whole
+from optjax.support.types import HParams, Key, PyTree
 
 
 def in_parts(

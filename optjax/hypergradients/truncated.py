@@ -15,13 +15,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optjax import scan
-from optjax.errors import UserError, whole
 from optjax.hypergradients.job import Found, Job, looks_inside
 from optjax.hypergradients.reverse import Reverse
-from optjax.problems import Data
-from optjax.scan import Outcome, Records
-from optjax.types import Array, HParams, Key
+from optjax.run import core
+from optjax.run.core import Outcome, Records
+from optjax.run.problems import Data
+from optjax.support.errors import UserError, whole
+from optjax.support.types import Array, HParams, Key
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,14 +58,14 @@ class Truncated:
         if not first:
             return Reverse()(job, data, theta, rest, key)
         given = {**rest, **jax.tree.map(jax.lax.stop_gradient, theta)}
-        start = scan.init(plan, data, given, key)
-        begin, before = scan.steps_of(_part(job, first), first, data, given, start)
+        start = core.init(plan, data, given, key)
+        begin, before = core.steps_of(_part(job, first), first, data, given, start)
 
         def run(theta: HParams) -> tuple[Array, Outcome]:
             hparams = {**rest, **theta}
-            end, after = scan.steps_of(_part(job, last), last, data, hparams, begin)
+            end, after = core.steps_of(_part(job, last), last, data, hparams, begin)
             records = _joined(job, before, after, first, last)
-            return job.judge(scan.finish(plan, data, hparams, start.params, end, records))
+            return job.judge(core.finish(plan, data, hparams, start.params, end, records))
 
         (value, outcome), gradient = jax.value_and_grad(run, has_aux=True)(theta)
         return Found(value, gradient, outcome, {})

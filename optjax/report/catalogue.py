@@ -9,7 +9,7 @@ import sys
 import types
 from pathlib import Path
 
-from optjax.errors import UserError, nearest
+from optjax.support.errors import UserError, nearest
 
 _DEFAULT_PACKAGE = "optjax.experiments"
 
@@ -19,15 +19,17 @@ class Experiment:
     """What can be known of an experiment without importing it.
 
     Args:
-        name: the file's name without ".py".
-        file: the file.
+        name: of the file NAME.py, or of the folder NAME with its run.py.
+        folder: where the experiments lie.
+        module: its module's name below the folder.
         title: the first line of the module's docstring.
         doc: the docstring of its Config.
         cost: what the Config's docstring says after "Cost:", or "".
     """
 
     name: str
-    file: Path
+    folder: Path
+    module: str
     title: str
     doc: str
     cost: str
@@ -36,7 +38,7 @@ class Experiment:
     def seconds(self) -> float:
         """The cost as seconds where it can be read so, else infinity.
 
-        >>> Experiment("a", Path("a.py"), "", "", "2 min on two cores").seconds
+        >>> Experiment("a", Path(), "a", "", "", "2 min on two cores").seconds
         120.0
         """
         match = re.search(r"([\d.]+)\s*(s|sec|seconds?|min|minutes?|h|hours?)\b", self.cost)
@@ -54,12 +56,13 @@ def experiments_folder() -> Path:
 
 
 def discover(folder: Path | None = None) -> dict[str, Experiment]:
-    """The experiments of a folder by name: its modules that define `Config` and `run`.
+    """The experiments of a folder by name: NAME.py or NAME/run.py, with `Config` and `run`.
 
     Nothing is imported, so this is quick and cannot fail on an experiment's dependencies.
     """
     found = {}
-    for file in sorted((folder or experiments_folder()).glob("*.py")):
+    folder = folder or experiments_folder()
+    for file in sorted([*folder.glob("*.py"), *folder.glob("*/run.py")]):
         try:
             tree = ast.parse(file.read_text(encoding="utf-8"))
         except SyntaxError:
@@ -70,10 +73,11 @@ def discover(folder: Path | None = None) -> dict[str, Experiment]:
             continue
         doc = ast.get_docstring(config) or ""
         cost = re.search(r"Cost:\s*(.+?)\s*(?:\n\s*\n|Expect:|$)", doc, re.DOTALL)
-        title = (ast.get_docstring(tree) or file.stem).splitlines()[0]
-        found[file.stem] = Experiment(
-            file.stem, file, title, doc, " ".join(cost[1].split()).rstrip(".") if cost else ""
-        )
+        module = ".".join(file.relative_to(folder).with_suffix("").parts)
+        name = module.removesuffix(".run")
+        title = (ast.get_docstring(tree) or name).splitlines()[0]
+        said = " ".join(cost[1].split()).rstrip(".") if cost else ""
+        found[name] = Experiment(name, folder, module, title, doc, said)
     return found
 
 
@@ -88,14 +92,13 @@ def find(name: str, folder: Path | None = None) -> Experiment:
 
 def load(experiment: Experiment) -> types.ModuleType:
     """Import an experiment afresh, whichever folder it lies in."""
-    folder = experiment.file.parent
-    package = _DEFAULT_PACKAGE
+    folder, package = experiment.folder, _DEFAULT_PACKAGE
     if folder.resolve() != experiments_folder().resolve():
         package = f"_optjax_experiments_{abs(hash(folder))}"
         parent = types.ModuleType(package)
         parent.__path__ = [str(folder)]
         sys.modules[package] = parent
     # Afresh, since an experiment may set JAX's options as it is imported.
-    sys.modules.pop(f"{package}.{experiment.name}", None)
+    sys.modules.pop(f"{package}.{experiment.module}", None)
     importlib.invalidate_caches()
-    return importlib.import_module(f"{package}.{experiment.name}")
+    return importlib.import_module(f"{package}.{experiment.module}")

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from optjax.errors import UserError
-from optjax.files import plain, write_text
+from optjax.support.errors import UserError
+from optjax.support.files import plain, write_text
 
 Verdict = Literal["holds", "corrected", "refuted", "not run"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)

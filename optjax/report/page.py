@@ -8,10 +8,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from optjax import provenance
-from optjax.files import write_text
 from optjax.report.claims import VERDICTS, Claim, in_order
 from optjax.report.page_style import STYLE
+from optjax.support import provenance
+from optjax.support.files import write_text
 
 SYMBOLS = {"holds": "✓", "corrected": "≈", "refuted": "✕", "not run": "–"}
 

@@ -13,12 +13,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optjax import provenance
-from optjax.console import Console
-from optjax.errors import UserError
-from optjax.files import plain, read_attrs, read_dataset, save_dataset, write_text
 from optjax.report.catalogue import Experiment, discover, find, load
 from optjax.report.claims import Claim, write_claims
+from optjax.support import provenance
+from optjax.support.console import Console
+from optjax.support.errors import UserError
+from optjax.support.files import plain, read_attrs, read_dataset, save_dataset, write_text
 
 if TYPE_CHECKING:
     import xarray
@@ -265,7 +265,7 @@ def _identity(experiment: Experiment, config: Any) -> dict[str, str]:
     return {
         "experiment": experiment.name,
         "config": json.dumps(plain(values)),
-        "code_hash": provenance.code_hash(experiment.file),
+        "code_hash": provenance.code_hash(experiment.folder, experiment.module),
         "inputs": json.dumps(inputs),
     }
 

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
-from optjax.files import write_text
 from optjax.report import style
 from optjax.report.page import data_uri, number
 from optjax.report.page_style import STYLE
-from optjax.scan import Status
+from optjax.run.core import Status
+from optjax.support.files import write_text
 
 _COLOURED = 100.0
 """Largest over least final loss that colours tell apart."""

@@ -14,7 +14,6 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from optjax.errors import UserError
 from optjax.scaling.laws import (
     HOFFMANN_2022,
     KAPLAN_BATCH,
@@ -27,7 +26,8 @@ from optjax.scaling.laws import (
     critical_batch,
     hoffmann_loss,
 )
-from optjax.types import Array
+from optjax.support.errors import UserError
+from optjax.support.types import Array
 
 PF_DAY = 1e15 * 24 * 3600
 """Floating-point operations of a petaflop a second over a day."""

@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optjax.console import silent
-from optjax.errors import UserError, whole
 from optjax.scaling.fit import Fit, logs
 from optjax.scaling.minimise import Progress, minimise
-from optjax.types import Array, Key
+from optjax.support.console import silent
+from optjax.support.errors import UserError, whole
+from optjax.support.types import Array, Key
 
 
 class Interval(NamedTuple):

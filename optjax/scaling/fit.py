@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from optjax.console import silent
-from optjax.errors import UserError, whole
 from optjax.scaling.forms import Form, form_of, huber
 from optjax.scaling.minimise import Minima, Progress, minimise
 from optjax.scaling.table import Runs
+from optjax.support.console import silent
+from optjax.support.errors import UserError, whole
 
 DELTA = 1e-3
 _STARTS = 96  # of the grid, those of least objective that are minimised

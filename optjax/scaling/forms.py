@@ -16,7 +16,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optjax.errors import UserError, nearest
 from optjax.scaling.laws import (
     Hoffmann,
     KaplanND,
@@ -27,7 +26,8 @@ from optjax.scaling.laws import (
     kaplan_ns_loss,
     power_loss,
 )
-from optjax.types import Array
+from optjax.support.errors import UserError, nearest
+from optjax.support.types import Array
 
 
 class Parts(NamedTuple):

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from optjax.types import Array
+from optjax.support.types import Array
 
 Number = Any
 """A float, or an array of them for many laws at once."""

@@ -19,10 +19,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optjax.beside import beside, threads
-from optjax.console import silent
 from optjax.scaling.forms import Form, Parts
-from optjax.types import Array
+from optjax.support.concurrent import beside, threads
+from optjax.support.console import silent
+from optjax.support.types import Array
 
 Progress = Callable[[str, float], None]
 _TOLERANCE = 1e-10  # of the decrease that a step promises, beside the objective

@@ -5,14 +5,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from optjax.console import silent
-from optjax.errors import UserError, whole
 from optjax.scaling.bootstrap import bootstrap, predictions
 from optjax.scaling.fit import DELTA, Fit, check, drop_highest, fit, logs, prepared
 from optjax.scaling.forms import Form, form_of
 from optjax.scaling.minimise import Minima, Progress, minimise
 from optjax.scaling.table import Runs
-from optjax.types import Key
+from optjax.support.console import silent
+from optjax.support.errors import UserError, whole
+from optjax.support.types import Key
 
 _STARTS = 16  # of each of the fits without outliers
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
-from optjax.errors import UserError, nearest
+from optjax.support.errors import UserError, nearest
 
 MAX_BYTES = 64 << 20
 MAX_ROWS = 1_000_000

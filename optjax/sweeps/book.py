@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from optjax.scan import Status
+from optjax.run.core import Status
 from optjax.sweeps.grid import label
 
 STOPPED_BY_HALVING = 1000

@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optjax import scan
-from optjax.errors import UserError, nearest
-from optjax.problems import Data
-from optjax.scan import Plan
+from optjax.run import core
+from optjax.run.core import Plan
+from optjax.run.problems import Data
+from optjax.run.trajectory import Run
+from optjax.support.errors import UserError, nearest
 from optjax.sweeps.grid import Grid, label
-from optjax.trajectory import Run
 
 Batching = Literal["auto", "static", "masked"]
 
@@ -218,8 +218,8 @@ def operations(plan: Plan, data: Data, hparams: dict[str, Any]) -> tuple[float, 
     """(operations of one step, as XLA counts them before it optimises; seconds to lower it)."""
     begin = time.perf_counter()
     key = jax.random.key(0)
-    state = jax.eval_shape(lambda d, h, k: scan.init(plan, d, h, k), data, hparams, key)
-    step = jax.jit(lambda d, h, s: scan.step(plan, d, h, s))
+    state = jax.eval_shape(lambda d, h, k: core.init(plan, d, h, k), data, hparams, key)
+    step = jax.jit(lambda d, h, s: core.step(plan, d, h, s))
     lowered = step.lower(data, hparams, state)
     seconds = time.perf_counter() - begin
     return counted(lowered), seconds

@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from optjax import scan
-from optjax.errors import UserError
+from optjax.run import core
+from optjax.support.errors import UserError
+from optjax.support.types import PyTree
 from optjax.sweeps.buckets import Point
 from optjax.sweeps.grid import Grid
 from optjax.sweeps.lane import Final
-from optjax.types import PyTree
 
 RESERVED = frozenset(
     "loss final_loss status diverged_at stopped_at stopped_by steps_done seed step point".split()
@@ -114,8 +114,8 @@ def _shapes(point: Point, final: Final | None) -> tuple[dict[str, Any], dict[str
     plan, data = point.run.plan, point.run.problem.data
 
     def look(data: Any, hparams: Any, key: Any) -> tuple[PyTree, PyTree]:
-        state = scan.init(plan, data, hparams, key)
-        numbers = scan.split(plan, hparams, state.params, state.step)[1]
+        state = core.init(plan, data, hparams, key)
+        numbers = core.split(plan, hparams, state.params, state.step)[1]
         metrics = plan.metrics(state.params, state.model_state, data, numbers)
         ends = {} if final is None else final(state.params, state.model_state, data)
         if not isinstance(ends, Mapping) or not all(

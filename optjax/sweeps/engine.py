@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from optjax.errors import UserError
-from optjax.scan import Status
+from optjax.run.core import Status
+from optjax.support.errors import UserError
 from optjax.sweeps import layouts
 from optjax.sweeps.book import KEPT, RUN, STOPPED_BY_HALVING, Book
 from optjax.sweeps.book import real as as_real

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import psutil
 
-from optjax import files
-from optjax.errors import UserError
+from optjax.support import files
+from optjax.support.errors import UserError
 from optjax.sweeps.book import Book
 from optjax.sweeps.checks import fits
 from optjax.sweeps.grid import Grid

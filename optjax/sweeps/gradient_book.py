@@ -7,9 +7,9 @@ import jax
 import numpy as np
 import psutil
 
-from optjax.errors import UserError
-from optjax.hypergradients.gradient import Hypergradient
-from optjax.schedules import plain
+from optjax.hypergradients.hypergradient import Hypergradient
+from optjax.run.schedules import plain
+from optjax.support.errors import UserError
 from optjax.sweeps.book import Book, real
 from optjax.sweeps.checks import RESERVED
 

@@ -11,17 +11,17 @@ import numpy as np
 from jax import lax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from optjax.errors import UserError
-from optjax.hypergradients import memory
+from optjax.hypergradients import kept_bytes
 from optjax.hypergradients.auto import Auto
-from optjax.hypergradients.gradient import HypergradFn, Hypergradient, Pinned
+from optjax.hypergradients.hypergradient import HypergradFn, Hypergradient, Pinned
 from optjax.hypergradients.job import looks_inside
-from optjax.problems import Data
+from optjax.run.problems import Data
+from optjax.run.trajectory import Run
+from optjax.support.errors import UserError
+from optjax.support.types import Array, PyTree
 from optjax.sweeps.buckets import Batching, Bucket, Point, buckets
 from optjax.sweeps.lane import Inputs
 from optjax.sweeps.wave import inputs
-from optjax.trajectory import Run
-from optjax.types import Array, PyTree
 
 
 class Lanes(NamedTuple):
@@ -114,7 +114,7 @@ def _lanes(bucket: Bucket, trees: dict[str, PyTree], point: Point, fn: Hypergrad
     theta, rest = fn.parted(first)
     program = fn.pinned(theta, rest)
     why = fn.explain(first).reason if isinstance(fn.mode, Auto) else "asked for"
-    each = memory.needed(program.mode, job, problem.data, theta, rest)
+    each = kept_bytes.needed(program.mode, job, problem.data, theta, rest)
     return Lanes(bucket, trees, program, why, each + _drawn(bucket, problem.data))
 
 

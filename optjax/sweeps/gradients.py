@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from optjax.errors import UserError
-from optjax.hypergradients.gradient import HypergradFn
+from optjax.hypergradients.hypergradient import HypergradFn
+from optjax.run.trajectory import Run
+from optjax.support.errors import UserError
 from optjax.sweeps.book import Book
 from optjax.sweeps.buckets import Batching, Point, resolve
 from optjax.sweeps.gradient_book import Results
@@ -20,7 +21,6 @@ from optjax.sweeps.layouts import device_memory
 from optjax.sweeps.processes import agreed, fetch
 from optjax.sweeps.program import lanes_mesh
 from optjax.sweeps.progress import Meter, Progress
-from optjax.trajectory import Run
 
 if TYPE_CHECKING:
     import xarray

@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from optjax.errors import UserError, nearest
-from optjax.files import plainly
+from optjax.support.errors import UserError, nearest
+from optjax.support.files import plainly
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,15 +14,15 @@ import jax
 import numpy as np
 from jax.core import Tracer
 
-from optjax import provenance
-from optjax.errors import UserError
-from optjax.files import plainly
+from optjax.support import provenance
+from optjax.support.errors import UserError
+from optjax.support.files import plainly
 from optjax.sweeps.buckets import Point
 from optjax.sweeps.grid import Grid, label
 
 _CORE = (
-    "optjax.scan",
-    "optjax.trajectory",
+    "optjax.run.core",
+    "optjax.run.trajectory",
     "optjax.sweeps.lane",
     "optjax.sweeps.program",
     "optjax.sweeps.rules",

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from optjax import scan
-from optjax.problems import Data
-from optjax.scan import Plan, RunState
-from optjax.types import Array, HParams, PyTree
+from optjax.run import core
+from optjax.run.core import Plan, RunState
+from optjax.run.problems import Data
+from optjax.support.types import Array, HParams, PyTree
 
 Final = Callable[[PyTree, PyTree, Data], Mapping[str, Array]]
 """(params, model_state, data) → what is kept of a run that has ended, by name."""
@@ -63,14 +63,14 @@ def likes(spec: Spec, data: Data, inputs: Inputs, seeds: Array) -> tuple[Lane, L
 
 def start(spec: Spec, data: Data, hparams: HParams, seed: Array) -> Lane:
     """The lane before its first step."""
-    state = scan.init(spec.plan, data, hparams, jax.random.key(seed))
+    state = core.init(spec.plan, data, hparams, jax.random.key(seed))
     never = jnp.full((), -1, jnp.int32)
     rules = tuple(rule.init() for rule in spec.rules)
     return Lane(state._replace(step=None), rules, never, never)
 
 
 # Compiled in themselves, so that JAX traces each once, however often it asks for its shapes.
-_step = functools.partial(jax.jit, static_argnums=0)(scan.step)
+_step = functools.partial(jax.jit, static_argnums=0)(core.step)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -88,7 +88,7 @@ def record(
     # A sum over many steps loses too much in half precision.
     wide = widened(kind.dtype)
     state, total = lax.fori_loop(0, every, one, (start, jnp.zeros((), wide)))
-    numbers = scan.split(spec.plan, hparams, state.params, state.step - 1)[1]
+    numbers = core.split(spec.plan, hparams, state.params, state.step - 1)[1]
     values = {
         "loss": (total / every.astype(wide)).astype(kind.dtype),
         **spec.plan.metrics(state.params, state.model_state, data, numbers),
@@ -129,11 +129,11 @@ def _where(take: Array, one: PyTree, other: PyTree) -> PyTree:
 
 def outcome(
     spec: Spec, data: Data, hparams: HParams, lane: Lane, step: Array
-) -> tuple[scan.Outcome, dict[str, Array]]:
+) -> tuple[core.Outcome, dict[str, Array]]:
     """What the run of a lane has reached, and what is kept of it."""
     state = lane.run._replace(step=step)
     kept = {} if spec.final is None else spec.final(state.params, state.model_state, data)
-    return scan.outcome(spec.plan, data, hparams, state), dict(kept)
+    return core.outcome(spec.plan, data, hparams, state), dict(kept)
 
 
 def plain(tree: PyTree) -> PyTree:

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import psutil
 
-from optjax import files
-from optjax.errors import UserError, nearest
-from optjax.remembered import Remembered
+from optjax.support import files
+from optjax.support.cache import Remembered
+from optjax.support.errors import UserError, nearest
 from optjax.sweeps.buckets import Bucket
 from optjax.sweeps.lane import Inputs, Spec, likes
 from optjax.sweeps.program import Layout, Programs

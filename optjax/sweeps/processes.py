@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from optjax.types import PyTree
+from optjax.support.types import PyTree
 
 
 def agreed(*values: float) -> list[int]:

@@ -18,11 +18,11 @@ import numpy as np
 from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from optjax.problems import Data
+from optjax.run.problems import Data
+from optjax.support.types import Array, PyTree
 from optjax.sweeps import lane
 from optjax.sweeps.buckets import counted
 from optjax.sweeps.lane import Inputs, Lane, Spec
-from optjax.types import Array, PyTree
 
 
 class Layout(NamedTuple):

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from optjax.errors import UserError
-from optjax.scan import Trajectory
+from optjax.run.core import Trajectory
+from optjax.run.trajectory import Run
+from optjax.support.errors import UserError
 from optjax.sweeps.buckets import resolve
 from optjax.sweeps.grid import Grid, label
-from optjax.trajectory import Run
 
 if TYPE_CHECKING:
     import xarray

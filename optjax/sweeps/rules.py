@@ -13,8 +13,8 @@ from typing import Any, Literal, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from optjax.errors import UserError, nearest
-from optjax.types import Array, PyTree
+from optjax.support.errors import UserError, nearest
+from optjax.support.types import Array, PyTree
 
 
 class Rule(Protocol):

@@ -26,8 +26,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from optjax.errors import UserError
-from optjax.files import write_text
+from optjax.support.errors import UserError
+from optjax.support.files import write_text
 
 FORMAT = 1
 _HEAD = struct.Struct("<4sIQ")

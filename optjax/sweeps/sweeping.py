@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from optjax import files, provenance
-from optjax.console import Console
-from optjax.errors import UserError
+from optjax.run.trajectory import Run
+from optjax.support import files, provenance
+from optjax.support.console import Console
+from optjax.support.errors import UserError
 from optjax.sweeps import checks, gradients, layouts
 from optjax.sweeps import rules as stop_rules
 from optjax.sweeps.book import Book
@@ -26,7 +27,6 @@ from optjax.sweeps.layouts import Lanes
 from optjax.sweeps.progress import Progress
 from optjax.sweeps.replaying import remember
 from optjax.sweeps.store import Store
-from optjax.trajectory import Run
 
 if TYPE_CHECKING:
     import xarray

@@ -8,14 +8,14 @@ from typing import Any
 import jax
 import numpy as np
 
-from optjax import scan
-from optjax.errors import UserError
+from optjax.run import core
+from optjax.support.errors import UserError
+from optjax.support.types import PyTree
 from optjax.sweeps import layouts
 from optjax.sweeps.buckets import Bucket
 from optjax.sweeps.lane import Inputs
 from optjax.sweeps.processes import fetch
 from optjax.sweeps.program import Layout, Programs
-from optjax.types import PyTree
 
 NONE = -1
 """In place of a run's number, of a lane that only fills its block up."""
@@ -104,7 +104,7 @@ class Wave:
 
     def outcomes(
         self, block: Block, which: np.ndarray
-    ) -> tuple[scan.Outcome, dict[str, np.ndarray]]:
+    ) -> tuple[core.Outcome, dict[str, np.ndarray]]:
         """What some lanes of a block have reached, and what is kept of them."""
         out = fetch(self.programs.outcome(block.inputs, block.lanes, self.step))
         return jax.tree.map(lambda leaf: np.asarray(leaf)[which], out)

@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optjax import files
-from optjax.errors import UserError
+from optjax.support import files
+from optjax.support.errors import UserError
+from optjax.support.types import HParams, PyTree
 from optjax.tuning.facts import changed
 from optjax.tuning.space import Space, named_leaves
-from optjax.types import HParams, PyTree
 
 if TYPE_CHECKING:
     import xarray

@@ -8,9 +8,9 @@ import jax
 import numpy as np
 import optax
 
-from optjax.errors import UserError
+from optjax.support.errors import UserError
+from optjax.support.types import HParams
 from optjax.sweeps.checks import chosen_seeds
-from optjax.types import HParams
 
 
 def spread(value: Any) -> float:

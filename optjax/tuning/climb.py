@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optjax.hypergradients import memory
-from optjax.hypergradients.gradient import HypergradFn, Pinned
-from optjax.problems import Data
-from optjax.scan import Status
+from optjax.hypergradients import kept_bytes
+from optjax.hypergradients.hypergradient import HypergradFn, Pinned
+from optjax.run.core import Status
+from optjax.run.problems import Data
+from optjax.support.types import Array, HParams, PyTree
 from optjax.tuning.space import Space, named_leaves
-from optjax.types import Array, HParams, PyTree
 
 
 class Climber(NamedTuple):
@@ -56,7 +56,7 @@ def make_program(
 ) -> Program:
     """With its mode chosen, and as many runs side by side as fit."""
     pinned = fn.pinned(theta, rest)
-    fit = memory.lanes(pinned.mode, fn.job, fn.run.problem.data, theta, rest)
+    fit = kept_bytes.lanes(pinned.mode, fn.job, fn.run.problem.data, theta, rest)
     starts = max(1, min(restarts, fit // seeds))
     return Program(pinned, space, outer, starts, min(seeds, fit))
 

@@ -12,19 +12,19 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from optjax import provenance
-from optjax.console import Console
-from optjax.errors import UserError, whole
 from optjax.hypergradients import hypergrad
 from optjax.hypergradients.evolution import ES, PES
 from optjax.hypergradients.implicit import Implicit
 from optjax.hypergradients.job import Mode, Of
-from optjax.trajectory import Run
+from optjax.run.trajectory import Run
+from optjax.support import provenance
+from optjax.support.console import Console
+from optjax.support.errors import UserError, whole
+from optjax.support.types import HParams
 from optjax.tuning import checks, climb, facts
 from optjax.tuning import space as spaces
 from optjax.tuning.book import Book
 from optjax.tuning.space import Range
-from optjax.types import HParams
 
 if TYPE_CHECKING:
     import xarray

@@ -10,13 +10,13 @@ import jax
 import numpy as np
 import optax
 
-from optjax.files import plainly
-from optjax.hypergradients.gradient import HypergradFn
+from optjax.hypergradients.hypergradient import HypergradFn
+from optjax.support.files import plainly
+from optjax.support.types import HParams
 from optjax.sweeps.buckets import Point
 from optjax.sweeps.grid import Grid
 from optjax.sweeps.identity import difference, identity
 from optjax.tuning.space import named_leaves
-from optjax.types import HParams
 
 
 def described(what: str, hparams: HParams) -> dict[str, str]:

@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optjax.errors import UserError, nearest
-from optjax.schedules import plain
-from optjax.types import Array, HParams, PyTree
+from optjax.run.schedules import plain
+from optjax.support.errors import UserError, nearest
+from optjax.support.types import Array, HParams, PyTree
 
 Range = tuple[float, float]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from optjax.cli import main
+from optjax.cli.main import main
 from optjax.convnets import choice
 from optjax.convnets.conv import conv
 from optjax.convnets.window import Window

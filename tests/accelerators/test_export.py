@@ -10,7 +10,7 @@ import stablehlo
 from jax.sharding import AbstractMesh, AxisType
 
 import optjax as oj
-from optjax.colourisation.models import MODELS, model
+from optjax.colourisation.networks import MODELS, model
 from optjax.colourisation.problem import colourisation_problem
 from optjax.convnets.layers import Conv, ConvTranspose
 from optjax.hypergradients import ES, PES, Truncated

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import pytest
 import stablehlo
 
-from optjax.colourisation.models import MODELS, model
+from optjax.accounting.account import account
+from optjax.colourisation.networks import MODELS, model
 from optjax.colourisation.problem import pixelwise_cross_entropy
 from optjax.convnets import choice
-from optjax.convnets.accounting import account
 from optjax.convnets.device_forms import of_runs
 from optjax.convnets.layers import _window
 

@@ -8,7 +8,7 @@ import pytest
 from optjax.colourisation.baseline import GreyLevelBaseline, grey_level
 from optjax.colourisation.palette import load_palette, nearest_colour
 from optjax.colourisation.pictures import load_pictures
-from optjax.errors import UserError
+from optjax.support.errors import UserError
 
 
 def greys(levels):

@@ -7,7 +7,7 @@ import optax
 import pytest
 
 import optjax as oj
-from optjax.colourisation.models import MODELS, model
+from optjax.colourisation.networks import MODELS, model
 from optjax.colourisation.problem import colourisation_problem
 from optjax.convnets.layers import BatchNorm, Conv, ConvTranspose
 

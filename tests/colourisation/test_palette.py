@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from optjax.colourisation.palette import grey, kmeans_palette, load_palette, nearest_colour
-from optjax.errors import UserError
+from optjax.support.errors import UserError
 
 
 def random_pictures(shape, seed=0):

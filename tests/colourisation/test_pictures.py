@@ -13,7 +13,7 @@ from PIL import Image
 
 from optjax.colourisation import cifar10, pictures, sources
 from optjax.colourisation.pictures import Pictures, load_pictures
-from optjax.errors import UserError
+from optjax.support.errors import UserError
 
 
 def some_pictures(n, side=8, seed=0):

@@ -15,7 +15,7 @@ from optjax.convnets.geometry import (
     solve_padding,
     transposed_output_size,
 )
-from optjax.errors import UserError
+from optjax.support.errors import UserError
 
 small = st.integers(1, 9)
 sizes = st.integers(1, 40)

@@ -7,9 +7,9 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from optjax.errors import UserError
-from optjax.experiments import batch_size_and_steps as experiment
-from optjax.experiments import steps_claims
+from optjax.experiments.batch_size_and_steps import claims
+from optjax.experiments.batch_size_and_steps import run as experiment
+from optjax.support.errors import UserError
 
 SIZES = np.array([4, 16, 64, 256, 1024, 4096])
 
@@ -17,7 +17,7 @@ SIZES = np.array([4, 16, 64, 256, 1024, 4096])
 def made(B_crit=64.0, helped=8.0, spread=1.1):
     """A dataset as `run` gives, its steps by the law; preconditioned steps `helped` times fewer."""
     parts = []
-    for problem in steps_claims.PROBLEMS:
+    for problem in claims.PROBLEMS:
         for name, fewer in (("SGD", 1.0), ("preconditioned", np.linspace(1.5, helped, len(SIZES)))):
             steps = 100 * (1 + B_crit / SIZES) / fewer
             slope = -1 / (1 + SIZES / B_crit)
@@ -79,7 +79,7 @@ def test_small_quadratic_and_least_squares():
         found = experiment.run(config)
     assert np.isfinite(found.quadratic_SGD_steps).all()
     assert (found.quadratic_SGD_steps.diff("quadratic_batch_size") <= 0).all()
-    sizes, factor, ends = steps_claims.faster(found, "squares", "preconditioned")
+    sizes, factor, ends = claims.faster(found, "squares", "preconditioned")
     assert len(sizes) >= 3
     assert (ends[0] <= factor).all()
     assert (factor <= ends[1]).all()

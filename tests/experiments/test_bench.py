@@ -111,7 +111,7 @@ def test_the_peers_compute_what_our_networks_do():
     import jax
     import numpy as np
 
-    from optjax.colourisation.models import MODELS
+    from optjax.colourisation.networks import MODELS
     from optjax.experiments.bench import nets
 
     try:

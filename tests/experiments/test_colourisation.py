@@ -4,9 +4,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from optjax.errors import UserError
 from optjax.experiments import colourisation
 from optjax.experiments.colourisation import Config
+from optjax.support.errors import UserError
 
 SMALL = {"nets": ("conv-transpose",), "filters": 2, "colours": 2, "epochs": 2, "batch_size": 8}
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from optjax.errors import UserError
 from optjax.experiments import hypergradient_of_learning_rate as experiment
+from optjax.support.errors import UserError
 
 
 def _run(*steps):

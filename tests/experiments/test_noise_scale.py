@@ -8,10 +8,10 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from optjax.errors import UserError
-from optjax.experiments import noise_scale, noise_scale_claims
-from optjax.experiments import noise_scale_problems as problems
-from optjax.noise.quadratic import noisy_quadratic
+from optjax.experiments.noise_scale import claims, problems
+from optjax.experiments.noise_scale import run as noise_scale
+from optjax.support.errors import UserError
+from optjax.theory.noisy_quadratic import noisy_quadratic
 
 SMALL = noise_scale.Config(
     spectrum=20,
@@ -117,7 +117,7 @@ def test_what_does_not_agree_is_refuted(dataset, name, change, id_, verdict):
 
 
 def test_a_perfect_order_of_few_is_no_certain_one():
-    r, (low, high) = noise_scale_claims._ranks(np.arange(1.0, 7), np.arange(1.0, 7) ** 2)
+    r, (low, high) = claims._ranks(np.arange(1.0, 7), np.arange(1.0, 7) ** 2)
     assert (round(r, 9), round(high, 9)) == (1, 1)
     assert 0.3 < low < 0.8
 

@@ -5,12 +5,11 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from optjax.errors import UserError
-from optjax.experiments import scaling_analysis as analysis
-from optjax.experiments import scaling_claims, scaling_laws
-from optjax.experiments import scaling_training as training
-from optjax.experiments.scaling_laws import Config
+from optjax.experiments.scaling_laws import analysis, claims, training
+from optjax.experiments.scaling_laws import run as scaling_laws
+from optjax.experiments.scaling_laws.run import Config
 from optjax.scaling import contradictions
+from optjax.support.errors import UserError
 
 N = np.array([1e3, 4e3, 1.6e4, 6.4e4])
 STEPS = np.geomspace(16, 65536, 13)
@@ -94,7 +93,7 @@ def test_the_best_size_grows_by_the_laws_power():
 
 
 def test_elasticities_are_the_laws_derivatives():
-    found = scaling_claims.elasticities(_saved(noise=0.0))
+    found = claims.elasticities(_saved(noise=0.0))
     size, examples = 1.6e4, 16 * 256.0
     loss = _law(size, examples)
     np.testing.assert_allclose(found[0], ALPHA * 8 * size**-ALPHA / loss, rtol=0.15)
@@ -119,11 +118,11 @@ def test_the_rate_that_counts_is_chosen_at_every_record():
 
 
 def test_verdicts_follow_the_curves():
-    best, refit = scaling_claims.claims(_saved())
+    best, refit = claims.claims(_saved())
     # There the narrowest has stopped and the best size grows, but the batch does most.
     assert (best.id, best.verdict, best.n_runs) == ("scaling/model-size", "corrected", 48)
     assert (refit.id, refit.verdict, refit.n_runs) == ("scaling/hoffmann-refit", "not run", 0)
-    assert scaling_claims.claims(_saved(grow=False))[0].verdict == "refuted"
+    assert claims.claims(_saved(grow=False))[0].verdict == "refuted"
 
 
 @pytest.mark.parametrize(("share", "expected"), [(1.0, "holds"), (0.5, "corrected")])
@@ -134,7 +133,7 @@ def test_the_model_has_to_have_the_biggest_effect(monkeypatch, share, expected):
     monkeypatch.setattr(
         scaling_claims, "gains", lambda d, n: np.array([[0.01, 0.02, 0.01], [0.1, 0.11, 0.1]])
     )
-    assert scaling_claims.claims(_saved())[0].verdict == expected
+    assert claims.claims(_saved())[0].verdict == expected
 
 
 def test_figures_draw_from_what_was_saved(tmp_path):

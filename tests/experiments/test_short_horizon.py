@@ -6,8 +6,8 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from optjax.errors import UserError
 from optjax.experiments import short_horizon_bias
+from optjax.support.errors import UserError
 
 
 def _run(*horizons):

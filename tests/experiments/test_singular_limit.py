@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from optjax.errors import UserError
 from optjax.experiments import singular_limit as experiment
+from optjax.support.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from optjax.errors import UserError
-from optjax.experiments import (
-    accounting,
-    minimum_norm,
-    one_step,
-    padding,
-    rmsprop_counterexample,
-    weight_decay,
-)
+from optjax.experiments import accounting, minimum_norm, one_step, padding, rmsprop_counterexample
+from optjax.experiments.weight_decay import run as weight_decay
+from optjax.support.errors import UserError
 
 
 def _first(module, table, count):

@@ -9,11 +9,11 @@ import optax
 import pytest
 
 import optjax as oj
-from optjax import closed_forms
-from optjax.errors import UserError
 from optjax.hypergradients.greedy import greedy_learning_rates
-from optjax.noise.quadratic import noisy_quadratic
-from optjax.noise.rates import greedy_schedule
+from optjax.support.errors import UserError
+from optjax.theory import gradient_descent
+from optjax.theory.noisy_quadratic import noisy_quadratic
+from optjax.theory.quadratic_rates import greedy_schedule
 
 KEY = jax.random.key(3)
 T = 6  # of all that need no other: they share their compilations
@@ -33,7 +33,7 @@ def squares():
 def test_the_first_rate_on_least_squares_is_the_closed_form(squares, batch_size, sampler):
     hparams = {} if batch_size is None else {"batch_size": batch_size}
     found = greedy_learning_rates(oj.least_squares(*squares), T, hparams, KEY, sampler=sampler)
-    closed = closed_forms.optimal_learning_rate(
+    closed = gradient_descent.optimal_learning_rate(
         *squares, batch_size=batch_size, replacement=sampler == "replacement"
     )
     np.testing.assert_allclose(found.rates[0], closed, rtol=1e-12)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from oracles import central_difference
 
 import optjax as oj
-from optjax import closed_forms
 from optjax.hypergradients import Forward, Recursive
-from optjax.problems import Data, Problem
+from optjax.run.problems import Data, Problem
+from optjax.theory import gradient_descent
 
 KEY = jax.random.key(5)
 EXACT = ("forward", "reverse", "segmented", "recursive")
@@ -32,8 +32,8 @@ def _climb(n, d, steps, seed):
     X, t, w0 = _data(n, d, seed)
     rate = np.random.default_rng(seed).uniform(0.05, 0.95) * n / np.linalg.norm(X, 2) ** 2
     run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, steps, sampler="full")
-    value = closed_forms.gradient_descent_loss(X, t, w0, rate, steps)
-    slope = closed_forms.gradient_descent_hypergradient(X, t, w0, rate, steps)
+    value = gradient_descent.gradient_descent_loss(X, t, w0, rate, steps)
+    slope = gradient_descent.gradient_descent_hypergradient(X, t, w0, rate, steps)
     modes = ["forward", "reverse", "segmented", Recursive(3)]
     for mode in [*modes, "one_step"] if steps == 1 else modes:
         found, gradient = oj.hypergrad(run, mode=mode)({"learning_rate": rate}, KEY)
@@ -273,7 +273,7 @@ def test_a_function_that_is_called_as_a_number_is_not_that_number():
     np.testing.assert_allclose(auto.gradient["learning_rate"], reverse.gradient["learning_rate"])
     for rate in (oj.Schedule([0.1]), np.full(3, 0.1)):  # the closed form is for one number
         _, slope = oj.hypergrad(run)({"learning_rate": rate}, KEY)
-        exact = closed_forms.one_step_hypergradient(X, t, w0, 0.1)
+        exact = gradient_descent.one_step_hypergradient(X, t, w0, 0.1)
         total = sum(np.sum(leaf) for leaf in jax.tree.leaves(slope))
         np.testing.assert_allclose(total, exact, rtol=1e-10)
 

@@ -8,7 +8,6 @@ import pytest
 from oracles import central_difference
 
 import optjax as oj
-from optjax import closed_forms
 from optjax.hypergradients import (
     ES,
     PES,
@@ -19,9 +18,9 @@ from optjax.hypergradients import (
     Reverse,
     Segmented,
     Truncated,
-    memory,
 )
-from optjax.problems import Data, Problem
+from optjax.run.problems import Data, Problem
+from optjax.theory import gradient_descent
 
 KEY = jax.random.key(2)
 
@@ -41,9 +40,9 @@ def test_truncated_is_k_over_t_of_the_gradient(k):
     X, t, w0 = _data(5, 4, 0)
     run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 20, sampler="full")
     value, gradient = oj.hypergrad(run, mode=Truncated(k))({"learning_rate": 0.1}, KEY)
-    exact = closed_forms.gradient_descent_hypergradient(X, t, w0, 0.1, 20)
+    exact = gradient_descent.gradient_descent_hypergradient(X, t, w0, 0.1, 20)
     np.testing.assert_allclose(
-        value, closed_forms.gradient_descent_loss(X, t, w0, 0.1, 20), rtol=1e-12
+        value, gradient_descent.gradient_descent_loss(X, t, w0, 0.1, 20), rtol=1e-12
     )
     np.testing.assert_allclose(gradient["learning_rate"], exact * k / 20, rtol=1e-10)
 
@@ -93,11 +92,13 @@ def test_es_is_unbiased_on_a_quadratic():
     found = oj.hypergrad(run, mode=ES(pairs=4000, sigma={"learning_rate": 0.3}, tile=4000))(
         {"learning_rate": 0.9}, KEY
     )
-    exact = closed_forms.one_step_hypergradient(X, t, w0, 0.9)
+    exact = gradient_descent.one_step_hypergradient(X, t, w0, 0.9)
     z = _z(found.gradient["learning_rate"], found.aux["standard_error"]["learning_rate"], exact)
     assert abs(z) < 3.5
     assert found.aux["standard_error"]["learning_rate"] < 0.1 * abs(exact)
-    np.testing.assert_allclose(found.value, closed_forms.one_step_loss(X, t, w0, 0.9), rtol=1e-12)
+    np.testing.assert_allclose(
+        found.value, gradient_descent.one_step_loss(X, t, w0, 0.9), rtol=1e-12
+    )
 
 
 def test_es_is_unbiased_by_many_numbers():
@@ -427,7 +428,7 @@ def test_no_second_program_for_other_values():
     run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 8)
     gradient = oj.hypergrad(run, mode="segmented")
     gradient({"learning_rate": 0.05}, KEY)
-    from optjax.hypergradients.gradient import _compute
+    from optjax.hypergradients.hypergradient import _compute
 
     before = _compute._cache_size()
     gradient({"learning_rate": 0.07}, jax.random.key(9))

@@ -5,17 +5,18 @@ import re
 
 import pytest
 
-from optjax import cli, files, provenance
-from optjax.console import Console
-from optjax.errors import UserError
+from optjax import cli
 from optjax.report import catalogue, runner
 from optjax.report.claims import Claim, read_claims, write_claims
+from optjax.support import files, provenance
+from optjax.support.console import Console
+from optjax.support.errors import UserError
 
 TINY = '''"""Is one <b>one</b>?"""
 from dataclasses import dataclass
 import pathlib
 import xarray
-from optjax.errors import UserError
+from optjax.support.errors import UserError
 from optjax.report.claims import Claim, verdict
 from optjax.report.style import caption, figure
 
@@ -92,11 +93,11 @@ def test_same_code_and_config_run_once(folder, tmp_path):
 
 def test_drawing_changes_do_not_run_again_but_run_changes_do(folder, tmp_path):
     file = folder / "tiny.py"
-    before = provenance.code_hash(file)
+    before = provenance.code_hash(folder, "tiny")
     file.write_text(file.read_text().replace("ax.plot([1, 2])", "ax.plot([1, 2, 3])"))
-    assert provenance.code_hash(file) == before
+    assert provenance.code_hash(folder, "tiny") == before
     file.write_text(file.read_text().replace('progress("half', 'progress("nearly half'))
-    assert provenance.code_hash(file) != before
+    assert provenance.code_hash(folder, "tiny") != before
 
 
 def test_hash_follows_imports(folder):
@@ -106,9 +107,9 @@ def test_hash_follows_imports(folder):
     file.write_text(
         file.read_text().replace("import pathlib", "import pathlib\nfrom . import helper")
     )
-    before = provenance.code_hash(file)
+    before = provenance.code_hash(folder, "tiny")
     helper.write_text("X = 2\n")
-    assert provenance.code_hash(file) != before
+    assert provenance.code_hash(folder, "tiny") != before
 
 
 def test_page_escapes_and_needs_no_network(folder, tmp_path):

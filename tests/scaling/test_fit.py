@@ -9,12 +9,12 @@ import scipy.optimize
 import scipy.special
 
 from optjax import scaling
-from optjax.beside import threads
-from optjax.errors import UserError
 from optjax.scaling import Hoffmann, KaplanND, KaplanNS, Power
 from optjax.scaling.bootstrap import counts
 from optjax.scaling.forms import FORMS
 from optjax.scaling.minimise import _tile, lanes_of, memory
+from optjax.support.concurrent import threads
+from optjax.support.errors import UserError
 
 RNG = np.random.default_rng(0)
 TRUE = Hoffmann(1.5, 300.0, 900.0, 0.31, 0.36)  # lopsided on purpose

@@ -8,7 +8,6 @@ import scipy.optimize
 from oracles import central_difference
 
 from optjax import scaling
-from optjax.errors import UserError
 from optjax.scaling import (
     BESIROGLU_2024,
     HOFFMANN_2022,
@@ -20,6 +19,7 @@ from optjax.scaling import (
     KAPLAN_NS,
     PF_DAY,
 )
+from optjax.support.errors import UserError
 
 N, D, S = 3e8, 7e9, 4e4
 # (function, law, sizes, the same by hand with the constants of the papers)

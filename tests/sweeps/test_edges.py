@@ -16,7 +16,7 @@ import pytest
 import xarray as xr
 
 import optjax as oj
-from optjax.problems import Data, Problem
+from optjax.run.problems import Data, Problem
 
 
 @pytest.fixture(scope="module")

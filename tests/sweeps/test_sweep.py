@@ -74,7 +74,7 @@ def test_a_sweep_is_a_loop_of_runs(run, alone, how):
 
 def test_batches_as_counts_are_the_same_batches(run, problem):
     """The draws to the bit: counts of what was drawn; the values to rounding."""
-    from optjax import batching
+    from optjax.run import batching
 
     key, step = jax.random.key(7), jnp.int32(3)
     indices, mask, _ = batching.draw("replacement", key, step, batching.no_order(), N, 8, 5)

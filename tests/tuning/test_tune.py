@@ -12,7 +12,8 @@ import optax
 import pytest
 
 import optjax as oj
-from optjax import closed_forms, files
+from optjax.support import files
+from optjax.theory import gradient_descent
 from optjax.tuning import TuningInterrupted, climb, facts
 from optjax.tuning.book import Book
 from optjax.tuning.space import make_space, named_leaves
@@ -41,9 +42,9 @@ def test_it_finds_the_best_rate_of_one_step():
     """In closed form, η* = (n/2)‖Xᵀa‖²/‖XXᵀa‖²."""
     X, t = _data()
     found = oj.tune(_run(1), "final_loss", {"learning_rate": 0.01}, optax.adam(0.3), steps=150)
-    best = closed_forms.optimal_learning_rate(X, t, np.zeros(4))
+    best = gradient_descent.optimal_learning_rate(X, t, np.zeros(4))
     np.testing.assert_allclose(found.hparams["learning_rate"], best, rtol=1e-4)
-    at_best = closed_forms.one_step_loss(X, t, np.zeros(4), best)
+    at_best = gradient_descent.one_step_loss(X, t, np.zeros(4), best)
     np.testing.assert_allclose(found.value, at_best, rtol=1e-8)
     assert dict(found.path.sizes) == {"restart": 1, "outer_step": 150}
 

@@ -1,0 +1,1 @@
+"""Weights, outputs, connections, operations and memory of any traced network."""

@@ -1,0 +1,322 @@
+"""optjax sweep: a grid of runs from the command line, kept in a folder."""
+
+import inspect
+import math
+import re
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from optjax.cli import named_problems
+from optjax.cli.words import flag, grouped, number, one, switch, typed
+from optjax.support.errors import UserError, nearest
+
+USAGE = """\
+usage: optjax sweep PROBLEM --optimizer adam --learning-rate 1e-4:1e-1:log:8 --batch-size 8,32
+                    --seeds 16 --steps 2000 --out DIR
+       optjax sweep --resume DIR        go on where it stopped, with the words it was called by
+                                        (a PROBLEM of your own is imported again: know the folder)
+       optjax sweep --show DIR          its best points and figures, finished or not
+
+PROBLEM        least-squares, quadratic, pool-upsample, conv-transpose, unet; or
+               package.module:function, which gives a Problem (or a Run: then no --optimizer)
+--optimizer    of optax, or package.module:function; several, by commas, are an axis
+--NAME VALUES  a hyperparameter of the optimiser (--learning-rate), --batch-size, --l2, --steps;
+               or an argument of the problem (--n, --d; --data, --filters; your function's own)
+
+VALUES         0.1,0.2,0.5       these
+               1e-4:1e-1:log:8   eight from 1e-4 to 1e-1, evenly on a log scale (or lin)
+               1e-4:1e-1:log     a range to draw from, with --draw
+
+--zip          the values of the axes pair by pair, not all combinations
+--draw N       N points from the ranges: --method sobol (the default) or random, --draw-seed 0
+--seeds        how many (1), or which: 0,3,7
+--sampler      replacement (the default), epochs, shuffle_once or full
+--record-every steps from record to record; by default about a hundred records
+--stop         target:0.1, target:METRIC:0.1, plateau:500, halving:100; several by commas
+--keep-diverged  go on with runs that diverged
+--out DIR      keeps the sweep: the same words again go on, or add points and seeds; --anew drops
+--lanes        auto, vmap, map or loop; --tile N lanes vmapped together
+--batching     auto, static or masked
+--chunk-seconds, --checkpoint-seconds   (10, 30)
+--float64      double precision
+"""
+
+_OWN = re.findall(r"--([a-z0-9-]+)", USAGE)
+
+
+def sweep(words: list[str]) -> int:
+    """Run, resume or show a sweep."""
+    groups = grouped(words[1:] if words and not words[0].startswith("--") else words)
+    if words and not words[0].startswith("--"):
+        return _sweep(words[0], groups, words)
+    for name, act in (("resume", _resume), ("show", _show)):
+        if name in groups:
+            folder = one(groups, name)
+            for other in groups:
+                raise UserError(f"--{name} takes a folder alone; --{flag(other)} is too much")
+            return act(folder)
+    raise UserError("sweep needs a PROBLEM, --resume DIR or --show DIR; --help shows examples")
+
+
+def _resume(folder: str) -> int:
+    from optjax.sweeps.store import read_spec
+
+    about = read_spec(folder).get("about")
+    words = about.get("command") if isinstance(about, dict) else None
+    if not isinstance(words, list) or not all(isinstance(w, str) for w in words) or not words:
+        raise UserError(
+            f"the sweep in {folder!r} was not made by this command: call oj.sweep(…, "
+            f"out={folder!r}) again as you did"
+        )
+    groups = grouped(words[1:])
+    groups["out"] = [folder]  # it may have been moved
+    groups.pop("anew", None)
+    return _sweep(words[0], groups, words)
+
+
+def _show(folder: str) -> int:
+    from optjax.report import sweep_page
+    from optjax.sweeps import load_sweep
+
+    dataset = load_sweep(folder)
+    return _shown(dataset, Path(folder), sweep_page.summary(dataset))
+
+
+def _sweep(name: str, groups: dict[str, list[str]], words: list[str]) -> int:
+    out = one(groups, "out") if "out" in groups else None
+    if not out:
+        raise UserError("sweep needs --out DIR, the folder that keeps it")
+    if switch(groups, "float64"):
+        import jax
+
+        jax.config.update("jax_enable_x64", True)
+    from optjax.report import sweep_page
+    from optjax.sweeps import sweep
+
+    how = _how(groups)
+    run, grid = _built(name, groups)
+    try:
+        dataset = sweep(run, grid, out=out, about={"command": _without_out(words)}, **how)
+    except KeyboardInterrupt:
+        line = f"optjax: interrupted; go on with: optjax sweep --resume {shlex.quote(out)}"
+        print(line, file=sys.stderr)
+        return 130
+    return _shown(dataset, Path(out), sweep_page.summary(dataset))
+
+
+def _without_out(words: list[str]) -> list[str]:
+    """The words of the call, less where it was kept and that an old one was dropped."""
+    kept, skip = [], False
+    for word in words:
+        if word.startswith("--"):
+            skip = word.split("=")[0].replace("_", "-") in ("--out", "--anew")
+        if not skip:
+            kept.append(word)
+    return kept
+
+
+def _how(groups: dict[str, list[str]]) -> dict[str, Any]:
+    """The options of `optjax.sweep` itself."""
+    how: dict[str, Any] = {}
+    word = one(groups, "seeds", "1")
+    how["seeds"] = (
+        typed("seeds", tuple[int, ...], [word]) if "," in word else typed("seeds", int, [word])
+    )
+    for name in ("lanes", "batching"):
+        if name in groups:
+            how[name] = one(groups, name)
+    if "tile" in groups:
+        how["tile"] = number(groups, "tile")
+    for name in ("chunk_seconds", "checkpoint_seconds"):
+        if name in groups:
+            how[name] = typed(name, float, [one(groups, name)])
+    if "stop" in groups:
+        how["stop"] = [_rule(text) for text in one(groups, "stop").split(",")]
+    how["keep_diverged"] = switch(groups, "keep_diverged")
+    how["anew"] = switch(groups, "anew")
+    return how
+
+
+def _rule(text: str) -> Any:
+    from optjax.sweeps.rules import Halving, Plateau, Target
+
+    kind, *rest = text.split(":")
+    metric, value = (rest if len(rest) == 2 else ["loss", *rest])[:2] if rest else ("loss", "")
+    rules = {"target": (Target, float), "plateau": (Plateau, int), "halving": (Halving, int)}
+    if kind not in rules or len(rest) not in (1, 2):
+        hint = nearest(kind, rules)
+        raise UserError(f"--stop {text!r}: expected target:0.1, plateau:500 or halving:100; {hint}")
+    rule, type_ = rules[kind]
+    return rule(typed("stop", type_, [value]), metric=metric)
+
+
+def _built(name: str, groups: dict[str, list[str]]) -> tuple[Any, Any]:
+    """What is swept, and the grid, from the words that are left."""
+    from optjax.run import optimizers
+    from optjax.run.problems import Problem
+    from optjax.run.trajectory import Run
+
+    make = named_problems.find_problem(name)
+    own = named_problems.arguments(make, groups)
+    for argument in own:
+        del groups[argument]
+    made = named_problems.made(name, make, own)
+    if not isinstance(made, Problem | Run):
+        raise UserError(
+            f"PROBLEM {name!r} gives a {type(made).__name__}: expected a Problem or a Run"
+        )
+    factories: list[Callable[..., Any]] = []
+    if isinstance(made, Problem):
+        word = one(groups, "optimizer") if "optimizer" in groups else ""
+        if not word:
+            raise UserError("sweep needs --optimizer, for instance --optimizer adam")
+        factories = [named_problems.find_optimizer(part) for part in word.split(",")]
+    else:
+        factories = [made.plan.optimizer]
+    draw = {key: one(groups, key) for key in ("draw", "method", "draw_seed") if key in groups}
+    zipped = switch(groups, "zip")
+    run_options = {key: one(groups, key) for key in ("sampler", "record_every") if key in groups}
+    problem = made if isinstance(made, Problem) else made.problem
+    known = {"l2", "batch_size", "steps"} | problem.hparams
+    for factory in factories:
+        known |= optimizers.keywords(factory)
+    axes: dict[str, Any] = {}
+    for key, given in groups.items():
+        if key not in known:
+            names = [*map(flag, known), *map(flag, inspect.signature(make).parameters), *_OWN]
+            raise UserError(f"unknown option '--{flag(key)}'; {nearest(flag(key), names)}")
+        axes[key] = _values(key, given, drawn="draw" in draw)
+    if isinstance(made, Run):
+        for key in run_options:
+            raise UserError(f"--{flag(key)}: the PROBLEM makes its run itself; set it there")
+        return made, _grid(axes, draw, zipped)
+    if not isinstance(axes.get("steps"), list):
+        raise UserError("sweep needs --steps, for instance --steps 2000 or 500,2000")
+    run = _runner(made, axes, run_options)
+    if len(factories) == 1:
+        return run(factories[0]), _grid(axes, draw, zipped)
+
+    def each(optimizer: Callable[..., Any]) -> Run:
+        return run(optimizer)
+
+    return each, _grid({"optimizer": factories, **axes}, draw, zipped)
+
+
+def _runner(problem: Any, axes: dict[str, Any], options: dict[str, str]) -> Callable[..., Any]:
+    from optjax.run.trajectory import make_run
+    from optjax.sweeps.grid import Span
+
+    steps = [int(s) for s in axes["steps"]]
+    sizes = axes.get("batch_size")
+    if sizes is None or not problem.n:
+        limit = None
+    else:
+        least, limit = (
+            (sizes.low, sizes.high) if isinstance(sizes, Span) else (min(sizes), max(sizes))
+        )
+        for size in (least, limit):
+            if not 1 <= size <= problem.n:
+                raise UserError(f"batch_size is {size:g}: expected 1 to {problem.n}, the examples")
+    if "record_every" in options:
+        every = number({"record_every": [options["record_every"]]}, "record_every")
+    else:
+        every = max(1, math.gcd(*steps) // 100)
+        while math.gcd(*steps) % every:
+            every -= 1
+    how: dict[str, Any] = {"record_every": every}
+    if "sampler" in options:
+        how["sampler"] = options["sampler"]
+    if limit is not None and options.get("sampler") != "full":
+        how["max_batch_size"] = int(limit)
+    last = max(steps)
+    if len(steps) == 1:
+        del axes["steps"]
+    return lambda optimizer: make_run(problem, optimizer, last, **how)
+
+
+def _grid(axes: dict[str, Any], draw: dict[str, str], zipped: bool) -> Any:
+    from optjax.sweeps.grid import Span, drawn, product
+    from optjax.sweeps.grid import zipped as zip_axes
+
+    if not draw:
+        return zip_axes(axes) if zipped else product(axes)
+    if "draw" not in draw:
+        raise UserError(f"--{flag(next(iter(draw)))} goes with --draw N")
+    if zipped:
+        raise UserError("--zip and --draw exclude each other: leave out one")
+    if not any(isinstance(values, Span) for values in axes.values()):
+        raise UserError("--draw needs a range to draw from, as --learning-rate 1e-4:1e-1:log")
+    count = number({"draw": [draw["draw"]]}, "draw")
+    seed = number({"draw_seed": [draw.get("draw_seed", "0")]}, "draw_seed")
+    return drawn(count, axes, method=draw.get("method", "sobol"), seed=seed)  # pyright: ignore[reportArgumentType]
+
+
+_WHOLE = ("batch_size", "steps")
+
+
+def _values(name: str, words: list[str], drawn: bool) -> Any:
+    """A list, a geometric or even progression, or a range to draw from.
+
+    >>> _values("learning_rate", ["1e-3:1e-1:log:3"], drawn=False)
+    [0.001, 0.01, 0.1]
+    >>> _values("batch_size", ["8,32"], drawn=False)
+    [8, 32]
+    """
+    import numpy as np
+
+    from optjax.sweeps.grid import span
+
+    text = one({flag(name): [",".join(words)]}, flag(name))
+    if ":" not in text:
+        return list(typed(name, tuple[(int if name in _WHOLE else float), ...], [text + ","]))
+    parts = text.split(":")
+    if len(parts) not in (3, 4) or parts[2] not in ("log", "lin"):
+        raise UserError(f"--{flag(name)} got {text!r}, expected FROM:TO:log:COUNT (or lin)")
+    low, high = (typed(name, float, [part]) for part in parts[:2])
+    log = parts[2] == "log"
+    if len(parts) == 3:
+        if not drawn:
+            raise UserError(
+                f"--{flag(name)} got {text!r}: how many? {text}:8; or --draw N points from it"
+            )
+        return span(low, high, log=log, whole=name in _WHOLE)
+    count = number({name: [parts[3]]}, name)
+    if not 1 <= count <= 1_000_000 or (log and not (low > 0 and high > 0)):
+        raise UserError(
+            f"--{flag(name)} got {text!r}: expected ends above 0 and a count of 1 or more"
+        )
+    values = np.geomspace(low, high, count) if log else np.linspace(low, high, count)
+    if name in _WHOLE:
+        return sorted({int(v) for v in np.rint(values)})
+    return [float(f"{v:.12g}") for v in values]
+
+
+def _shown(dataset: Any, folder: Path, counts: dict[str, int]) -> int:
+    """The best points as a table, the figures and the page in the folder."""
+    from rich import box
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from optjax.report import sweep_page
+
+    rows = sweep_page.points(dataset)
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    names = list(rows[0]["values"]) if rows else []
+    for heading in (*names, "final loss", "over the seeds", "runs", "diverged", "steps"):
+        table.add_column(escape(heading.replace("_", " ")), justify="right")
+    for row in rows[:10]:
+        table.add_row(*map(escape, sweep_page.cells(row)))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(", ".join(f"{n:,} {name}" for name, n in counts.items() if n))
+    console.print(table)
+    try:
+        page = sweep_page.write(dataset, folder, f"Sweep {folder.resolve().name}")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise UserError(f"cannot write the page in {str(folder)!r} ({reason})") from None
+    print(page)
+    return 0

@@ -1,0 +1,124 @@
+"""The three networks of the source: grey (B, H, W, NIC) in, scores of NC colours a pixel out.
+
+Inside a block the order is the source's: (transposed) convolution, then pool or upsampling, then
+batch normalisation, then ReLU. NF filters, NC colours; H and W are multiples of 4. With a `dtype`
+(bfloat16) the layers compute in it; parameters and batch statistics stay in float32, and the
+scores are in the input's dtype.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from optjax.convnets.layers import BatchNorm, Conv, ConvTranspose, max_pool, upsample
+from optjax.support.errors import UserError, nearest
+from optjax.support.types import Array
+
+
+def _layers(kernel: int, dtype: DTypeLike | None) -> tuple[Any, Any, Any]:
+    """Convolution, transposed convolution and normalisation, as a network has them throughout."""
+    same = {"kernel": kernel, "dtype": dtype}
+    return partial(Conv, **same), partial(ConvTranspose, **same), partial(BatchNorm, dtype=dtype)
+
+
+class PoolUpsampleNet(nn.Module):
+    """Convolutions with max-pooling on the way down and nearest upsampling on the way up.
+
+    Source: the source document, section 4, part A. 49,728 parameters at the defaults.
+    """
+
+    filters: int = 32
+    colours: int = 24
+    kernel: int = 3
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
+        """(B, H, W, NIC) → (B, H, W, NC)."""
+        given, nf, (conv, _, norm) = x.dtype, self.filters, _layers(self.kernel, self.dtype)
+        for features in (nf, 2 * nf):
+            x = nn.relu(norm()(max_pool(conv(features)(x)), train, mask))
+        for features in (nf, self.colours):
+            x = nn.relu(norm()(upsample(conv(features)(x)), train, mask))
+        return conv(self.colours)(x).astype(given)
+
+
+class ConvTransposeNet(nn.Module):
+    """Strided convolutions on the way down and transposed convolutions on the way up.
+
+    Source: the source document, section 4, part B. 49,728 parameters at the defaults.
+    """
+
+    filters: int = 32
+    colours: int = 24
+    kernel: int = 3
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
+        """(B, H, W, NIC) → (B, H, W, NC)."""
+        given, nf, (conv, up, norm) = x.dtype, self.filters, _layers(self.kernel, self.dtype)
+        for features in (nf, 2 * nf):
+            x = nn.relu(norm()(conv(features, stride=2)(x), train, mask))
+        for features in (nf, self.colours):
+            x = nn.relu(norm()(up(features)(x), train, mask))
+        return conv(self.colours)(x).astype(given)
+
+
+class UNet(nn.Module):
+    """ConvTransposeNet with skip connections from stage 1 and from the input.
+
+    Source: Ronneberger et al. (2015); the source document, section 4, part C. 56,856 parameters.
+    """
+
+    filters: int = 32
+    colours: int = 24
+    kernel: int = 3
+    dtype: DTypeLike | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
+        """(B, H, W, NIC) → (B, H, W, NC)."""
+        nf, (conv, up, norm) = self.filters, _layers(self.kernel, self.dtype)
+        first = nn.relu(norm()(conv(nf, stride=2)(x), train, mask))
+        y = nn.relu(norm()(conv(2 * nf, stride=2)(first), train, mask))
+        y = nn.relu(norm()(up(nf)(y), train, mask))
+        y = jnp.concatenate([y, first], axis=-1)
+        y = nn.relu(norm()(up(self.colours)(y), train, mask))
+        return conv(self.colours)(jnp.concatenate([y, x.astype(y.dtype)], axis=-1)).astype(x.dtype)
+
+
+MODELS: dict[str, type[PoolUpsampleNet] | type[ConvTransposeNet] | type[UNet]] = {
+    "pool-upsample": PoolUpsampleNet,
+    "conv-transpose": ConvTransposeNet,
+    "unet": UNet,
+}
+
+
+def model(
+    name: str,
+    *,
+    filters: int = 32,
+    colours: int = 24,
+    kernel: int = 3,
+    dtype: DTypeLike | None = None,
+) -> nn.Module:
+    """A network by its name.
+
+    Raises:
+      UserError: an unknown name, fewer than one filter or colour, a kernel that is not 3, 4, 5, 7.
+
+    >>> type(model("unet")).__name__
+    'UNet'
+    """
+    if name not in MODELS:
+        raise UserError(f"unknown net {name!r}: {nearest(name, MODELS)}")
+    for what, value in (("filters", filters), ("colours", colours)):
+        if value < 1:
+            raise UserError(f"{what} is {value}: expected at least 1")
+    if kernel not in (3, 4, 5, 7):
+        raise UserError(f"kernel is {kernel}: expected 3, 4, 5 or 7")
+    return MODELS[name](filters=filters, colours=colours, kernel=kernel, dtype=dtype)

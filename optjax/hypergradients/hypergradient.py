@@ -1,0 +1,356 @@
+"""`oj.hypergrad`: the gradient of what a run makes by its hyperparameters, mode by mode."""
+
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+
+from optjax.hypergradients import auto, kept_bytes
+from optjax.hypergradients.auto import Auto, Choice
+from optjax.hypergradients.evolution import ES, PES
+from optjax.hypergradients.forward import Forward
+from optjax.hypergradients.implicit import Implicit
+from optjax.hypergradients.job import Job, Mode, Of, make_job
+from optjax.hypergradients.one_step import OneStep
+from optjax.hypergradients.recursive import Recursive
+from optjax.hypergradients.reverse import Reverse
+from optjax.hypergradients.segmented import Segmented
+from optjax.run import core
+from optjax.run.core import Status
+from optjax.run.problems import Data
+from optjax.run.trajectory import Run
+from optjax.support.console import Console
+from optjax.support.errors import UserError, nearest
+from optjax.support.types import Array, HParams, Key, PyTree
+
+MODES: dict[str, Mode] = {
+    "auto": Auto(),
+    "one_step": OneStep(),
+    "forward": Forward(),
+    "reverse": Reverse(),
+    "segmented": Segmented(),
+    "recursive": Recursive(),
+    "implicit": Implicit(),
+    "es": ES(),
+}
+"""The modes that need no argument, by name; `Truncated` and `PES` need one."""
+
+
+class NonFiniteHypergradient(UserWarning):
+    """The run diverged, or its gradient overflowed: the gradient is NaN, and marked so."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Hypergradient:
+    """A value and its gradient; unpacks as ``value, gradient``.
+
+    Attributes:
+      value: (), what `of` names.
+      gradient: a dict, each entry like the hyperparameter of that name.
+      finite: () bool. False where the run diverged or the gradient overflowed: then every entry
+        of the gradient is NaN.
+      status: () int32, the run's `Status`; diverged_at: () int32, its first bad step, or −1.
+      aux: what the mode adds: standard errors, residuals.
+    """
+
+    value: Array
+    gradient: dict[str, Any]
+    finite: Array
+    status: Array
+    diverged_at: Array
+    aux: dict[str, Any]
+
+    def __iter__(self) -> Iterator[Any]:
+        yield self.value
+        yield self.gradient
+
+
+class Estimate(NamedTuple):
+    """Mean and standard error over seeds."""
+
+    value: Array  # ()
+    value_error: Array  # ()
+    gradient: dict[str, Any]
+    gradient_error: dict[str, Any]
+    each: Hypergradient  # every leaf (seeds, ...)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _compute(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams, key: Key):
+    found = mode(job, data, theta, rest, key)
+    diverged = found.outcome.status == Status.DIVERGED
+    finite = jnp.isfinite(found.value) & ~diverged
+    for leaf in jax.tree.leaves(found.gradient):
+        finite &= jnp.all(jnp.isfinite(leaf))
+    gradient = jax.tree.map(lambda g: jnp.where(finite, g, jnp.nan), found.gradient)
+    return Hypergradient(
+        found.value,
+        dict(gradient),
+        finite,
+        found.outcome.status,
+        found.outcome.diverged_at,
+        found.aux,
+    )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class HypergradFn:
+    """What `oj.hypergrad` gives: call it with ``(hparams, key)``. See there."""
+
+    run: Run = dataclasses.field(repr=False)
+    job: Job = dataclasses.field(repr=False)
+    wrt: tuple[str, ...] | None
+    mode: Mode
+    explained: bool = False
+    _modes: dict[Any, Mode] = dataclasses.field(default_factory=dict)  # chosen, by shapes
+
+    def __call__(self, hparams: HParams, key: Key) -> Hypergradient:
+        if not hasattr(key, "dtype"):
+            raise UserError(f"key is {key!r}: expected a key, as from jax.random.key(0)")
+        result = self.pure(self.run.problem.data, hparams, key)
+        if not isinstance(result.finite, Tracer):
+            self._judge(result)
+        return result
+
+    def pure(self, data: Data, hparams: HParams, key: Key) -> Hypergradient:
+        """The same with the data as an argument, and no look at the numbers: for `jax.jit`."""
+        theta, rest = self.parted(hparams)
+        mode = self.chosen(data, theta, rest)
+        return _compute(mode, self.job, data, theta, rest, key)
+
+    def explain(self, hparams: HParams) -> Choice:
+        """What mode "auto" chooses for these hyperparameters, and why."""
+        theta, rest = self.parted(hparams)
+        return auto.choose(self.job, self.run.problem.data, theta, rest)
+
+    def over_seeds(self, hparams: HParams, seeds: int | Iterable[int]) -> Estimate:
+        """The mean over seeds and its standard error, s/√N; seeds that diverged are left out.
+
+        Near the edge of stability gradients are heavy-tailed: rare runs carry the mean, and an
+        error that has not seen them says nothing.
+
+        Args:
+          seeds: how many (0, 1, …), or which.
+
+        Raises:
+          UserError: fewer than two seeds.
+        """
+        which = np.asarray(seeds if np.ndim(np.asarray(seeds, object)) == 0 else list(seeds))  # pyright: ignore[reportArgumentType]
+        if not np.issubdtype(which.dtype, np.integer):
+            raise UserError(f"seeds is {seeds!r}: expected a whole number, or several")
+        which = which if which.ndim else np.arange(int(which))
+        if len(which) < 2:
+            raise UserError(f"seeds is {seeds!r}: expected at least two, for a standard error")
+        theta, rest = self.parted(hparams)
+        at_once = kept_bytes.lanes(self.chosen(self.run.problem.data, theta, rest), self.job,
+                               self.run.problem.data, theta, rest)  # fmt: skip
+        each = jax.lax.map(
+            lambda seed: self(hparams, jax.random.key(seed)),
+            jnp.asarray(which),
+            batch_size=min(len(which), at_once),
+        )
+        mean, error = _mean_and_error((each.value, each.gradient), each.finite)
+        return Estimate(mean[0], error[0], mean[1], error[1], each)
+
+    def parted(self, hparams: HParams) -> tuple[HParams, HParams]:
+        """What is differentiated by, as floating arrays, and the other hyperparameters."""
+        checked = self.run.checked(hparams)
+        names = self._names(checked)
+        dtype = core.hyper_dtype(self.run.params)
+        theta = {
+            name: jax.tree.map(lambda v: jnp.asarray(v, dtype), checked[name]) for name in names
+        }
+        rest = {name: value for name, value in checked.items() if name not in theta}
+        self.mode.check(self.job, frozenset(theta))
+        return theta, rest
+
+    def _names(self, checked: HParams) -> tuple[str, ...]:
+        whole = "batch_size" if self.run.plan.n else None
+        evolves = isinstance(self.mode, ES | PES)
+        if self.wrt is None:
+            return tuple(name for name in checked if name != "batch_size")
+        for name in self.wrt:
+            if name not in checked:
+                raise UserError(f"wrt names {name!r}, which hparams lack: {nearest(name, checked)}")
+            if name == whole and not evolves:
+                raise UserError(
+                    "batch_size cannot be differentiated, it is a whole number: mode='es' "
+                    "estimates how the smoothed value changes with it"
+                )
+        return self.wrt
+
+    def chosen(self, data: Data, theta: HParams, rest: HParams) -> Mode:
+        """The mode: the one that was asked for, if it fits, or what "auto" chooses."""
+        if not theta:
+            raise UserError(
+                "nothing to differentiate by: hparams hold no number for it; name one in wrt"
+            )
+        shapes, structure = jax.tree.flatten((data, theta, rest))
+        kind = structure, tuple(np.shape(a) for a in shapes)
+        if kind not in self._modes:
+            self._modes[kind] = self._choose(data, theta, rest)
+        return self._modes[kind]
+
+    def pinned(self, theta: HParams, rest: HParams) -> "Pinned":
+        """Its mode chosen once, without its data: for a program that outlives them."""
+        problem = self.run.problem
+        mode = self.chosen(problem.data, theta, rest)
+        shapes = dataclasses.replace(problem, data=jax.eval_shape(lambda data: data, problem.data))
+        fn = dataclasses.replace(self, run=Run(shapes, self.run.plan), mode=mode)
+        return Pinned(fn, fn.job, mode, fn.wrt)
+
+    def _choose(self, data: Data, theta: HParams, rest: HParams) -> Mode:
+        if not isinstance(self.mode, Auto):
+            kept_bytes.check(self.mode, self.job, data, theta, rest)
+            return self.mode
+        choice = auto.choose(self.job, data, theta, rest)
+        if self.explained:
+            Console().line(f"hypergrad: {choice.reason}")
+        return choice.mode
+
+    def _judge(self, result: Hypergradient) -> None:
+        """Say what a person who calls it would otherwise find out late."""
+        if bool(np.all(np.asarray(result.finite))):
+            return
+        if isinstance(self.mode, Implicit) and int(result.status) != Status.DIVERGED:
+            why = self.mode.refusal(result.aux, int(result.status), result.value.dtype)
+            if why is not None:
+                raise UserError(why)
+        at = int(result.diverged_at)
+        why = f"the run diverged at step {at}" if at >= 0 else "the gradient overflowed"
+        if at < 0 and isinstance(self.mode, ES | PES):
+            why = "a perturbed run diverged (take a smaller sigma)"
+        warnings.warn(f"{why}: the hypergradient is NaN", NonFiniteHypergradient, stacklevel=3)
+
+
+@dataclasses.dataclass(frozen=True)
+class Pinned:
+    """The static part of a hypergradient: those of equal job, mode and names are one program's."""
+
+    fn: HypergradFn = dataclasses.field(compare=False)
+    job: Job
+    mode: Mode
+    wrt: tuple[str, ...] | None
+
+    def pure(self, data: Data, hparams: HParams, key: Key) -> Hypergradient:
+        """As `HypergradFn.pure`."""
+        return self.fn.pure(data, hparams, key)
+
+
+def _mean_and_error(tree: PyTree, good: Array) -> tuple[PyTree, PyTree]:
+    count = jnp.sum(good)
+
+    def moments(a: Array) -> tuple[Array, Array]:
+        keep = good.reshape(-1, *[1] * (a.ndim - 1))
+        n = count.astype(a.dtype)
+        mean = jnp.sum(jnp.where(keep, a, 0), axis=0) / n
+        spread = jnp.sum(jnp.where(keep, (a - mean[None]) ** 2, 0), axis=0)
+        return mean, jnp.sqrt(spread / (n * (n - 1)))
+
+    leaves, structure = jax.tree.flatten(tree)
+    both = [moments(leaf) for leaf in leaves]
+    return tuple(jax.tree.unflatten(structure, [b[i] for b in both]) for i in (0, 1))  # pyright: ignore[reportReturnType]
+
+
+def hypergrad(
+    run: Run,
+    of: Of = "final_loss",
+    wrt: str | Iterable[str] | None = None,
+    mode: str | Mode = "auto",
+    *,
+    explain: bool = False,
+) -> HypergradFn:
+    """The gradient of what a run makes by its hyperparameters, dF(run(θ))/dθ.
+
+    Args:
+      run: from `oj.make_run`.
+      of: F. "final_loss"; "mean_loss", the mean of the mini-batch losses along the run; a metric
+        of the problem, at the end ("validation_loss"); or any function Trajectory → (). Each new
+        function object is a new program: define it once.
+      wrt: names of hyperparameters; all that are given, but the batch size, by default. A value
+        may be a number, an array, a `Schedule`, a tree (``initial_params``), ``example_weights``.
+      mode: how, by name or as an object with settings (`optjax.hypergradients`):
+
+        ============  ===========================================  ====================
+        mode          gradient                                     memory, time (in runs)
+        ============  ===========================================  ====================
+        "forward"     exact, for few numbers P                     P states, 1 + P
+        "reverse"     exact                                        T, 3 to 6
+        "segmented"   exact                                        √T, 4
+        "recursive"   exact                                        log T, 5 and more
+        "one_step"    exact, for T = 1                             1
+        "implicit"    exact at convergence, singular cases too     1, and a linear solve
+        Truncated(k)  biased: the last k steps                     k, 1 + 4k/T
+        "es"          of the smoothed F, by 2N runs                N runs side by side
+        PES(K)        the same, a perturbation each K steps        N runs side by side
+        "auto"        exact; the fastest predicted that fits       (says so by `explain`)
+        ============  ===========================================  ====================
+
+      explain: say on standard error what "auto" chose, and why; `.explain(hparams)` returns it.
+
+    Returns:
+      A function ``(hparams, key) -> (value, gradient)``: a `Hypergradient`, which unpacks so. The
+      gradient is a dict like what it is taken by. The function goes through `jit` and `vmap`;
+      ``.over_seeds(hparams, 64)`` gives means and standard errors, `oj.sweep` takes it in place
+      of a run.
+
+      Where the run diverged the gradient is NaN, ``finite`` is False, and a call outside of
+      `jit` warns.
+
+    Raises:
+      UserError: unknown names; what cannot be differentiated; a mode that cannot serve, or whose
+        memory does not fit.
+
+    >>> import jax, optax, optjax as oj
+    >>> problem = oj.least_squares([[2.0, 1.0], [0.0, 1.0]], [2.0, 1.0])
+    >>> run = oj.make_run(problem, optax.sgd, steps=100)
+    >>> value, slope = oj.hypergrad(run)({"learning_rate": 0.1}, jax.random.key(0))
+    >>> bool(slope["learning_rate"] < 0)  # a larger rate would have come further
+    True
+
+    Sources: Maclaurin et al. (2015); Franceschi et al. (2017) for forward and reverse mode; the
+    other modes name theirs.
+    """
+    if not isinstance(run, Run):
+        raise UserError(f"run is a {type(run).__name__}: expected one from oj.make_run")
+    if isinstance(mode, str):
+        if mode in ("truncated", "pes"):
+            name, argument = {
+                "truncated": ("Truncated", "k"),
+                "pes": ("PES", "steps of a segment"),
+            }[mode]
+            raise UserError(f"mode {mode!r} needs an argument: mode={name}({argument})")
+        if mode not in MODES:
+            raise UserError(f"unknown mode {mode!r}: {nearest(mode, {*MODES, 'truncated', 'pes'})}")
+        chosen: Mode = MODES[mode]
+    else:
+        chosen = mode
+    if isinstance(chosen, type) or not isinstance(chosen, Mode):
+        raise UserError(
+            f"mode is {mode!r}: expected a name, or an object such as Segmented() or Truncated(10)"
+        )
+    if wrt is not None and not isinstance(wrt, str | Iterable):
+        raise UserError(f"wrt is {wrt!r}: expected a name, or several")
+    names = None if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
+    job = make_job(run.plan, of, _metrics(run))
+    return HypergradFn(run, job, names, chosen, explain)
+
+
+def _metrics(run: Run) -> set[str]:
+    plan, data = run.plan, run.problem.data
+
+    def look(data: Data) -> Any:
+        params, state = plan.init(jax.random.key(0), data)
+        try:
+            return plan.metrics(params, state, data, {})
+        except KeyError:  # a metric that reads a hyperparameter
+            return {}
+
+    return set(jax.eval_shape(look, data))

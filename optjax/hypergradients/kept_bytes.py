@@ -1,0 +1,173 @@
+"""What a mode will keep, in bytes, predicted by tracing two and three steps of the run."""
+
+import dataclasses
+import functools
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import psutil
+
+from optjax.hypergradients.evolution import ES, PES
+from optjax.hypergradients.forward import Forward
+from optjax.hypergradients.job import Job, Mode, looks_inside, size
+from optjax.hypergradients.recursive import Recursive
+from optjax.hypergradients.reverse import Reverse
+from optjax.hypergradients.segmented import Segmented, segment_length
+from optjax.hypergradients.truncated import Truncated
+from optjax.run import core
+from optjax.run.problems import Data
+from optjax.support.errors import UserError
+from optjax.support.types import HParams, PyTree
+
+
+class Footprint(NamedTuple):
+    """Bytes that a run's derivative is made of."""
+
+    state: int  # a state of the run
+    step: int  # what reverse mode keeps of a step
+    rest: int  # parameters, gradients and data, whatever the mode
+    reversible: bool = True  # whether a step has a reverse mode
+
+
+def footprint(job: Job, data: Data, theta: HParams, rest: HParams) -> Footprint:
+    """Traced once for runs of a shape."""
+    shapes = tuple(jax.tree.map(jax.typeof, (data, theta, rest)))
+    leaves, structure = jax.tree.flatten(shapes)
+    return _footprint(job, structure, tuple((a.shape, a.dtype) for a in leaves))
+
+
+@functools.lru_cache(maxsize=256)
+def _footprint(job: Job, structure: Any, leaves: tuple[Any, ...]) -> Footprint:
+    arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in leaves]
+    data, theta, rest = jax.tree.unflatten(structure, arrays)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def state(data: Data, theta: HParams, rest: HParams, key: Any) -> Any:
+        return core.init(job.plan, data, {**rest, **theta}, key)
+
+    def kept(steps: int) -> int:
+        """Bytes of the residuals of `steps` steps, the loop's and what it does not change."""
+        plan = job.plan
+        if not looks_inside(job):
+            plan = dataclasses.replace(plan, record_every=1, metrics=_no_metrics)
+
+        def residuals(data: Data, theta: HParams, rest: HParams, state: Any) -> Any:
+            def run(theta: HParams) -> Any:
+                end, records = core.steps_of(plan, steps, data, {**rest, **theta}, state)
+                return end.params, records.metrics
+
+            return jax.vjp(run, theta)[1]
+
+        return _bytes(jax.eval_shape(residuals, data, theta, rest, start))
+
+    def loops(data: Data, theta: HParams, rest: HParams, state: Any) -> Any:
+        def total(theta: HParams) -> Any:
+            after = core.step(job.plan, data, {**rest, **theta}, state)[0].params
+            return sum(jnp.sum(leaf).astype(float) for leaf in jax.tree.leaves(after))
+
+        return jax.grad(total)(theta)
+
+    start = jax.eval_shape(state, data, theta, rest, key)
+    every = job.plan.record_every if looks_inside(job) else 1
+    each = (kept(3 * every) - kept(2 * every)) // every
+    try:
+        jax.eval_shape(loops, data, theta, rest, start)
+    except ValueError:  # a while loop, which has no reverse mode
+        reversible = False
+    else:
+        reversible = True
+    return Footprint(
+        _bytes(start), max(each, 1), _bytes(start) + _bytes(theta), reversible=reversible
+    )
+
+
+def _no_metrics(*_: Any) -> dict[str, Any]:
+    return {}
+
+
+def _bytes(tree: PyTree) -> int:
+    return sum(
+        int(np.prod(leaf.shape)) * _itemsize(leaf.dtype)
+        for leaf in jax.tree.leaves(tree)
+        if hasattr(leaf, "shape")
+    )
+
+
+def _itemsize(dtype: Any) -> int:
+    return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
+
+
+def predicted(mode: Mode, job: Job, found: Footprint, numbers: int) -> int:
+    """Bytes of temporaries."""
+    steps = job.plan.steps
+    if isinstance(mode, Forward):
+        tangents = min(numbers, mode.tile)
+        return found.state * (1 + 2 * tangents) + found.step * (1 + tangents) + found.rest
+    if isinstance(mode, Reverse):
+        return found.step * steps + found.rest
+    if isinstance(mode, Segmented):
+        each = -(-steps // mode.segments) if mode.segments else segment_length(steps)
+        return found.state * -(-steps // each) + found.step * each + found.rest
+    if isinstance(mode, Recursive):
+        levels = max(1, math.ceil(math.log(steps, mode.branching)))
+        return found.state * levels * mode.branching + found.step + found.rest
+    if isinstance(mode, Truncated):
+        return found.step * mode.steps + found.rest
+    if isinstance(mode, ES):
+        return 2 * (found.state + found.step) * min(mode.tile, mode.pairs)
+    if isinstance(mode, PES):
+        return 2 * (found.state + found.step) * mode.pairs
+    return 8 * found.state + found.step + found.rest
+
+
+def available() -> float:
+    """Bytes that a derivative may take: half of what the default device has free."""
+    device = jax.devices()[0]
+    stats = device.memory_stats() if device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return 0.5 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
+    return 0.5 * psutil.virtual_memory().available
+
+
+def needed(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> int:
+    """Bytes of temporaries of one hypergradient in a mode."""
+    return predicted(mode, job, footprint(job, data, theta, rest), size(theta))
+
+
+def lanes(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> int:
+    """How many hypergradients fit side by side, at least one."""
+    return max(1, int(available() // needed(mode, job, data, theta, rest)))
+
+
+def check(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> None:
+    """Refuse a mode whose memory does not fit, and name one whose memory does."""
+    if not isinstance(mode, Reverse | Segmented | Recursive):
+        return
+    found, free = footprint(job, data, theta, rest), available()
+    numbers = size(theta)
+    needed = predicted(mode, job, found, numbers)
+    if needed <= free:
+        return
+    others = [Segmented(), Recursive(), Forward()]
+    fits = [m.name for m in others if predicted(m, job, found, numbers) <= free]
+    instead = f"mode {fits[0]!r} would" if fits else "no exact mode does; take fewer steps"
+    raise UserError(
+        f"mode {mode.name!r} needs about {readable(needed)} for {job.plan.steps} steps and "
+        f"{readable(free)} are free: {instead}"
+    )
+
+
+def readable(count: float) -> str:
+    """Bytes for people.
+
+    >>> readable(958 * 2**20), readable(2.3 * 2**30)
+    ('958 MiB', '2.3 GiB')
+    """
+    for unit in ("bytes", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} GiB"

@@ -1,1 +1,0 @@
-"""Gradient noise and what it costs: models whose moments are exact."""

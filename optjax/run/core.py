@@ -1,0 +1,366 @@
+"""The pure core of a run: its state, one step, and the scan over them."""
+
+import contextlib
+import dataclasses
+import enum
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from optjax.run import batching, optimizers
+from optjax.run.batching import Batch, Sampler
+from optjax.run.problems import Data
+from optjax.run.schedules import Schedule
+from optjax.support.errors import UserError
+from optjax.support.types import Array, HParams, Key, PyTree
+
+Loop = Callable[..., tuple[Any, Any]]
+"""`jax.lax.scan`, or another (body, carry, xs, length=…) with its values and other derivatives."""
+
+
+class Status(enum.IntEnum):
+    """How a run ended; divergence is data, not an exception."""
+
+    RUNNING = 0  # the budget of steps ended first
+    CONVERGED = 1  # the largest gradient entry of the last step is within the tolerance
+    DIVERGED = 2  # a loss, gradient or parameter is NaN or infinite
+    STOPPED = 3  # ended from outside
+
+
+class Records(NamedTuple):
+    """What is looked at along a run, one row a record."""
+
+    step: Array  # (R,) int32, updates done when the record was taken: k, 2k, …
+    loss: Array  # (R,) mean mini-batch loss over the k steps up to the record
+    metrics: dict[str, Array]  # (R,) each, at the parameters of the record
+    path: PyTree  # parameters at each record, leaves (R, ...); None unless asked for
+
+
+class RunState(NamedTuple):
+    """What must persist from one step to the next; enough to resume a run."""
+
+    step: Array  # () int32, updates done
+    key: Key  # () the run's own key
+    params: PyTree
+    model_state: PyTree  # a network's batch statistics and the like
+    opt_state: PyTree
+    order: Array  # (n,) int32, this epoch's order of the examples; (0,) for other samplers
+    gradient: Array  # () largest absolute entry of the last gradient
+    diverged_at: Array  # () int32, the first step whose loss or gradient was not finite; −1
+
+
+class Outcome(NamedTuple):
+    """Where a run has come to, judged at its last state."""
+
+    final_loss: Array  # () loss over all training data at the final parameters, without l2 term
+    status: Array  # () int32, a Status
+    diverged_at: Array  # () int32, the step at which a value stopped being finite; −1 if none did
+
+
+class Trajectory(NamedTuple):
+    """A whole run: what was recorded along it, and its outcome."""
+
+    step: Array  # (R,) int32, updates done when the record was taken: k, 2k, …, T
+    loss: Array  # (R,) mean mini-batch loss over the k steps up to the record, without l2 term
+    metrics: dict[str, Array]  # (R,) each, at the parameters of the record
+    path: PyTree  # leaves (R + 1, ...): w₀ and the parameters at each record; None unless asked
+    params: PyTree  # final parameters
+    model_state: PyTree  # final mutable state of the model
+    final_loss: Array  # () loss over all training data at the final parameters, without l2 term
+    status: Array  # () int32, a Status
+    diverged_at: Array  # () int32, the step at which a value stopped being finite; −1 if none did
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """The static part of a run: hashable, so that equal plans share a compiled program."""
+
+    init: Any
+    loss: Any
+    objective: Any
+    metrics: Any
+    optimizer: Any
+    steps: int
+    sampler: Sampler
+    n: int
+    slots: int
+    whole: bool  # without a batch size, every step sees all examples
+    counts: bool  # a batch is all n examples and how often each was drawn; the draws are the same
+    record_every: int
+    record_path: bool
+    tolerance: float | None
+    own: frozenset[str]  # hyperparameters that go to the optimiser's factory
+
+
+_INIT, _DRAW, _NOISE = 0, 1, 2  # folded into the run's key: independent streams
+
+
+def hyper_dtype(params: PyTree) -> Any:
+    """Hyperparameters enter in the parameters' dtype, but never below float32."""
+    dtypes = (leaf.dtype for leaf in jax.tree.leaves(params))
+    return functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))
+
+
+@contextlib.contextmanager
+def _traced(hparams: HParams) -> Iterator[None]:
+    """A hyperparameter that decides the optimiser's program cannot be traced: say so."""
+    try:
+        yield
+    except jax.errors.ConcretizationTypeError:
+        raise UserError(
+            f"one of {', '.join(hparams)} shapes the optimiser's program and cannot be a "
+            "hyperparameter: give it with functools.partial(factory, name=value)"
+        ) from None
+
+
+def at_step(plan: Plan, hparams: HParams, step: Array) -> HParams:
+    """The hyperparameters as they are at a step: a schedule's value, the others as they stand."""
+    return {
+        name: value.at(step, plan.steps) if isinstance(value, Schedule) else value
+        for name, value in hparams.items()
+    }
+
+
+def split(
+    plan: Plan, hparams: HParams, params: PyTree, step: Array
+) -> tuple[Any, dict[str, Any], Array | None]:
+    """The optimiser, all hyperparameters in the parameters' dtype, and the batch size."""
+    dtype = hyper_dtype(params)
+    size = hparams.get("batch_size")
+    numbers = {
+        name: jax.tree.map(lambda v: jnp.asarray(v).astype(dtype), value)
+        for name, value in at_step(plan, hparams, step).items()
+        if name not in ("batch_size", "initial_params")
+    }
+    own = {name: value for name, value in numbers.items() if name in plan.own}
+    with _traced(own):
+        tx = optimizers.differentiable(plan.optimizer(**own))
+    if size is not None:
+        size = jnp.asarray(size).astype(jnp.int32 if plan.n else dtype)
+        numbers["batch_size"] = size
+    return tx, numbers, size
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init(plan: Plan, data: Data, hparams: HParams, key: Key) -> RunState:
+    """The state before the first step; a traced batch size out of range is diverged at 0."""
+    params, model_state = plan.init(jax.random.fold_in(key, _INIT), data)
+    if "initial_params" in hparams:
+        params = _given(params, hparams["initial_params"])
+    start = jnp.zeros((), jnp.int32)
+    tx, _, size = split(plan, hparams, params, start)
+    good = jnp.array(True)
+    if size is not None and plan.n:
+        good = (size >= 1) & (size <= plan.slots)
+    return RunState(
+        step=start,
+        key=key,
+        params=params,
+        model_state=model_state,
+        opt_state=jax.tree.map(jnp.asarray, tx.init(params)),  # optax has Python bools in some
+        order=batching.initial_order(plan.sampler, jax.random.fold_in(key, _DRAW), plan.n),
+        gradient=jnp.full((), jnp.inf, hyper_dtype(params)),
+        diverged_at=jnp.where(good, -1, 0).astype(jnp.int32),
+    )
+
+
+def _given(params: PyTree, initial: PyTree) -> PyTree:
+    """The initial parameters that the hyperparameters give, in the problem's own dtypes."""
+    return jax.tree.map(lambda w, v: jnp.asarray(v).astype(w.dtype), params, initial)
+
+
+def _for_each(value: PyTree, params: PyTree) -> PyTree:
+    """A hyperparameter as a tree like the parameters: itself, or one number for all of them."""
+    if jax.tree.structure(value) == jax.tree.structure(params):
+        return value
+    return jax.tree.map(lambda _: value, params)
+
+
+def penalised(loss: Array, l2: PyTree | None, params: PyTree) -> Array:
+    """loss + Σ λ̃ w², for one λ̃, one for each parameter, or none."""
+    if l2 is None:
+        return loss
+    dtype = hyper_dtype(params)
+    terms = jax.tree.map(
+        lambda k, w: jnp.sum(k.astype(w.dtype) * jnp.square(w)).astype(dtype),
+        _for_each(l2, params),
+        params,
+    )
+    return loss + sum(jax.tree.leaves(terms), jnp.zeros((), dtype)).astype(loss.dtype)
+
+
+def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[RunState, Array]:
+    """One update of the parameters: the state after it, and the mini-batch loss before it."""
+    tx, numbers, size = split(plan, hparams, state.params, state.step)
+    if size is not None and plan.n:
+        size = jnp.clip(size, 1, plan.slots)
+    indices, mask, order = None, None, state.order
+    if plan.n:
+        sampler = "full" if size is None and plan.whole else plan.sampler
+        draws = jax.random.fold_in(state.key, _DRAW)
+        indices, mask, order = batching.draw(
+            sampler, draws, state.step, state.order, plan.n, plan.slots, size
+        )
+    examples = data.examples
+    if indices is not None and plan.counts:
+        mask = batching.counts(indices, mask, plan.n, hyper_dtype(state.params))
+    elif indices is not None:
+        examples = jax.tree.map(lambda a: a[indices], examples)
+    weights = numbers.get("example_weights")
+    if weights is not None and indices is not None and not plan.counts:
+        weights = weights[indices]
+    noise = jax.random.fold_in(jax.random.fold_in(state.key, _NOISE), state.step)
+    batch = Batch(examples, mask, noise, data.shared, weights)
+
+    def value(params: PyTree) -> tuple[Array, PyTree]:
+        return plan.loss(params, state.model_state, batch, numbers)
+
+    (loss, model_state), grads = jax.value_and_grad(value, has_aux=True)(state.params)
+    l2 = numbers.get("l2")
+    if l2 is not None:
+        grads = jax.tree.map(
+            lambda g, k, w: g + 2 * k.astype(w.dtype) * w,
+            grads,
+            _for_each(l2, state.params),
+            state.params,
+        )
+    with _traced(numbers):
+        updates, opt_state = tx.update(
+            grads,
+            state.opt_state,
+            state.params,
+            value=penalised(loss, l2, state.params),  # a line search must see the penalty, too
+            grad=grads,
+            value_fn=lambda p: penalised(value(p)[0], l2, p),
+        )
+    # A float32 coefficient must not widen the state of a bfloat16 run.
+    opt_state = jax.tree.map(
+        lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype),
+        opt_state,
+        state.opt_state,
+    )
+    params = cast(PyTree, optax.apply_updates(state.params, updates))
+
+    largest = [jnp.max(jnp.abs(g)).astype(hyper_dtype(params)) for g in jax.tree.leaves(grads)]
+    top = jnp.max(jnp.stack(largest))
+    top = jax.lax.stop_gradient(top)
+    finite = jnp.isfinite(top) & jnp.isfinite(loss)
+    fresh = ~finite & (state.diverged_at < 0)
+    state = RunState(
+        step=state.step + 1,
+        key=state.key,
+        params=params,
+        model_state=model_state,
+        opt_state=opt_state,
+        order=order,
+        gradient=top,
+        diverged_at=jnp.where(fresh, state.step, state.diverged_at),
+    )
+    return state, loss
+
+
+def record(plan: Plan, data: Data, hparams: HParams, state: RunState, loss: Array) -> Records:
+    """What is recorded at a state, given the mean loss of the steps before it.
+
+    A schedule has the value of the last step taken.
+    """
+    numbers = split(plan, hparams, state.params, state.step - 1)[1]
+    metrics = plan.metrics(state.params, state.model_state, data, numbers)
+    return Records(state.step, loss, metrics, state.params if plan.record_path else None)
+
+
+def steps_of(
+    plan: Plan,
+    steps: int,
+    data: Data,
+    hparams: HParams,
+    state: RunState,
+    loop: Loop = jax.lax.scan,
+) -> tuple[RunState, Records]:
+    """`steps` more steps: (the state after them, their `Records`)."""
+    every = plan.record_every
+    # A schedule goes in step by step: the derivative by it is then a row a step, and not a sum of
+    # T arrays of length K.
+    moving = {name: value for name, value in hparams.items() if isinstance(value, Schedule)}
+    fixed = {name: value for name, value in hparams.items() if name not in moving}
+    when = state.step + jnp.arange(steps, dtype=jnp.int32)
+    rows = {
+        name: value.at(when, plan.steps).reshape(steps // every, every)
+        for name, value in moving.items()
+    }
+
+    def one(state: RunState, row: HParams) -> tuple[RunState, Array]:
+        return step(plan, data, {**fixed, **row}, state)
+
+    def several(state: RunState, rows: HParams) -> tuple[RunState, Records]:
+        if every == 1:
+            state, loss = one(state, {name: row[0] for name, row in rows.items()})
+        else:
+            state, losses = loop(one, state, rows, length=every)
+            loss = jnp.mean(losses)
+        return state, record(plan, data, hparams, state, loss)
+
+    if steps == every:  # one record: a loop of one would only hide it from the compiler
+        state, records = several(state, {name: row[0] for name, row in rows.items()})
+        return state, jax.tree.map(lambda a: a[None], records)
+    if loop is not jax.lax.scan and every > 1:
+        # A loop that keeps little must not keep what a whole record's steps leave.
+        several = jax.checkpoint(several, prevent_cse=False)
+    return loop(several, state, rows, length=steps // every)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def advance(plan: Plan, steps: int, data: Data, hparams: HParams, state: RunState):
+    """`steps_of`, compiled."""
+    return steps_of(plan, steps, data, hparams, state)
+
+
+def outcome(plan: Plan, data: Data, hparams: HParams, state: RunState) -> Outcome:
+    """What a run that ends in `state` has reached."""
+    numbers = split(plan, hparams, state.params, state.step)[1]
+    final_loss = plan.objective(state.params, state.model_state, data, numbers)
+    finite = jnp.isfinite(final_loss)
+    for leaf in jax.tree.leaves(state.params):
+        finite &= jnp.all(jnp.isfinite(leaf))
+    diverged_at = jnp.where(~finite & (state.diverged_at < 0), state.step, state.diverged_at)
+    status = jnp.full((), Status.RUNNING, jnp.int32)
+    if plan.tolerance is not None:
+        status = jnp.where(state.gradient <= plan.tolerance, Status.CONVERGED, status)
+    status = jnp.where(diverged_at >= 0, Status.DIVERGED, status).astype(jnp.int32)
+    return Outcome(final_loss, status, diverged_at)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def finish(
+    plan: Plan, data: Data, hparams: HParams, start: PyTree, state: RunState, records: Records
+) -> Trajectory:
+    """The outcome of a run from parameters `start` to `state`, with all its records."""
+    path = None
+    if plan.record_path:
+        path = jax.tree.map(
+            lambda first, rest: jnp.concatenate([first[None], rest]), start, records.path
+        )
+    return Trajectory(
+        step=records.step,
+        loss=records.loss,
+        metrics=records.metrics,
+        path=path,
+        params=state.params,
+        model_state=state.model_state,
+        **outcome(plan, data, hparams, state)._asdict(),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def run(
+    plan: Plan, data: Data, hparams: HParams, key: Key, loop: Loop = jax.lax.scan
+) -> Trajectory:
+    """The whole run in one program."""
+    start = init(plan, data, hparams, key)
+    end, records = steps_of(plan, plan.steps, data, hparams, start, loop)
+    return finish(plan, data, hparams, start.params, end, records)

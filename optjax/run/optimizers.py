@@ -1,0 +1,243 @@
+"""What optax lacks: finite derivatives through an optimiser's square roots, and the source's forms.
+
+Adam, AdaGrad, RMSProp with ε outside the root and their kin divide by √v + ε. Where a gradient
+coordinate has been exactly zero, v = 0 and d√v/dv = ∞ meets dv = 0: the derivative of a run by
+any hyperparameter is NaN. The value of the step is smooth there (m/(√v + ε) with m ∝ g, v ∝ g²),
+and its derivative is the one that takes d√v/dv · 0 = 0.
+"""
+
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator
+from functools import partial, wraps
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.extend import core as jex_core
+
+from optjax.support.types import Array, PyTree
+
+Factory = Callable[..., optax.GradientTransformation]
+
+
+@jax.custom_jvp
+def safe_sqrt(x: Array) -> Array:
+    """√x with the derivative 0 where x is not above 0, the ordinary one elsewhere.
+
+    Values are `jnp.sqrt`'s. Below 0 they are NaN; the derivative is not, so that a branch which
+    `jnp.where` leaves out leaves nothing behind in reverse mode, either.
+
+    >>> import jax
+    >>> float(jax.grad(safe_sqrt)(0.0)), float(jax.grad(safe_sqrt)(4.0))
+    (0.0, 0.25)
+    """
+    return jnp.sqrt(x)
+
+
+@safe_sqrt.defjvp
+def _safe_sqrt_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    root = safe_sqrt(x)
+    positive = x > 0
+    slope = 0.5 / jnp.where(positive, root, jnp.ones_like(root))
+    return root, jnp.where(positive, slope, jnp.zeros_like(root)) * dx
+
+
+@jax.custom_jvp
+def _safe_cbrt(x: Array) -> Array:
+    """∛x with the derivative 0 at 0, as `safe_sqrt`."""
+    return jnp.cbrt(x)
+
+
+@_safe_cbrt.defjvp
+def _safe_cbrt_jvp(primals, tangents):
+    (x,), (dx,) = primals, tangents
+    root = _safe_cbrt(x)
+    away = root != 0
+    slope = 1 / (3 * jnp.where(away, root, jnp.ones_like(root)) ** 2)
+    return root, jnp.where(away, slope, jnp.zeros_like(root)) * dx
+
+
+def _whole_power(x: Array, n: Array) -> Array:
+    """xⁿ for a whole n: XLA's own conversion, made where strict promotion sees it."""
+    return jax.lax.pow(x, n.astype(x.dtype) if jnp.issubdtype(n.dtype, jnp.integer) else n)
+
+
+def _real_sqrt(x: Array) -> Array:
+    """`safe_sqrt`, and 0 below 0: reverse mode through an unused branch multiplies by the root."""
+    return safe_sqrt(jnp.where(x < 0, jnp.zeros_like(x), x))
+
+
+_EXCHANGED = {"sqrt": _real_sqrt, "cbrt": _safe_cbrt, "pow": _whole_power}
+"""Primitives of an optimiser's update, and what stands for them: equal values to the bit where
+roots are real."""
+
+
+def differentiable(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """The same transformation with every root of its update replaced by one like `safe_sqrt`.
+
+    The update is traced once and its program evaluated again with the roots exchanged, so any
+    optax transformation goes in, and its values come out equal to the bit. Roots inside loops
+    and custom derivatives of the transformation are left as they are.
+
+    >>> import jax, jax.numpy as jnp, optax
+    >>> def first_step(lr):
+    ...     tx = differentiable(optax.adam(lr))
+    ...     g = jnp.array([0.0, 1.0])
+    ...     return tx.update(g, tx.init(g))[0].sum()
+    >>> bool(jnp.isfinite(jax.grad(first_step)(0.1)))
+    True
+    """
+    inner = optax.with_extra_args_support(tx)
+
+    def init(params: PyTree) -> PyTree:
+        with _as_optax_expects():
+            return inner.init(params)
+
+    def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any):
+        def program(updates, state, params):
+            return inner.update(updates, state, params, **extra)
+
+        with _as_optax_expects():
+            closed, shape = jax.make_jaxpr(program, return_shape=True)(updates, state, params)
+            leaves = jax.tree.leaves((updates, state, params))
+            out = _evaluate(closed.jaxpr, closed.consts, leaves)
+        # A result that is a constant of the program comes as Python's own number.
+        return jax.tree.map(
+            lambda s, o: jnp.asarray(o, s.dtype),
+            shape,
+            jax.tree.unflatten(jax.tree.structure(shape), out),
+        )
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+@contextlib.contextmanager
+def _as_optax_expects() -> Iterator[None]:
+    """optax relies on implicit promotion (`decay**count`), which a strict user may forbid."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
+
+
+def _evaluate(jaxpr: Any, consts: list[Any], args: list[Any]) -> list[Any]:
+    """Evaluate a jaxpr with its roots exchanged for safe ones, inner jits included."""
+    values: dict[Any, Any] = dict(
+        zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True)
+    )
+
+    def read(atom: Any) -> Any:
+        return atom.val if isinstance(atom, jex_core.Literal) else values[atom]
+
+    for eqn in jaxpr.eqns:
+        inputs = [read(v) for v in eqn.invars]
+        if eqn.primitive.name in _EXCHANGED:
+            outputs = [_EXCHANGED[eqn.primitive.name](*inputs)]
+        elif eqn.primitive.name in ("jit", "pjit"):
+            inner = eqn.params["jaxpr"]
+            outputs = _evaluate(inner.jaxpr, inner.consts, inputs)
+        else:
+            outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+            outputs = outputs if eqn.primitive.multiple_results else [outputs]
+        values.update(zip(eqn.outvars, outputs, strict=True))
+    return [read(v) for v in jaxpr.outvars]
+
+
+def rmsprop(
+    learning_rate: Any,
+    decay: Any = 0.9,
+    eps: Any = 1e-8,
+    initial_scale: Any = 0.0,
+    momentum: Any = None,
+) -> optax.GradientTransformation:
+    """RMSProp with ε outside the root, as the source and PyTorch write it.
+
+    .. math:: v ← β v + (1 − β) g², \\qquad w ← w − η g / (√v + ε)
+
+    Args:
+      learning_rate: η.
+      decay: β of the running mean of squares.
+      eps: ε, in the units of the gradient (optax's default form has it inside the root, in the
+        units of its square).
+      initial_scale: v₀.
+      momentum: heavy-ball momentum, applied after the rate, or None.
+
+    The textbook form corrects no bias: from v₀ = 0 the first step has length η/√(1 − β) a
+    coordinate, 3.2 η at β = 0.9.
+
+    >>> import jax.numpy as jnp
+    >>> tx = rmsprop(0.1, decay=0.9, eps=0.01)
+    >>> g = jnp.array([-4.0, -2.0])
+    >>> [round(float(u), 6) for u in tx.update(g, tx.init(g))[0]]
+    [0.313747, 0.311306]
+
+    Source: Tieleman and Hinton (2012), lecture 6.5; the source document, section 1.
+    """
+    return optax.rmsprop(
+        learning_rate,
+        decay=decay,
+        eps=eps,
+        initial_scale=initial_scale,
+        eps_in_sqrt=False,
+        momentum=momentum,
+    )
+
+
+def with_weight_decay(factory: Factory) -> Factory:
+    """A factory that decays the weights by λ a step beside `factory`'s own step.
+
+    .. math:: w ← (1 − λ) w + u(∇L)
+
+    λ is not multiplied by the learning rate (optax's decoupled decay is: there λ = η · wd). With
+    gradient descent it equals the penalty λ̃‖w‖² for λ̃ = λ / (2η), step for step.
+
+    >>> import jax.numpy as jnp, optax
+    >>> tx = with_weight_decay(optax.sgd)(learning_rate=0.1, weight_decay=0.5)
+    >>> w, g = jnp.array([2.0]), jnp.array([1.0])
+    >>> round(float(tx.update(g, tx.init(w), w)[0][0]), 6)  # −0.1 · 1 − 0.5 · 2
+    -1.1
+
+    Source: Hanson and Pratt (1988); Loshchilov and Hutter (2019), proposition 1.
+    """
+
+    @wraps(factory)
+    def decayed(*args: Any, weight_decay: Any, **kwargs: Any) -> optax.GradientTransformation:
+        def decay(updates: PyTree, params: PyTree) -> PyTree:
+            return jax.tree.map(lambda u, w: u - weight_decay * w, updates, params)
+
+        return optax.chain(factory(*args, **kwargs), optax.stateless(decay))
+
+    signature = inspect.signature(factory)
+    extra = inspect.Parameter("weight_decay", inspect.Parameter.KEYWORD_ONLY)
+    kept = [p for p in signature.parameters.values() if p.name != "weight_decay"]
+    at = next((i for i, p in enumerate(kept) if p.kind == p.VAR_KEYWORD), len(kept))
+    decayed.__signature__ = signature.replace(  # pyright: ignore[reportAttributeAccessIssue]
+        parameters=[*kept[:at], extra, *kept[at:]]
+    )
+    return decayed
+
+
+def _named(factory: Factory) -> list[inspect.Parameter]:
+    bound = set(factory.keywords) if isinstance(factory, partial) else set()
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    named = inspect.signature(factory).parameters.values()
+    return [p for p in named if p.kind in kinds and p.name not in bound]
+
+
+def keywords(factory: Factory) -> set[str]:
+    """The hyperparameter names of an optimiser factory: its keyword names.
+
+    >>> sorted(keywords(partial(rmsprop, momentum=0.9)))
+    ['decay', 'eps', 'initial_scale', 'learning_rate']
+    """
+    return {p.name for p in _named(factory)}
+
+
+def required(factory: Factory) -> set[str]:
+    """Those of them that have no default.
+
+    >>> required(rmsprop)
+    {'learning_rate'}
+    """
+    return {p.name for p in _named(factory) if p.default is inspect.Parameter.empty}

@@ -1,0 +1,122 @@
+"""Files written whole or not at all: datasets as netCDF, values as JSON, text."""
+
+import json
+import math
+import os
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from optjax.support.errors import UserError
+
+if TYPE_CHECKING:
+    import xarray
+
+
+def save_dataset(dataset: "xarray.Dataset", path: Path) -> None:
+    """Write a dataset as netCDF, whole or not at all."""
+    dataset = dataset.copy()
+    dataset.attrs = {key: _attr(value) for key, value in dataset.attrs.items() if value is not None}
+    encoding = {
+        name: {"zlib": True, "complevel": 4}
+        for name, variable in dataset.variables.items()
+        if variable.dtype.kind in "fiu" and variable.size > 10_000
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".nc")
+    os.close(handle)
+    try:
+        dataset.to_netcdf(name, engine="h5netcdf", encoding=encoding)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def read_dataset(path: Path) -> "xarray.Dataset":
+    """A saved dataset, wholly in memory."""
+    import xarray
+
+    with xarray.open_dataset(path, engine="h5netcdf") as dataset:
+        return dataset.load()
+
+
+def read_attrs(path: Path) -> Mapping[str, Any]:
+    """A saved dataset's attributes; none where the file is absent or not readable as netCDF."""
+    import h5netcdf
+
+    try:
+        with h5netcdf.File(path, "r") as file:
+            return dict(file.attrs)
+    except (OSError, ValueError, KeyError):
+        return {}
+
+
+def _attr(value: Any) -> Any:
+    if isinstance(value, bool):
+        return int(value)
+    return json.dumps(plain(value)) if isinstance(value, Mapping) else value
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON can hold it: numpy's and JAX's arrays as lists, no NaN, no infinity.
+
+    >>> plain({"loss": float("nan"), "steps": (1, 2)})
+    {'loss': None, 'loss_text': 'nan', 'steps': [1, 2]}
+    """
+    if isinstance(value, Mapping):
+        result: dict[str, Any] = {}
+        for key, item in value.items():
+            result[str(key)] = plain(item)
+            if odd := _odd(item):
+                result[f"{key}_text"] = odd
+        return result
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | bool | int):
+        return value
+    return str(value)
+
+
+def _odd(value: Any) -> str | None:
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, list | tuple) and any(
+        isinstance(item, float) and not math.isfinite(item) for item in value
+    ):
+        return ", ".join(str(item) for item in value)
+    return None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        # mkstemp makes files that only their owner can read.
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def plainly(value: Any) -> str:
+    """What a value is, in one line that is the same in every process: no addresses.
+
+    >>> plainly(len)
+    '<built-in function len>'
+    """
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", " ".join(repr(value).split()))

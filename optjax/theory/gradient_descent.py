@@ -1,0 +1,271 @@
+"""Gradient descent on least squares in closed form: one step, and T of them in the SVD basis.
+
+Notation, shapes and checks are those of `optjax.theory.solutions`; the loss is k‖Xw − t‖² with
+k = 1/n unless `scale` says otherwise.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float, Int
+
+from optjax.support.errors import UserError
+from optjax.theory import solutions
+
+
+def _start(
+    X: ArrayLike, t: ArrayLike, w0: ArrayLike, scale: float | None
+) -> tuple[Array, Array, Array, float]:
+    """X, w0, the residual a and the loss's factor k: what every trajectory below begins with."""
+    X = solutions.array("X", X, 2)
+    t, w0 = solutions.targets(X, t), solutions.weights(X, w0)
+    return X, w0, X @ w0 - t, 1.0 / X.shape[0] if scale is None else scale
+
+
+def one_step_loss(
+    X: Float[Array, "n d"],
+    t: Float[Array, "n"],
+    w0: Float[Array, "d"],
+    eta: ArrayLike,
+    scale: float | None = None,
+) -> Float[Array, ""]:
+    """The loss after one gradient step on k‖Xw − t‖².
+
+    L1(η) = k‖(I − 2kη XXᵀ)a‖²
+
+    Args:
+        X: (n, d).
+        t: (n,).
+        w0: (d,).
+        eta: (), the learning rate η.
+        scale: the loss's factor k; 1/n if None.
+
+    Raises:
+        UserError: shapes do not fit, or a value is not finite.
+
+    >>> float(one_step_loss([[1.0]], [1.0], [0.0], eta=0.5))
+    0.0
+    """
+    X, _, a, k = _start(X, t, w0, scale)
+    residual = a - 2 * k * eta * (X @ (X.T @ a))
+    return k * (residual @ residual)
+
+
+def one_step_hypergradient(
+    X: Float[Array, "n d"],
+    t: Float[Array, "n"],
+    w0: Float[Array, "d"],
+    eta: ArrayLike,
+    scale: float | None = None,
+) -> Float[Array, ""]:
+    """The derivative of `one_step_loss` by the learning rate.
+
+    dL1/dη = −4k² aᵀXXᵀ(I − 2kη XXᵀ)a
+
+    Args:
+        X, t, w0, eta, scale: as `one_step_loss`.
+
+    Raises:
+        UserError: shapes do not fit, or a value is not finite.
+
+    >>> float(one_step_hypergradient([[1.0]], [1.0], [0.0], eta=0.0))
+    -4.0
+    """
+    X, _, a, k = _start(X, t, w0, scale)
+    XXta = X @ (X.T @ a)
+    return -4 * k * k * (XXta @ (a - 2 * k * eta * XXta))
+
+
+def optimal_learning_rate(
+    X: Float[Array, "n d"],
+    t: Float[Array, "n"],
+    w0: Float[Array, "d"],
+    scale: float | None = None,
+    *,
+    batch_size: ArrayLike | None = None,
+    replacement: bool = True,
+) -> Float[Array, ""]:
+    """The learning rate that minimises `one_step_loss`, or `one_step_expected_loss` of a batch.
+
+    η* = ‖Xᵀa‖²/(2k‖XXᵀa‖²), with k = 1/n: (n/2)‖Xᵀa‖²/‖XXᵀa‖²
+
+    For mini-batches η* = ‖g‖²/(gᵀHg + tr(HC_b)), with g the gradient, H = 2kXᵀX the curvature
+    and C_b the covariance of the mini-batch gradient. It is short-sighted: the best rate for one
+    step, not for many.
+
+    Args:
+        X: (n, d).
+        t: (n,).
+        w0: (d,), where the gradient does not vanish.
+        scale: the loss's factor k; 1/n if None.
+        batch_size: b, examples of a mini-batch, may be traced; all of them if None.
+        replacement: whether a mini-batch is drawn with replacement.
+
+    Raises:
+        UserError: shapes do not fit, a value is not finite, the batch size is out of range, or
+            the gradient at w0 is zero to the last bit (with mini-batches: every example's).
+
+    >>> float(optimal_learning_rate([[1.0]], [1.0], [0.0]))
+    0.5
+    """
+    X, _, a, k = _start(X, t, w0, scale)
+    Xta = X.T @ a
+    noise = 0.0 if batch_size is None else _noise_cost(X, a, k, batch_size, replacement)
+    still = not isinstance(Xta, Tracer) and not np.asarray(Xta).any()
+    if still and not isinstance(noise, Tracer) and noise == 0:
+        raise UserError(
+            "the gradient at w0 is zero, so every learning rate leaves the loss as it is; "
+            "give another w0"
+        )
+    XXta = X @ Xta
+    return (Xta @ Xta) / (2 * k * (XXta @ XXta) + noise / (4 * k**2))
+
+
+def one_step_expected_loss(
+    X: Float[Array, "n d"],
+    t: Float[Array, "n"],
+    w0: Float[Array, "d"],
+    eta: ArrayLike,
+    scale: float | None = None,
+    *,
+    batch_size: ArrayLike,
+    replacement: bool = True,
+) -> Float[Array, ""]:
+    """The loss expected after one step along the gradient of a random mini-batch.
+
+    E L1(η) = L1(η) + ½η² tr(HC_b), C_b = C/b · (1, or without replacement (n − b)/(n − 1))
+
+    with H = 2kXᵀX and C the covariance of the gradient of one example. tr(HC) is exact, from all
+    n gradients, for O(nd min(n, d)) operations.
+
+    Args:
+        X, t, w0, eta, scale: as `one_step_loss`.
+        batch_size: b, examples of the mini-batch; may be traced.
+        replacement: whether the mini-batch is drawn with replacement.
+
+    Raises:
+        UserError: shapes do not fit, a value is not finite, or the batch size is out of range.
+
+    >>> float(one_step_expected_loss([[1.0], [1.0]], [1.0, 3.0], [2.0], 0.5, batch_size=1))
+    2.0
+    """
+    X, _, a, k = _start(X, t, w0, scale)
+    noise = _noise_cost(X, a, k, batch_size, replacement)
+    return one_step_loss(X, t, w0, eta, scale) + 0.5 * eta**2 * noise
+
+
+def _noise_cost(
+    X: Array, a: Array, k: float, batch_size: ArrayLike, replacement: bool
+) -> Float[Array, ""]:
+    """tr(HC_b): twice the loss that the noise of a mini-batch's gradient adds at η = 1."""
+    n, d = X.shape
+    b = jnp.asarray(batch_size)
+    if not isinstance(b, Tracer) and not (1 <= float(b) <= (np.inf if replacement else n)):
+        most = "" if replacement else f" and at most n = {n}"
+        raise UserError(f"batch_size is {float(b):g}: expected at least 1{most}")
+    b = b.astype(X.dtype)
+    gradients_nd = 2 * k * n * a[:, None] * X
+    noise_nd = gradients_nd - jnp.mean(gradients_nd, axis=0, keepdims=True)
+    # ‖Xv‖ = ‖Rv‖: of n × d and d × d the smaller.
+    root = X if n <= d else jnp.linalg.qr(X, mode="r")
+    cost = 2 * k * jnp.sum((noise_nd @ root.T) ** 2) / n
+    return cost / b if replacement else cost / b * (n - b) / max(n - 1, 1)
+
+
+def _power(r: Array, steps: int | Int[Array, ""]) -> Array:
+    """rᵀ for integer T, traced or not, and r of either sign."""
+    half = jnp.asarray(steps // 2).astype(r.dtype)
+    odd = jnp.asarray(steps % 2).astype(bool)
+    return jnp.power(r * r, half) * jnp.where(odd, r, jnp.ones_like(r))
+
+
+def gradient_descent_loss(
+    X: Float[Array, "n d"],
+    t: Float[Array, "n"],
+    w0: Float[Array, "d"],
+    eta: ArrayLike,
+    steps: int | Int[Array, ""],
+    scale: float | None = None,
+) -> Float[Array, ""]:
+    """The loss after T full-batch gradient steps, in the SVD basis, without taking them.
+
+    L_T = k(Σ (1 − 2kησ²)^{2T} c² + ‖a − Uc‖²), X = UΣVᵀ, c = Uᵀa (the last term 0 if n ≤ d)
+
+    Args:
+        X: (n, d), of any shape and rank.
+        t: (n,).
+        w0: (d,).
+        eta: (), the learning rate η.
+        steps: T ≥ 0.
+        scale: the loss's factor k; 1/n if None.
+
+    Raises:
+        UserError: shapes do not fit, or a value is not finite.
+
+    >>> float(gradient_descent_loss([[1.0]], [1.0], [0.0], eta=0.25, steps=2))
+    0.0625
+    """
+    X, _, a, k = _start(X, t, w0, scale)
+    U, s, _ = jnp.linalg.svd(X, full_matrices=False)
+    c = U.T @ a
+    rest = a - U @ c
+    r = jnp.asarray(1 - 2 * k * eta * s**2)
+    return k * (jnp.sum((_power(r, steps) * c) ** 2) + rest @ rest)
+
+
+def gradient_descent_hypergradient(
+    X: Float[Array, "n d"],
+    t: Float[Array, "n"],
+    w0: Float[Array, "d"],
+    eta: ArrayLike,
+    steps: int | Int[Array, ""],
+    scale: float | None = None,
+) -> Float[Array, ""]:
+    """The derivative of `gradient_descent_loss` by the learning rate.
+
+    dL_T/dη = −4k²T Σ σ²(1 − 2kησ²)^{2T−1} c²
+
+    Args:
+        X, t, w0, eta, steps, scale: as `gradient_descent_loss`; here T ≥ 1.
+
+    Raises:
+        UserError: shapes do not fit, or a value is not finite.
+
+    >>> float(gradient_descent_hypergradient([[1.0]], [1.0], [0.0], eta=0.25, steps=1))
+    -2.0
+    """
+    X, _, a, k = _start(X, t, w0, scale)
+    U, s, _ = jnp.linalg.svd(X, full_matrices=False)
+    c = U.T @ a
+    r = jnp.asarray(1 - 2 * k * eta * s**2)
+    total = jnp.sum(s**2 * _power(r, 2 * steps - 1) * c**2)
+    return -4 * k * k * jnp.asarray(steps).astype(total.dtype) * total
+
+
+def gradient_descent_iterate(
+    X: Float[Array, "n d"],
+    t: Float[Array, "n"],
+    w0: Float[Array, "d"],
+    eta: ArrayLike,
+    steps: int | Int[Array, ""],
+    scale: float | None = None,
+) -> Float[Array, "d"]:
+    """The parameters after T full-batch gradient steps, in the SVD basis.
+
+    w_T = w0 + V (((1 − 2kησ²)^T − 1)/σ) c, X = UΣVᵀ, c = Uᵀa; a direction of σ = 0 stays put
+
+    Args:
+        X, t, w0, eta, steps, scale: as `gradient_descent_loss`.
+
+    Raises:
+        UserError: shapes do not fit, or a value is not finite.
+
+    >>> float(gradient_descent_iterate([[1.0]], [1.0], [0.0], eta=0.25, steps=2)[0])
+    0.75
+    """
+    X, w0, a, k = _start(X, t, w0, scale)
+    U, s, Vt = jnp.linalg.svd(X, full_matrices=False)
+    r = jnp.asarray(1 - 2 * k * eta * s**2)
+    moves = s > 0
+    gain = jnp.where(moves, (_power(r, steps) - 1) / jnp.where(moves, s, 1.0), 0.0)
+    return w0 + Vt.T @ (gain * (U.T @ a))

@@ -1,0 +1,162 @@
+"""The solutions of least squares: the one of minimum norm, the nearest to a start, projections.
+
+Notation: X is n × d with n ≤ d and full row rank, a = Xw0 − t the residual at the start,
+w* = Xᵀ(XXᵀ)⁻¹t the minimum-norm solution, P = Xᵀ(XXᵀ)⁻¹X the projection onto the row space.
+
+Each function is pure and can be jitted. Shapes are checked always; values (NaN, rank) only
+where they are concrete, since a traced array has none to look at.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
+from jaxtyping import Array, ArrayLike, Float
+
+from optjax.support.errors import UserError
+
+
+def array(name: str, value: ArrayLike, ndim: int) -> Array:
+    if not isinstance(value, jax.Array):
+        value = np.asarray(value)
+    array = jnp.asarray(value)
+    if array.ndim != ndim:
+        shape = "(n, d)" if ndim == 2 else "one-dimensional"
+        raise UserError(f"{name} has shape {array.shape}; it must be {shape}")
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        array = array.astype(jnp.result_type(float))
+    if not isinstance(array, Tracer) and not np.isfinite(np.asarray(array)).all():
+        raise UserError(f"{name} holds NaN or infinite values; remove them first")
+    return array
+
+
+def _matrix(X: ArrayLike) -> Array:
+    """X as an array, n ≤ d; a concrete X also of full row rank."""
+    X = array("X", X, 2)
+    n, d = X.shape
+    if n > d:
+        raise UserError(
+            f"X has shape {X.shape}: {n} equations in {d} unknowns have in general no exact "
+            "solution; give X with no more rows than columns"
+        )
+    if not isinstance(X, Tracer):
+        rank = int(np.linalg.matrix_rank(np.asarray(X)))
+        if rank < n:
+            raise UserError(
+                f"X has rank {rank} but n = {n} rows; remove the rows that others make up"
+            )
+    return X
+
+
+def targets(X: Array, t: ArrayLike) -> Array:
+    t = array("t", t, 1)
+    if t.shape[0] != X.shape[0]:
+        raise UserError(f"t has shape {t.shape} but X has shape {X.shape}; give t one entry a row")
+    return t
+
+
+def weights(X: Array, w: ArrayLike, name: str = "w0") -> Array:
+    w = array(name, w, 1)
+    if w.shape[0] != X.shape[1]:
+        raise UserError(
+            f"{name} has shape {w.shape} but X has shape {X.shape}; give {name} one entry a column"
+        )
+    return w
+
+
+def minimum_norm_solution(X: Float[Array, "n d"], t: Float[Array, "n"]) -> Float[Array, "d"]:
+    """The solution of Xw = t of least Euclidean norm.
+
+    w* = Xᵀ(XXᵀ)⁻¹t = QR⁻ᵀt, where Xᵀ = QR
+
+    The textbook form squares the condition number of X; the QR form does not, and unlike an SVD
+    its derivative stays finite where two singular values meet.
+
+    Args:
+        X: (n, d), n ≤ d, of full row rank.
+        t: (n,).
+
+    Raises:
+        UserError: shapes do not fit, a value is not finite, or X is rank-deficient.
+
+    >>> import numpy as np
+    >>> w = minimum_norm_solution(np.array([[2.0, 1.0]]), np.array([2.0]))
+    >>> [round(float(x), 4) for x in w]
+    [0.8, 0.4]
+    """
+    X = _matrix(X)
+    t = targets(X, t)
+    Q, R = jnp.linalg.qr(X.T)
+    return Q @ jax.scipy.linalg.solve_triangular(R, t, trans="T")
+
+
+def row_space_projection(X: Float[Array, "n d"], w: Float[Array, "*p d"]) -> Float[Array, "*p d"]:
+    """The part of w that lies in the row space of X.
+
+    Pw = Xᵀ(XXᵀ)⁻¹Xw = QQᵀw, where Xᵀ = QR
+
+    Args:
+        X: (n, d), n ≤ d, of full row rank.
+        w: (..., d): one vector, or a whole path of them.
+
+    Raises:
+        UserError: shapes do not fit, a value is not finite, or X is rank-deficient.
+
+    >>> import numpy as np
+    >>> P = row_space_projection(np.array([[1.0, 1.0]]), np.array([3.0, 4.0]))
+    >>> np.round(P, 6).tolist()
+    [3.5, 3.5]
+    """
+    X = _matrix(X)
+    w = jnp.asarray(w)
+    if w.ndim == 0 or w.shape[-1] != X.shape[1]:
+        raise UserError(
+            f"w has shape {w.shape} but X has shape {X.shape}; give w one entry a column, last"
+        )
+    Q, _ = jnp.linalg.qr(X.T)
+    return (w @ Q) @ Q.T
+
+
+def off_row_space(X: Float[Array, "n d"], w: Float[Array, "*p d"]) -> Float[Array, "*p d"]:
+    """The part of w that no combination of X's rows can make.
+
+    (I − P)w
+
+    Args:
+        X: (n, d), n ≤ d, of full row rank.
+        w: (..., d).
+
+    Raises:
+        UserError: as `row_space_projection`.
+
+    >>> import numpy as np
+    >>> np.round(off_row_space(np.array([[1.0, 1.0]]), np.array([3.0, 4.0])), 6).tolist()
+    [-0.5, 0.5]
+    """
+    w = jnp.asarray(w)
+    return w - row_space_projection(X, w)
+
+
+def nearest_solution(
+    X: Float[Array, "n d"], t: Float[Array, "n"], w0: Float[Array, "d"]
+) -> Float[Array, "d"]:
+    """The solution of Xw = t that lies nearest to w0: where gradient descent from w0 ends.
+
+    w* + (I − P)w0
+
+    Args:
+        X: (n, d), n ≤ d, of full row rank.
+        t: (n,).
+        w0: (d,).
+
+    Raises:
+        UserError: shapes do not fit, a value is not finite, or X is rank-deficient.
+
+    >>> import numpy as np
+    >>> X, t, w0 = np.array([[1.0, 1.0]]), np.array([2.0]), np.array([3.0, 4.0])
+    >>> np.round(nearest_solution(X, t, w0), 6).tolist()
+    [0.5, 1.5]
+    """
+    X = _matrix(X)
+    w0 = weights(X, w0)
+    return minimum_norm_solution(X, t) + off_row_space(X, w0)
