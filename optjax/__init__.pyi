@@ -36,9 +36,9 @@ from .sweeps.grid import span as span
 from .sweeps.grid import table as table
 from .sweeps.grid import zipped as zipped
 from .sweeps.replaying import replay as replay
-from .sweeps.rules import Halving as Halving
-from .sweeps.rules import Plateau as Plateau
-from .sweeps.rules import Target as Target
+from .sweeps.stop_rules import Halving as Halving
+from .sweeps.stop_rules import Plateau as Plateau
+from .sweeps.stop_rules import Target as Target
 from .sweeps.sweeping import sweep as sweep
 from .theory.noisy_quadratic import noisy_quadratic as noisy_quadratic
 from .theory.quadratic_rates import best_schedule as best_schedule

@@ -26,7 +26,7 @@ from optjax.run.trajectory import make_run
 from optjax.support.console import silent
 from optjax.support.errors import UserError
 from optjax.sweeps import sweep
-from optjax.sweeps.rules import Target
+from optjax.sweeps.stop_rules import Target
 from optjax.theory.noisy_quadratic import noisy_quadratic
 from optjax.theory.quadratic_steps import fewest_steps
 

@@ -20,7 +20,7 @@ from optjax.run.trajectory import Run, make_run
 from optjax.support.console import silent
 from optjax.support.types import Array, Key
 from optjax.sweeps import sweep
-from optjax.sweeps.program import forget
+from optjax.sweeps.programs import forget
 
 from .measure import Entry, Side, seconds
 from .peers import NO_TORCH
@@ -284,7 +284,7 @@ def _network(sizes: Sizes) -> list[Side]:
     ]
 
 
-# ------------------------------------------------------------------------- buckets and survivors
+# ------------------------------------------------------------------------- groups and survivors
 
 
 def _batches(sizes: Sizes) -> list[Side]:
@@ -353,17 +353,17 @@ def _overhead(sizes: Sizes) -> list[Side]:
 
     def kept() -> None:
         out = folder / str(next(number))
-        sweep(run, grid, out=out, chunk_seconds=10, checkpoint_seconds=10, tile=512)
+        sweep(run, grid, out=out, chunk_seconds=10, checkpoint_seconds=10, vmap_chunk=512)
         shutil.rmtree(out)
 
     def bare() -> None:
-        sweep(run, grid, chunk_steps=sizes.long_steps, progress=silent, tile=512)
+        sweep(run, grid, chunk_steps=sizes.long_steps, progress=silent, vmap_chunk=512)
 
     short = make_run(
         problem, optax.rmsprop, run.plan.record_every, max_batch_size=sizes.batch_size,
         record_every=run.plan.record_every,
     )  # fmt: skip
-    sweep(short, grid, tile=512, progress=silent)
+    sweep(short, grid, vmap_chunk=512, progress=silent)
     return [
         Side("one chunk, nothing kept", lambda: seconds(bare), 2),
         Side("kept, in chunks of 10 s", lambda: seconds(kept), 2),

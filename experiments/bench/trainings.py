@@ -118,7 +118,7 @@ class Training:
         before = _peak_bytes()
         first = sweep(run, grid, self.seeds, progress=silent)
         peak = _peak_bytes()
-        group = next(g for g in json.loads(first.attrs["buckets"]) if "layout" in g)
+        group = next(g for g in json.loads(first.attrs["groups"]) if "layout" in g)
         self.preparing = group["seconds to prepare"]
         entry.facts |= {
             "seeds": self.seeds,

@@ -25,7 +25,7 @@ from optjax.run.problems import Data, Metrics, Problem, least_squares
 from optjax.run.trajectory import make_run
 from optjax.support.types import Array, HParams, PyTree
 from optjax.sweeps import sweep
-from optjax.sweeps.rules import Target
+from optjax.sweeps.stop_rules import Target
 from optjax.theory.noisy_quadratic import noisy_quadratic, risk, step
 from optjax.theory.quadratic_steps import fewest_steps
 
@@ -226,12 +226,12 @@ def _point(name: str, family: str, found: xr.Dataset, scales: dict[str, np.ndarr
 
 def net(config: "Config", progress: Callable[[str, float], None]) -> tuple[list[Point], xr.Dataset]:
     """Steps to every target, and scales along the largest batch's run to the hardest."""
-    tiles = drawn_tiles(
+    chunks_ = drawn_tiles(
         config.data, config.pictures, config.seed, config.net_batches, size=16,
         colours=config.colours,
     )  # fmt: skip
     net = networks.model("conv-transpose", filters=config.filters, colours=config.colours)
-    problem = colourisation_problem(net, tiles)
+    problem = colourisation_problem(net, chunks_)
     problem = dataclasses.replace(problem, metrics=WholeLoss(problem.loss))
     every, hardest = config.net_every, min(config.net_targets)
     most = every * (config.net_steps // every)
@@ -242,7 +242,7 @@ def net(config: "Config", progress: Callable[[str, float], None]) -> tuple[list[
             "learning_rate": np.geomspace(*config.net_span, config.net_rates),
         },
         config.net_seeds,
-        lanes="map",
+        layout="map",
         stop=Target(hardest, "whole_loss"),
         progress=progress,
     )

@@ -37,8 +37,8 @@ VALUES         0.1,0.2,0.5       these
 --record-every steps from record to record; by default about a hundred records
 --stop         target:0.1, target:METRIC:0.1, plateau:500, halving:100; several by commas
 --keep-diverged  go on with runs that diverged
---out DIR      keeps the sweep: the same words again go on, or add points and seeds; --anew drops
---lanes        auto, vmap, map or loop; --tile N lanes vmapped together
+--out DIR      keeps the sweep: the same words again go on, or add points and seeds; --overwrite drops
+--lanes        auto, vmap, map or loop; --vmap_chunk N lanes vmapped together
 --batching     auto, static or masked
 --chunk-seconds, --checkpoint-seconds   (10, 30)
 --float64      double precision
@@ -73,7 +73,7 @@ def _resume(folder: str) -> int:
         )
     groups = grouped(words[1:])
     groups["out"] = [folder]  # it may have been moved
-    groups.pop("anew", None)
+    groups.pop("overwrite", None)
     return _sweep(words[0], groups, words)
 
 
@@ -112,7 +112,7 @@ def _without_out(words: list[str]) -> list[str]:
     kept, skip = [], False
     for word in words:
         if word.startswith("--"):
-            skip = word.split("=")[0].replace("_", "-") in ("--out", "--anew")
+            skip = word.split("=")[0].replace("_", "-") in ("--out", "--overwrite")
         if not skip:
             kept.append(word)
     return kept
@@ -128,20 +128,20 @@ def _how(groups: dict[str, list[str]]) -> dict[str, Any]:
     for name in ("lanes", "batching"):
         if name in groups:
             how[name] = one(groups, name)
-    if "tile" in groups:
-        how["tile"] = number(groups, "tile")
+    if "vmap_chunk" in groups:
+        how["vmap_chunk"] = number(groups, "vmap_chunk")
     for name in ("chunk_seconds", "checkpoint_seconds"):
         if name in groups:
             how[name] = typed(name, float, [one(groups, name)])
     if "stop" in groups:
         how["stop"] = [_rule(text) for text in one(groups, "stop").split(",")]
     how["keep_diverged"] = switch(groups, "keep_diverged")
-    how["anew"] = switch(groups, "anew")
+    how["overwrite"] = switch(groups, "overwrite")
     return how
 
 
 def _rule(text: str) -> Any:
-    from optjax.sweeps.rules import Halving, Plateau, Target
+    from optjax.sweeps.stop_rules import Halving, Plateau, Target
 
     kind, *rest = text.split(":")
     metric, value = (rest if len(rest) == 2 else ["loss", *rest])[:2] if rest else ("loss", "")

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from optjax.hypergradients.job import Found, Job, looks_inside, with_records
+from optjax.hypergradients.job import Job, looks_inside, with_records
+from optjax.hypergradients.mode import Footprint, Found, Mode
 from optjax.run import core
 from optjax.run.core import Outcome, Plan
 from optjax.run.problems import Data
@@ -24,6 +25,11 @@ from optjax.support.types import Array, HParams, Key, PyTree
 
 _DIRECTIONS = 3  # folded into the run's key: a stream of its own, beside scan's 0, 1, 2
 
+
+_PERTURBED = (
+    "a perturbed run diverged (take a smaller sigma)",
+    "perturbed runs diverged at every point {tried}: take a smaller sigma",
+)
 
 Sigma = float | tuple[tuple[str, float], ...]
 
@@ -85,7 +91,7 @@ def mean_and_error(estimates: Array) -> tuple[Array, Array]:
 
 
 @dataclasses.dataclass(frozen=True)
-class ES:
+class ES(Mode):
     """Antithetic evolution strategies (Rechenberg 1973; Salimans et al. 2017).
 
     The result's ``aux["standard_error"]`` is that of the gradient; the value is f(θ), unsmoothed.
@@ -102,6 +108,8 @@ class ES:
     tile: int = 64
 
     name = "es"
+    perturbs = True
+    not_finite, never_finite = _PERTURBED
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", sigma_of(self.sigma))
@@ -110,6 +118,14 @@ class ES:
         """Pairs and deviations."""
         whole(f"{self.name}: tile", self.tile, 1)
         check_evolution(self, names)
+
+    def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
+        """Two runs for each pair at a time."""
+        return 2 * (found.state + found.step) * min(self.tile, self.pairs)
+
+    def cost(self, job: Job, found: Footprint, numbers: int) -> float:
+        """Two runs a pair, and one without a perturbation."""
+        return 2.0 * self.pairs + 1.0
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
         flat, unravel = ravel_pytree(theta)
@@ -131,7 +147,7 @@ class ES:
 
 
 @dataclasses.dataclass(frozen=True)
-class PES:
+class PES(Mode):
     """Persistent evolution strategies: a fresh perturbation a segment, all of them remembered.
 
         ĝ = (1/σ²N) Σ_i Σ_τ ξ_{i,τ} (L_τ(θ + ε…) − L_τ(θ − ε…))/2,   ξ_{i,τ} = ε_{i,1} + … + ε_{i,τ}
@@ -151,6 +167,8 @@ class PES:
     sigma: Any = 0.01
 
     name = "pes"
+    perturbs = True
+    not_finite, never_finite = _PERTURBED
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "sigma", sigma_of(self.sigma))
@@ -165,6 +183,14 @@ class PES:
                 f"segment is {self.segment}: expected a divisor of the run's {job.plan.steps} steps"
                 + (f" and a multiple of record_every = {every}" if every > 1 else "")
             )
+
+    def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
+        """Two runs for each pair at a time."""
+        return 2 * (found.state + found.step) * self.pairs
+
+    def cost(self, job: Job, found: Footprint, numbers: int) -> float:
+        """Two runs a pair, and one without a perturbation."""
+        return 2.0 * self.pairs + 1.0
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
         inner = job if looks_inside(job) else with_records(job, self.segment)

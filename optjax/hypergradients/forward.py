@@ -14,7 +14,8 @@ import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 
-from optjax.hypergradients.job import Found, Job
+from optjax.hypergradients.job import Job
+from optjax.hypergradients.mode import Footprint, Found, Mode
 from optjax.hypergradients.tangents import Dual, push
 from optjax.run import core
 from optjax.run.core import Outcome, Records, RunState
@@ -24,7 +25,7 @@ from optjax.support.types import Array, HParams, Key
 
 
 @dataclasses.dataclass(frozen=True)
-class Forward:
+class Forward(Mode):
     """Tangents carried along the run (Franceschi et al. 2017, forward-HG).
 
     Args:
@@ -41,6 +42,15 @@ class Forward:
         """Tangents are whole numbers."""
         whole("Forward: tile", self.tile, 1)
         whole("Forward: singly", self.singly, 0)
+
+    def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
+        """A state and a step, and as many more as tangents are carried."""
+        tangents = min(numbers, self.tile)
+        return found.state * (1 + 2 * tangents) + found.step * (1 + tangents) + found.rest
+
+    def cost(self, job: Job, found: Footprint, numbers: int) -> float:
+        """A run, and one more for every tangent."""
+        return 1.0 + numbers
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
         flat, unravel = ravel_pytree(theta)

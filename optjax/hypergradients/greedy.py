@@ -106,7 +106,7 @@ def _objective(
     plan: Plan, data: Data, hparams: HParams, state: RunState
 ) -> Callable[[PyTree], Array]:
     """The loss over all training data with the l2 term, as a function of the parameters."""
-    numbers = core.split(plan, hparams, state.params, state.step)[1]
+    numbers = core.hparams_at(plan, hparams, state.params, state.step)
 
     def objective(params: PyTree) -> Array:
         loss = plan.objective(params, state.model_state, data, numbers)
@@ -147,7 +147,8 @@ def _noise_cost(
     curvature: Callable[[PyTree], Array],
 ) -> Array:
     """tr(HC_b)."""
-    _, numbers, size = core.split(plan, hparams, state.params, state.step)
+    numbers = core.hparams_at(plan, hparams, state.params, state.step)
+    size = numbers.get("batch_size")
     dtype = core.hyper_dtype(state.params)
     if not plan.n:
         H, deviation = data.shared["H"], data.shared["noise"]

@@ -11,19 +11,22 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from optjax.hypergradients import auto, kept_bytes
-from optjax.hypergradients.auto import Auto, Choice
-from optjax.hypergradients.evolution import ES, PES
+from optjax.hypergradients.auto import Auto
+from optjax.hypergradients.evolution import ES
+from optjax.hypergradients.footprint import at_once
 from optjax.hypergradients.forward import Forward
 from optjax.hypergradients.implicit import Implicit
-from optjax.hypergradients.job import Job, Mode, Of, make_job
+from optjax.hypergradients.job import Job, Of, make_job
+from optjax.hypergradients.mode import Choice, Mode
 from optjax.hypergradients.one_step import OneStep
 from optjax.hypergradients.recursive import Recursive
 from optjax.hypergradients.reverse import Reverse
 from optjax.hypergradients.segmented import Segmented
 from optjax.run import core
+from optjax.run.computation import Finished
 from optjax.run.core import Status
 from optjax.run.problems import Data
+from optjax.run.schedules import plain
 from optjax.run.trajectory import Run
 from optjax.support.console import Console
 from optjax.support.errors import UserError, nearest
@@ -126,9 +129,9 @@ class HypergradFn:
         return _compute(mode, self.job, data, theta, rest, key)
 
     def explain(self, hparams: HParams) -> Choice:
-        """What mode "auto" chooses for these hyperparameters, and why."""
+        """The mode that is taken for these hyperparameters, and why."""
         theta, rest = self.parted(hparams)
-        return auto.choose(self.job, self.run.problem.data, theta, rest)
+        return self.mode.choice(self.job, self.run.problem.data, theta, rest)
 
     def over_seeds(self, hparams: HParams, seeds: int | Iterable[int]) -> Estimate:
         """The mean over seeds and its standard error, s/√N; seeds that diverged are left out.
@@ -149,12 +152,12 @@ class HypergradFn:
         if len(which) < 2:
             raise UserError(f"seeds is {seeds!r}: expected at least two, for a standard error")
         theta, rest = self.parted(hparams)
-        at_once = kept_bytes.lanes(self.chosen(self.run.problem.data, theta, rest), self.job,
-                               self.run.problem.data, theta, rest)  # fmt: skip
+        data = self.run.problem.data
+        together = at_once(self.chosen(data, theta, rest), self.job, data, theta, rest)
         each = jax.lax.map(
             lambda seed: self(hparams, jax.random.key(seed)),
             jnp.asarray(which),
-            batch_size=min(len(which), at_once),
+            batch_size=min(len(which), together),
         )
         mean, error = _mean_and_error((each.value, each.gradient), each.finite)
         return Estimate(mean[0], error[0], mean[1], error[1], each)
@@ -162,29 +165,17 @@ class HypergradFn:
     def parted(self, hparams: HParams) -> tuple[HParams, HParams]:
         """What is differentiated by, as floating arrays, and the other hyperparameters."""
         checked = self.run.checked(hparams)
-        names = self._names(checked)
-        dtype = core.hyper_dtype(self.run.params)
-        theta = {
-            name: jax.tree.map(lambda v: jnp.asarray(v, dtype), checked[name]) for name in names
-        }
-        rest = {name: value for name, value in checked.items() if name not in theta}
-        self.mode.check(self.job, frozenset(theta))
-        return theta, rest
-
-    def _names(self, checked: HParams) -> tuple[str, ...]:
-        whole = "batch_size" if self.run.plan.n else None
-        evolves = isinstance(self.mode, ES | PES)
-        if self.wrt is None:
-            return tuple(name for name in checked if name != "batch_size")
-        for name in self.wrt:
+        for name in self.wrt or ():
             if name not in checked:
                 raise UserError(f"wrt names {name!r}, which hparams lack: {nearest(name, checked)}")
-            if name == whole and not evolves:
+            if name == "batch_size" and self.run.plan.n and not self.mode.perturbs:
                 raise UserError(
                     "batch_size cannot be differentiated, it is a whole number: mode='es' "
                     "estimates how the smoothed value changes with it"
                 )
-        return self.wrt
+        theta, rest = parted(checked, self.wrt, core.hyper_dtype(self.run.params))
+        self.mode.check(self.job, frozenset(theta))
+        return theta, rest
 
     def chosen(self, data: Data, theta: HParams, rest: HParams) -> Mode:
         """The mode: the one that was asked for, if it fits, or what "auto" chooses."""
@@ -198,20 +189,14 @@ class HypergradFn:
             self._modes[kind] = self._choose(data, theta, rest)
         return self._modes[kind]
 
-    def pinned(self, theta: HParams, rest: HParams) -> "Pinned":
-        """Its mode chosen once, without its data: for a program that outlives them."""
-        problem = self.run.problem
-        mode = self.chosen(problem.data, theta, rest)
-        shapes = dataclasses.replace(problem, data=jax.eval_shape(lambda data: data, problem.data))
-        fn = dataclasses.replace(self, run=Run(shapes, self.run.plan), mode=mode)
-        return Pinned(fn, fn.job, mode, fn.wrt)
+    def computation(self, theta: HParams, rest: HParams) -> "HypergradientComputation":
+        """Itself with its mode chosen and without its data: what a sweep carries out."""
+        mode = self.chosen(self.run.problem.data, theta, rest)
+        return HypergradientComputation(self.job, mode, self.wrt)
 
     def _choose(self, data: Data, theta: HParams, rest: HParams) -> Mode:
-        if not isinstance(self.mode, Auto):
-            kept_bytes.check(self.mode, self.job, data, theta, rest)
-            return self.mode
-        choice = auto.choose(self.job, data, theta, rest)
-        if self.explained:
+        choice = self.mode.choice(self.job, data, theta, rest)
+        if self.explained and choice.mode is not self.mode:
             Console().line(f"hypergrad: {choice.reason}")
         return choice.mode
 
@@ -219,29 +204,69 @@ class HypergradFn:
         """Say what a person who calls it would otherwise find out late."""
         if bool(np.all(np.asarray(result.finite))):
             return
-        if isinstance(self.mode, Implicit) and int(result.status) != Status.DIVERGED:
-            why = self.mode.refusal(result.aux, int(result.status), result.value.dtype)
-            if why is not None:
-                raise UserError(why)
+        refusal = self.mode.refusal(result.aux, int(result.status), result.value.dtype)
+        if refusal is not None:
+            raise UserError(refusal)
         at = int(result.diverged_at)
-        why = f"the run diverged at step {at}" if at >= 0 else "the gradient overflowed"
-        if at < 0 and isinstance(self.mode, ES | PES):
-            why = "a perturbed run diverged (take a smaller sigma)"
+        why = f"the run diverged at step {at}" if at >= 0 else self.mode.not_finite
         warnings.warn(f"{why}: the hypergradient is NaN", NonFiniteHypergradient, stacklevel=3)
 
 
-@dataclasses.dataclass(frozen=True)
-class Pinned:
-    """The static part of a hypergradient: those of equal job, mode and names are one program's."""
+def parted(hparams: HParams, wrt: tuple[str, ...] | None, dtype: Any) -> tuple[HParams, HParams]:
+    """Hyperparameters to differentiate by, in a dtype, and the others; `wrt` as in `hypergrad`."""
+    names = [name for name in hparams if name != "batch_size"] if wrt is None else wrt
+    theta = {name: jax.tree.map(lambda v: jnp.asarray(v, dtype), hparams[name]) for name in names}
+    return theta, {name: value for name, value in hparams.items() if name not in theta}
 
-    fn: HypergradFn = dataclasses.field(compare=False)
+
+class HypergradientState(NamedTuple):
+    """A hypergradient under way: all of it is one step."""
+
+    step: Any  # () int32
+    key: Key
+    found: Hypergradient  # zeros before the step
+    diverged_at: Array  # () int32
+
+
+@dataclasses.dataclass(frozen=True)
+class HypergradientComputation:
+    """A hypergradient as a sweep carries it out: see `Computation`. Its mode is chosen."""
+
     job: Job
     mode: Mode
     wrt: tuple[str, ...] | None
 
-    def pure(self, data: Data, hparams: HParams, key: Key) -> Hypergradient:
-        """As `HypergradFn.pure`."""
-        return self.fn.pure(data, hparams, key)
+    def __call__(self, data: Data, hparams: HParams, key: Key) -> Hypergradient:
+        """The value and the gradient, nothing checked."""
+        params = jax.eval_shape(self.job.plan.init, key, data)[0]
+        theta, rest = parted(hparams, self.wrt, core.hyper_dtype(params))
+        return _compute(self.mode, self.job, data, theta, rest, key)
+
+    def start(self, data: Data, hparams: HParams, key: Key) -> HypergradientState:
+        """As `Computation.start`."""
+        shapes = jax.eval_shape(self, data, hparams, key)
+        found = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+        zero = jnp.zeros((), jnp.int32)
+        return HypergradientState(zero, key, found, zero - 1)
+
+    def advance(
+        self, data: Data, hparams: HParams, state: HypergradientState, steps: Array
+    ) -> tuple[HypergradientState, dict[str, Array]]:
+        """As `Computation.advance`: all of it, whatever `steps` says; nothing is recorded."""
+        found = self(data, hparams, state.key)
+        at = found.diverged_at.astype(jnp.int32)
+        return HypergradientState(state.step + steps, state.key, found, at), {}
+
+    def finish(self, data: Data, hparams: HParams, state: HypergradientState) -> Finished:
+        """As `Computation.finish`: the value, the gradient's leaves and what the mode adds."""
+        found = state.found
+        kept = {"value": found.value}
+        for first, tree in (("gradient", found.gradient), *found.aux.items()):
+            for path, leaf in jax.tree_util.tree_leaves_with_path(plain(tree)):
+                inner = jax.tree_util.keystr(path, simple=True, separator=".")
+                kept[f"{first}_{inner}" if inner else first] = leaf
+        kept["finite"] = found.finite
+        return Finished(found.status, found.diverged_at, kept)
 
 
 def _mean_and_error(tree: PyTree, good: Array) -> tuple[PyTree, PyTree]:

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jax.scipy.sparse.linalg import cg
 
-from optjax.hypergradients.job import Found, Job, looks_inside
+from optjax.hypergradients.job import Job, looks_inside
+from optjax.hypergradients.mode import Footprint, Found, Mode
 from optjax.run import core
 from optjax.run.batching import Batch
 from optjax.run.core import Outcome, Trajectory
@@ -31,7 +32,7 @@ Solver = Literal["cg", "normal_cg", "neumann"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Implicit:
+class Implicit(Mode):
     """Implicit differentiation at the run's end (Bengio 2000; Lorraine et al. 2020).
 
     It serves hyperparameters of what is minimised: ``l2``, ``example_weights``, the problem's own.
@@ -56,6 +57,10 @@ class Implicit:
     tolerance: float | None = None
 
     name = "implicit"
+    never_finite = (
+        "mode 'implicit': at no point {tried} have the runs converged; take more steps, a larger "
+        "tolerance, or mode 'segmented'"
+    )
 
     def check(self, job: Job, names: frozenset[str]) -> None:
         """What is minimised must depend on the hyperparameters, and `of` on the end alone."""
@@ -78,6 +83,14 @@ class Implicit:
                     f"mode 'implicit' and {name!r}: the solution is that of the training loss, in "
                     f"which it has no part; {hint}, or take mode 'segmented'"
                 )
+
+    def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
+        """The vectors of the linear solver."""
+        return 8 * found.state + found.step + found.rest
+
+    def cost(self, job: Job, found: Footprint, numbers: int) -> float:
+        """A run; the linear system is not counted."""
+        return 1.0
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
         hparams = {**rest, **theta}
@@ -153,7 +166,9 @@ class Implicit:
             return x, _relative(hessian(x) - b, b)
 
     def refusal(self, aux: dict[str, Any], status: int, dtype: Any) -> str | None:
-        """Why the gradient of a finished call cannot be had, in a line; None where it can."""
+        """As `Mode.refusal`: the run or the linear system has not converged."""
+        if status == core.Status.DIVERGED:
+            return None
         residual, solve = float(aux["residual"]), float(aux["solve_residual"])
         limit = self._tolerance(dtype)
         if float(aux["elsewhere"]) > 0:
@@ -225,7 +240,7 @@ def _minimised(
     """L(w, θ) + λ̃‖w‖² over all training data, as a full-batch step sees it."""
     plan = job.plan
     last = jnp.asarray(plan.steps, jnp.int32)
-    numbers = core.split(plan, hparams, params, last)[1]
+    numbers = core.hparams_at(plan, hparams, params, last)
     batch = Batch(data.examples, None, key, data.shared, numbers.get("example_weights"))
     loss, _ = plan.loss(params, model_state, batch, numbers)
     return core.penalised(loss, numbers.get("l2"), params)
@@ -236,7 +251,7 @@ def _at_end(
 ) -> Trajectory:
     """The trajectory with other final parameters: what is judged as a function of them."""
     plan, state = job.plan, trajectory.model_state
-    numbers = core.split(plan, hparams, params, jnp.asarray(plan.steps, jnp.int32))[1]
+    numbers = core.hparams_at(plan, hparams, params, jnp.asarray(plan.steps, jnp.int32))
     metrics = plan.metrics(params, state, data, numbers)
     path = trajectory.path
     if path is not None and looks_inside(job):

@@ -1,8 +1,7 @@
-"""What every mode is given: a run, a number that it makes, and the hyperparameters to vary."""
+"""What every mode is given: a run and a number that it makes."""
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +14,6 @@ from optjax.support.errors import UserError, nearest
 from optjax.support.types import Array, HParams, Key, PyTree
 
 Of = str | Callable[[Trajectory], Array]
-
-
-class Found(NamedTuple):
-    """What a mode finds."""
-
-    value: Array  # ()
-    gradient: PyTree  # like theta
-    outcome: Outcome
-    aux: dict[str, Any]  # what else the mode knows of it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,24 +47,6 @@ class Job:
             )
         ended = Outcome(trajectory.final_loss, trajectory.status, trajectory.diverged_at)
         return value, jax.tree.map(jax.lax.stop_gradient, ended)
-
-
-@runtime_checkable
-class Mode(Protocol):
-    """A way to differentiate a run. One file each; a frozen dataclass, hashable."""
-
-    @property
-    def name(self) -> str:
-        """As `oj.hypergrad` calls it."""
-        ...
-
-    def check(self, job: Job, names: frozenset[str]) -> None:
-        """Refuse, before anything is traced, what the mode cannot serve."""
-        ...
-
-    def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
-        """The value and its gradient by theta, a dict of floating arrays."""
-        ...
 
 
 def make_job(plan: Plan, of: Of, metrics: set[str]) -> Job:
@@ -133,7 +105,3 @@ def ends_in(job: Job) -> str | None:
 def size(tree: PyTree) -> int:
     """Numbers in a tree of arrays."""
     return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(tree))
-
-
-def nothing_to_check(job: Job, names: frozenset[str]) -> None:
-    """A mode that serves every run."""

@@ -13,7 +13,8 @@ import dataclasses
 import jax.numpy as jnp
 import optax
 
-from optjax.hypergradients.job import Found, Job, ends_in
+from optjax.hypergradients.job import Job, ends_in
+from optjax.hypergradients.mode import Footprint, Found, Mode
 from optjax.hypergradients.reverse import Reverse
 from optjax.run import core, problems
 from optjax.run.problems import Data
@@ -23,7 +24,7 @@ from optjax.theory import gradient_descent
 
 
 @dataclasses.dataclass(frozen=True)
-class OneStep:
+class OneStep(Mode):
     """The derivative through one step: closed form on least squares, else its general form."""
 
     name = "one_step"
@@ -35,6 +36,14 @@ class OneStep:
                 f"mode 'one_step' and a run of {job.plan.steps} steps: expected a run of one; "
                 "Truncated(1) differentiates the last step of a longer one"
             )
+
+    def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
+        """What one step leaves."""
+        return found.step + found.rest
+
+    def cost(self, job: Job, found: Footprint, numbers: int) -> float:
+        """Two gradients, one before and one after the step."""
+        return 2.0
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
         if not _has_closed_form(job, theta, rest):

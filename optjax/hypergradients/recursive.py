@@ -6,13 +6,15 @@ comes, as b parts of its own. A step is run once more for each of the log_b T le
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
-from optjax.hypergradients.job import Found, Job
-from optjax.hypergradients.reverse import reversed_through
+from optjax.hypergradients.job import Job
+from optjax.hypergradients.mode import Footprint, Found
+from optjax.hypergradients.reverse import ReverseMode, reversed_through
 from optjax.hypergradients.segmented import in_parts
 from optjax.run.problems import Data
 from optjax.support.errors import whole
@@ -55,7 +57,7 @@ def part_length(steps: int, branching: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Recursive:
+class Recursive(ReverseMode):
     """Recursive checkpoints (Griewank 1992): memory grows as log T, time as T log T.
 
     Args:
@@ -69,6 +71,15 @@ class Recursive:
     def check(self, job: Job, names: frozenset[str]) -> None:
         """A part has at least two parts."""
         whole("Recursive: branching", self.branching, 2)
+
+    def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
+        """The states of one path down the tree of parts, and what one step leaves."""
+        levels = max(1, math.ceil(math.log(job.plan.steps, self.branching)))
+        return found.state * levels * self.branching + found.step + found.rest
+
+    def cost(self, job: Job, found: Footprint, numbers: int) -> float:
+        """A run more for every level."""
+        return 4.0 + math.log(job.plan.steps, self.branching)
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
         return reversed_through(RecursiveScan(self.branching), job, data, theta, rest, key)

@@ -9,11 +9,16 @@ import dataclasses
 
 import jax
 
-from optjax.hypergradients.job import Found, Job, nothing_to_check
+from optjax.hypergradients.footprint import available, footprint, readable
+from optjax.hypergradients.job import Job, size
+from optjax.hypergradients.mode import Choice, Footprint, Found, Mode
 from optjax.run.core import Loop, Outcome
 from optjax.run.problems import Data
 from optjax.support.errors import UserError
 from optjax.support.types import Array, HParams, Key
+
+_CACHE = 2**25
+"""Bytes that stay near the processor: reverse mode that writes more waits for memory."""
 
 
 def reversed_through(
@@ -36,12 +41,42 @@ def reversed_through(
     return Found(value, gradient, outcome, {})
 
 
+class ReverseMode(Mode):
+    """A mode that keeps what the reverse of every step needs, some of it at a time."""
+
+    reverses = True
+
+    def choice(self, job: Job, data: Data, theta: HParams, rest: HParams) -> Choice:
+        """As `Mode.choice`; where it does not fit, name one that does."""
+        from optjax.hypergradients.auto import EXACT
+
+        found, free = footprint(job, data, theta, rest), available()
+        numbers = size(theta)
+        needed = self.bytes(job, found, numbers)
+        if needed <= free:
+            return super().choice(job, data, theta, rest)
+        others = (m for m in (*EXACT[2:], EXACT[0]) if m != self)
+        fits = [m.name for m in others if m.bytes(job, found, numbers) <= free]
+        instead = f"mode {fits[0]!r} would" if fits else "no exact mode does; take fewer steps"
+        raise UserError(
+            f"mode {self.name!r} needs about {readable(needed)} for {job.plan.steps} steps and "
+            f"{readable(free)} are free: {instead}"
+        )
+
+
 @dataclasses.dataclass(frozen=True)
-class Reverse:
+class Reverse(ReverseMode):
     """Everything kept: the fastest of the reverse modes where it fits, O(T) memory."""
 
     name = "reverse"
-    check = staticmethod(nothing_to_check)
+
+    def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
+        """What every step leaves."""
+        return found.step * job.plan.steps + found.rest
+
+    def cost(self, job: Job, found: Footprint, numbers: int) -> float:
+        """More where what is written does not stay near the processor."""
+        return 3.0 if self.bytes(job, found, numbers) <= _CACHE else 5.0
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
         return reversed_through(jax.lax.scan, job, data, theta, rest, key)

@@ -15,7 +15,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from optjax.hypergradients.job import Found, Job, looks_inside
+from optjax.hypergradients.job import Job, looks_inside
+from optjax.hypergradients.mode import Footprint, Found, Mode
 from optjax.hypergradients.reverse import Reverse
 from optjax.run import core
 from optjax.run.core import Outcome, Records
@@ -25,7 +26,7 @@ from optjax.support.types import Array, HParams, Key
 
 
 @dataclasses.dataclass(frozen=True)
-class Truncated:
+class Truncated(Mode):
     """The last `steps` steps alone (Shaban et al. 2019, K-RMD). O(k) memory.
 
     Args:
@@ -51,6 +52,14 @@ class Truncated:
             raise UserError(
                 f"truncated({self.steps}): expected a multiple of the run's record_every = {every}"
             )
+
+    def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
+        """What the last steps leave."""
+        return found.step * self.steps + found.rest
+
+    def cost(self, job: Job, found: Footprint, numbers: int) -> float:
+        """A run, and reverse mode through its last steps."""
+        return 1.0 + 4.0 * self.steps / job.plan.steps
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
         plan, last = job.plan, self.steps

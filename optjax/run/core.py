@@ -14,6 +14,7 @@ import optax
 
 from optjax.run import batching, optimizers
 from optjax.run.batching import Batch, Sampler
+from optjax.run.computation import Finished
 from optjax.run.problems import Data
 from optjax.run.schedules import Schedule
 from optjax.support.errors import UserError
@@ -21,6 +22,31 @@ from optjax.support.types import Array, HParams, Key, PyTree
 
 Loop = Callable[..., tuple[Any, Any]]
 """`jax.lax.scan`, or another (body, carry, xs, length=…) with its values and other derivatives."""
+
+
+def counted(body: Any, carry: PyTree, xs: None, length: Array) -> tuple[PyTree, Array]:
+    """A `Loop` of traced length without inputs; its one output is the mean of the body's."""
+    kind = jax.eval_shape(body, carry, xs)[1]
+    # A sum over many steps loses too much in half precision.
+    wide = widened(kind.dtype)
+
+    def one(_: Array, both: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
+        carry, y = body(both[0], None)
+        return carry, both[1] + y.astype(wide)
+
+    carry, total = jax.lax.fori_loop(0, length, one, (carry, jnp.zeros((), wide)))
+    return carry, (total / length.astype(wide)).astype(kind.dtype)[None]
+
+
+def widened(dtype: Any) -> Any:
+    """A dtype to add and compare in: at least float32.
+
+    >>> str(widened(jnp.dtype("bfloat16"))), str(widened(jnp.dtype("float64")))
+    ('float32', 'float64')
+    """
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return jax.dtypes.canonicalize_dtype(float)
+    return dtype if dtype.itemsize >= 4 else jnp.dtype(jnp.float32)
 
 
 class Status(enum.IntEnum):
@@ -95,6 +121,30 @@ class Plan:
     record_path: bool
     tolerance: float | None
     own: frozenset[str]  # hyperparameters that go to the optimiser's factory
+    final: Any = None  # (params, model_state, data) → what a sweep keeps of a run that has ended
+
+    def start(self, data: Data, hparams: HParams, key: Key) -> RunState:
+        """As `Computation.start`."""
+        return init(self, data, hparams, key)
+
+    def advance(
+        self, data: Data, hparams: HParams, state: RunState, steps: Array
+    ) -> tuple[RunState, dict[str, Array]]:
+        """As `Computation.advance`: the mean loss of the steps, and the problem's metrics."""
+
+        def one(state: RunState, _: None) -> tuple[RunState, Array]:
+            return _step(self, data, hparams, state)
+
+        state, records = _recorded(self, data, hparams, one, state, None, steps, counted)
+        return state, {"loss": records.loss, **records.metrics}
+
+    def finish(self, data: Data, hparams: HParams, state: RunState) -> Finished:
+        """As `Computation.finish`: the final loss, and what `final` gives."""
+        found = outcome(self, data, hparams, state)
+        kept = {"final_loss": found.final_loss}
+        if self.final is not None:
+            kept |= self.final(state.params, state.model_state, data)
+        return Finished(found.status, found.diverged_at, kept)
 
 
 _INIT, _DRAW, _NOISE = 0, 1, 2  # folded into the run's key: independent streams
@@ -118,32 +168,23 @@ def _traced(hparams: HParams) -> Iterator[None]:
         ) from None
 
 
-def at_step(plan: Plan, hparams: HParams, step: Array) -> HParams:
-    """The hyperparameters as they are at a step: a schedule's value, the others as they stand."""
-    return {
-        name: value.at(step, plan.steps) if isinstance(value, Schedule) else value
-        for name, value in hparams.items()
-    }
-
-
-def split(
-    plan: Plan, hparams: HParams, params: PyTree, step: Array
-) -> tuple[Any, dict[str, Any], Array | None]:
-    """The optimiser, all hyperparameters in the parameters' dtype, and the batch size."""
+def hparams_at(plan: Plan, hparams: HParams, params: PyTree, step: Array) -> dict[str, Any]:
+    """The hyperparameters at a step, in the parameters' dtype; a batch size of n examples whole."""
     dtype = hyper_dtype(params)
-    size = hparams.get("batch_size")
-    numbers = {
-        name: jax.tree.map(lambda v: jnp.asarray(v).astype(dtype), value)
-        for name, value in at_step(plan, hparams, step).items()
-        if name not in ("batch_size", "initial_params")
-    }
-    own = {name: value for name, value in numbers.items() if name in plan.own}
+
+    def at(name: str, value: Any) -> Any:
+        value = value.at(step, plan.steps) if isinstance(value, Schedule) else value
+        kind = jnp.int32 if name == "batch_size" and plan.n else dtype
+        return jax.tree.map(lambda v: jnp.asarray(v).astype(kind), value)
+
+    return {name: at(name, v) for name, v in hparams.items() if name != "initial_params"}
+
+
+def optimizer_of(plan: Plan, hparams: HParams) -> optax.GradientTransformationExtraArgs:
+    """The optimiser with its hyperparameters, as `hparams_at` gives them."""
+    own = {name: value for name, value in hparams.items() if name in plan.own}
     with _traced(own):
-        tx = optimizers.differentiable(plan.optimizer(**own))
-    if size is not None:
-        size = jnp.asarray(size).astype(jnp.int32 if plan.n else dtype)
-        numbers["batch_size"] = size
-    return tx, numbers, size
+        return optimizers.differentiable(plan.optimizer(**own))
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -153,8 +194,8 @@ def init(plan: Plan, data: Data, hparams: HParams, key: Key) -> RunState:
     if "initial_params" in hparams:
         params = _given(params, hparams["initial_params"])
     start = jnp.zeros((), jnp.int32)
-    tx, _, size = split(plan, hparams, params, start)
-    good = jnp.array(True)
+    now = hparams_at(plan, hparams, params, start)
+    size, good = now.get("batch_size"), jnp.array(True)
     if size is not None and plan.n:
         good = (size >= 1) & (size <= plan.slots)
     return RunState(
@@ -162,7 +203,9 @@ def init(plan: Plan, data: Data, hparams: HParams, key: Key) -> RunState:
         key=key,
         params=params,
         model_state=model_state,
-        opt_state=jax.tree.map(jnp.asarray, tx.init(params)),  # optax has Python bools in some
+        opt_state=jax.tree.map(
+            jnp.asarray, optimizer_of(plan, now).init(params)
+        ),  # optax has Python bools in some
         order=batching.initial_order(plan.sampler, jax.random.fold_in(key, _DRAW), plan.n),
         gradient=jnp.full((), jnp.inf, hyper_dtype(params)),
         diverged_at=jnp.where(good, -1, 0).astype(jnp.int32),
@@ -196,7 +239,8 @@ def penalised(loss: Array, l2: PyTree | None, params: PyTree) -> Array:
 
 def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[RunState, Array]:
     """One update of the parameters: the state after it, and the mini-batch loss before it."""
-    tx, numbers, size = split(plan, hparams, state.params, state.step)
+    numbers = hparams_at(plan, hparams, state.params, state.step)
+    tx, size = optimizer_of(plan, numbers), numbers.get("batch_size")
     if size is not None and plan.n:
         size = jnp.clip(size, 1, plan.slots)
     indices, mask, order = None, None, state.order
@@ -269,9 +313,32 @@ def record(plan: Plan, data: Data, hparams: HParams, state: RunState, loss: Arra
 
     A schedule has the value of the last step taken.
     """
-    numbers = split(plan, hparams, state.params, state.step - 1)[1]
+    numbers = hparams_at(plan, hparams, state.params, state.step - 1)
     metrics = plan.metrics(state.params, state.model_state, data, numbers)
     return Records(state.step, loss, metrics, state.params if plan.record_path else None)
+
+
+# Compiled in itself, so that JAX traces it once, however often a sweep asks for its shapes.
+_step = functools.partial(jax.jit, static_argnums=0)(step)
+
+
+def _recorded(
+    plan: Plan,
+    data: Data,
+    hparams: HParams,
+    one: Callable[..., tuple[RunState, Array]],
+    state: RunState,
+    xs: Any,
+    steps: Any,
+    loop: Loop,
+) -> tuple[RunState, Records]:
+    """The state after `steps` steps, and the record there."""
+    if isinstance(steps, int) and steps == 1:
+        state, loss = one(state, jax.tree.map(lambda x: x[0], xs))
+    else:
+        state, losses = loop(one, state, xs, length=steps)
+        loss = jnp.mean(losses)
+    return state, record(plan, data, hparams, state, loss)
 
 
 def steps_of(
@@ -298,12 +365,7 @@ def steps_of(
         return step(plan, data, {**fixed, **row}, state)
 
     def several(state: RunState, rows: HParams) -> tuple[RunState, Records]:
-        if every == 1:
-            state, loss = one(state, {name: row[0] for name, row in rows.items()})
-        else:
-            state, losses = loop(one, state, rows, length=every)
-            loss = jnp.mean(losses)
-        return state, record(plan, data, hparams, state, loss)
+        return _recorded(plan, data, hparams, one, state, rows, every, loop)
 
     if steps == every:  # one record: a loop of one would only hide it from the compiler
         state, records = several(state, {name: row[0] for name, row in rows.items()})
@@ -322,7 +384,7 @@ def advance(plan: Plan, steps: int, data: Data, hparams: HParams, state: RunStat
 
 def outcome(plan: Plan, data: Data, hparams: HParams, state: RunState) -> Outcome:
     """What a run that ends in `state` has reached."""
-    numbers = split(plan, hparams, state.params, state.step)[1]
+    numbers = hparams_at(plan, hparams, state.params, state.step)
     final_loss = plan.objective(state.params, state.model_state, data, numbers)
     finite = jnp.isfinite(final_loss)
     for leaf in jax.tree.leaves(state.params):

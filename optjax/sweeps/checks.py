@@ -1,18 +1,24 @@
 """What a sweep is asked for, checked before anything is computed or written."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import psutil
 
 from optjax.run import core
+from optjax.run.problems import Data
 from optjax.support.errors import UserError
-from optjax.support.types import PyTree
-from optjax.sweeps.buckets import Point
+from optjax.support.types import Array, PyTree
+from optjax.sweeps.active_runs import inputs
 from optjax.sweeps.grid import Grid
-from optjax.sweeps.lane import Final
+from optjax.sweeps.groups import Group, Point
+from optjax.sweeps.swept_run import RunSpec, shapes
+
+Final = Callable[[PyTree, PyTree, Data], Mapping[str, Array]]
+"""(params, model_state, data) → what is kept of a run that has ended, by name."""
 
 RESERVED = frozenset(
     "loss final_loss status diverged_at stopped_at stopped_by steps_done seed step point".split()
@@ -51,12 +57,12 @@ def settings(devices: Any, **numbers: Any) -> list[Any]:
     """The devices; and whether the numbers of a sweep's settings can be what they are.
 
     Args:
-      numbers: tile, chunk_steps (whole, or None); chunk_seconds, checkpoint_seconds, memory.
+      numbers: vmap chunk, chunk_steps (whole, or None); chunk_seconds, checkpoint_seconds, memory.
 
     Raises:
       UserError: one that cannot be, named.
     """
-    for name in ("tile", "chunk_steps"):
+    for name in ("vmap_chunk", "chunk_steps"):
         value = numbers[name]
         if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
             raise UserError(f"{name} is {value!r}: expected a whole number")
@@ -115,7 +121,7 @@ def _shapes(point: Point, final: Final | None) -> tuple[dict[str, Any], dict[str
 
     def look(data: Any, hparams: Any, key: Any) -> tuple[PyTree, PyTree]:
         state = core.init(plan, data, hparams, key)
-        numbers = core.split(plan, hparams, state.params, state.step)[1]
+        numbers = core.hparams_at(plan, hparams, state.params, state.step)
         metrics = plan.metrics(state.params, state.model_state, data, numbers)
         ends = {} if final is None else final(state.params, state.model_state, data)
         if not isinstance(ends, Mapping) or not all(
@@ -125,6 +131,43 @@ def _shapes(point: Point, final: Final | None) -> tuple[dict[str, Any], dict[str
         return dict(metrics), dict(ends)
 
     return jax.eval_shape(look, data, point.hparams, jax.random.key(0))
+
+
+def kept(groups: Sequence[Group], seeds: Sequence[int], grid: Grid) -> dict[str, list[str]]:
+    """What is kept of hypergradients, each with the names of its own axes.
+
+    Raises:
+      UserError: results of one name have different numbers of axes, an axis has the name of a
+        variable, or the memory cannot hold them.
+    """
+    sizes: dict[str, tuple[int, ...]] = {}
+    for group in groups:
+        one = inputs(group, list(seeds), group.points[:1] * len(seeds))
+        found = shapes(RunSpec(group.computation, (), 1, False), group.data, *one)[1].kept
+        for name, kind in found.items():
+            old = sizes.get(name, kind.shape)
+            if len(old) != len(kind.shape):
+                raise UserError(
+                    f"{name} has shapes {old} and {kind.shape} at different points: sweep them "
+                    "apart"
+                )
+            sizes[name] = tuple(map(max, old, kind.shape))
+    for name in sorted(set(grid.columns) & (sizes.keys() | RESERVED)):
+        raise UserError(f"an axis is named {name!r}, which the dataset has already: rename it")
+    count, free = len(grid) * len(seeds), psutil.virtual_memory().available
+    needed = 8 * count * sum(math.prod(shape) for shape in sizes.values())
+    if needed > free:
+        raise UserError(
+            f"the gradients of {count:,} runs take {needed / 1e9:.3g} GB and the memory has "
+            f"{free / 1e9:.3g} GB free: sweep fewer points, or by fewer names (wrt)"
+        )
+    return {name: _axes(name, len(shape)) for name, shape in sizes.items()}
+
+
+def _axes(name: str, count: int) -> list[str]:
+    """The axes of a gradient's entry; an entry and its standard error share theirs."""
+    of = name.removeprefix("gradient_").removeprefix("standard_error_")
+    return [f"{of}_index" + (f"_{i}" if count > 1 else "") for i in range(count)]
 
 
 def fits(runs: int, records: int, metrics: int, free: float, what: str, instead: str = "") -> None:

@@ -10,11 +10,10 @@ import psutil
 
 from optjax.support import files
 from optjax.support.errors import UserError
-from optjax.sweeps.book import Book
 from optjax.sweeps.checks import fits
-from optjax.sweeps.grid import Grid
-from optjax.sweeps.identity import difference, run_ids
+from optjax.sweeps.fingerprints import difference
 from optjax.sweeps.processes import agreed
+from optjax.sweeps.results import Results
 from optjax.sweeps.store import Store, read_spec
 
 if TYPE_CHECKING:
@@ -24,10 +23,10 @@ if TYPE_CHECKING:
 def opened(
     out: str | os.PathLike[str],
     spec: dict[str, Any],
-    book: Book,
+    results: Results,
     metrics: int,
     halving: Any,
-    anew: bool,
+    overwrite: bool,
 ) -> Store:
     """The store of the sweep, in every process; its `spec` is None where all is computed.
 
@@ -38,9 +37,16 @@ def opened(
     if jax.process_index() == 0:
         try:
             store = Store(out)
-            complete = _continued(store, book, spec, halving is not None, anew)
+            complete = _continued(store, results, spec, halving is not None, overwrite)
             if not complete:
-                fits(len(book), book.records, metrics, store.free(), "disk", ", or another folder")
+                fits(
+                    len(results),
+                    results.records,
+                    metrics,
+                    store.free(),
+                    "disk",
+                    ", or another folder",
+                )
         except UserError as refused:
             error = refused
             if store is not None:
@@ -56,39 +62,44 @@ def opened(
     return store
 
 
-def _continued(store: Store, book: Book, spec: dict[str, Any], compares: bool, anew: bool) -> bool:
+def _continued(
+    store: Store, results: Results, spec: dict[str, Any], compares: bool, overwrite: bool
+) -> bool:
     """Take over what the folder holds; whether there is nothing left to compute."""
     old = store.spec
-    if old is None or anew:
-        store.begin(spec, anew=True)
+    if old is None or overwrite:
+        store.begin(spec, overwrite=True)
         return False
-    where = f"the folder {str(store.folder)!r} holds another sweep"
+    where = f"the folder {str(store.folder)!r} holds another {spec['kind']}"
     try:
         told = difference(old["identity"], spec["identity"])
         before = _ids_of(old)
         same = all(old[name] == spec[name] for name in ("axes", "columns", "seeds"))
+        same &= all(a >= b for a, b in zip(old["steps"], spec["steps"], strict=False))
     except _DAMAGE as error:
         raise UserError(
-            f"the sweep in {str(store.folder)!r} is damaged ({error!r}): start anew (anew=True, "
-            "--anew)"
+            f"the sweep in {str(store.folder)!r} is damaged ({error!r}): start over "
+            "(overwrite=True, --overwrite)"
         ) from None
     if told is not None:
-        raise UserError(f"{where}: {told}; give another folder, or start anew (anew=True, --anew)")
-    lost = before[book.find(before) < 0]
+        raise UserError(
+            f"{where}: {told}; give another folder, or start over (overwrite=True, --overwrite)"
+        )
+    lost = before[results.find(before) < 0]
     if len(lost):
         raise UserError(
             f"{where}: {len(lost)} of its {len(before)} runs are not in this grid; add points or "
-            "seeds to it, give another folder, or start anew (anew=True, --anew)"
+            "seeds to it, give another folder, or start over (overwrite=True, --overwrite)"
         )
-    if len(before) < len(book) and compares:
+    if len(before) < len(results) and compares:
         raise UserError(
             f"{where} with fewer runs, and Halving compares runs with each other: give another "
-            "folder, or start anew (anew=True, --anew)"
+            "folder, or start over (overwrite=True, --overwrite)"
         )
     if same and store.result.is_file():
         return True
     store.result.unlink(missing_ok=True)
-    store.begin(spec, anew=False)
+    store.begin(spec, overwrite=False)
     return False
 
 
@@ -106,36 +117,41 @@ def load_sweep(folder: str | os.PathLike[str]) -> "xarray.Dataset":
         runs = int(np.prod([int(n) for n in spec["axes"].values()])) * len(spec["seeds"])
         every, steps = int(spec["record_every"]), [int(t) for t in spec["steps"]]
         fits(runs, max(steps) // every, 0, psutil.virtual_memory().available, "memory")
-        if len(steps) * len(spec["seeds"]) != runs or every < 1 or min(steps) < 1:
+        if (
+            len(steps) * len(spec["seeds"]) != runs
+            or len(spec["ids"]) != runs
+            or every < 1
+            or min(steps) < 1
+        ):
             raise ValueError("lengths that do not fit")
-        book = Book(
+        results = Results(
             spec["axes"], spec["columns"], spec["seeds"], steps, every, _ids_of(spec),
-            spec["rules"],
+            spec["rules"], spec["inner"],
         )  # fmt: skip
     except UserError:
         raise
     except _DAMAGE as error:
         raise UserError(f"the sweep in {str(folder)!r} is damaged ({error!r})") from None
-    restore(store, book)
-    return book.dataset()
+    restore(store, results)
+    return results.dataset()
 
 
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, IndexError, ArithmeticError)
 
 
-def restore(store: Store, book: Book) -> None:
-    """Read into the book what the log says.
+def restore(store: Store, results: Results) -> None:
+    """Read into the results what the log says.
 
     Raises:
       UserError: a frame that is whole and yet makes no sense.
     """
     for facts, arrays in store.frames():
         try:
-            book.restore(facts, arrays)
+            results.restore(facts, arrays)
         except _DAMAGE as error:
             raise UserError(
-                f"the log in {str(store.folder)!r} is damaged ({error!r}): start anew (anew=True, "
-                "--anew)"
+                f"the log in {str(store.folder)!r} is damaged ({error!r}): start over "
+                "(overwrite=True, --overwrite)"
             ) from None
 
 
@@ -155,5 +171,4 @@ def result(store: Store) -> "xarray.Dataset":
 
 
 def _ids_of(spec: Mapping[str, Any]) -> np.ndarray:
-    grid = Grid(spec["columns"], spec["axes"])
-    return run_ids(grid, spec["steps"], spec["seeds"]).ravel()
+    return np.array([int(name) for name in spec["ids"]], np.uint64)

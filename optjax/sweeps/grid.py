@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from optjax.run.schedules import Schedule
 from optjax.support.errors import UserError, nearest
 from optjax.support.files import plainly
 
@@ -35,6 +36,14 @@ class Grid:
     def point(self, index: int) -> dict[str, Any]:
         """The values of one point."""
         return {name: column[index] for name, column in self.columns.items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+    """A value that is no number and no name (an array, a schedule, a tree), by its place."""
+
+    value: Any
+    name: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,20 +211,25 @@ def _axis(name: str, given: Any) -> list[Any]:
     if isinstance(given, str | bytes | Mapping) or callable(given):
         raise UserError(f"{name} is {given!r}: expected a list of values")
     try:
-        values = np.asarray(given).tolist() if hasattr(given, "__array__") else list(given)
+        rows = hasattr(given, "__array__") and np.ndim(given) == 1
+        values = np.asarray(given).tolist() if rows else list(given)
     except TypeError:
         raise UserError(f"{name} is {given!r}: expected a list of values, [{given!r}]") from None
     if not isinstance(values, list) or not values:
         raise UserError(f"the axis {name} is empty: expected at least one value")
     values = [v.item() if hasattr(v, "__array__") and np.ndim(v) == 0 else v for v in values]
     for value in values:
-        if np.ndim(value) and hasattr(value, "__array__"):
-            raise UserError(f"{name} holds an array {np.shape(value)}: expected one number a point")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{name} holds {value}: expected finite numbers")
-        if isinstance(value, list | dict):
-            raise UserError(f"{name} holds {value!r}: expected one number a point")
-    return values
+        if isinstance(value, list | tuple):
+            raise UserError(f"{name} holds {value!r}: expected one number or array a point")
+    return [Labelled(v, str(i)) if _is_tree(v) else v for i, v in enumerate(values)]
+
+
+def _is_tree(value: Any) -> bool:
+    return isinstance(value, Mapping | Schedule) or (
+        hasattr(value, "__array__") and np.ndim(value) > 0
+    )
 
 
 def _no_repeats(name: str, axis: Sequence[Any]) -> None:

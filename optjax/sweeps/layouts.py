@@ -1,4 +1,4 @@
-"""How many lanes at once, and how: guessed from sizes, tried where it pays, and remembered."""
+"""How many runs at once, and how: guessed from sizes, tried where it pays, and remembered."""
 
 import dataclasses
 import hashlib
@@ -17,18 +17,18 @@ import psutil
 from optjax.support import files
 from optjax.support.cache import Remembered
 from optjax.support.errors import UserError, nearest
-from optjax.sweeps.buckets import Bucket
-from optjax.sweeps.lane import Inputs, Spec, likes
-from optjax.sweeps.program import Layout, Programs
+from optjax.sweeps.groups import Group
+from optjax.sweeps.programs import BatchLayout, Programs
+from optjax.sweeps.swept_run import Inputs, RunSpec, likes
 
-Lanes = Literal["auto", "vmap", "map", "loop"]
-LANES = ("auto", "vmap", "map", "loop")
+Arrangement = Literal["auto", "vmap", "map", "loop"]
+ARRANGEMENTS = ("auto", "vmap", "map", "loop")
 
 _CACHE_BYTES = 2 << 20
-"""The lanes' own state in a tile on the CPU: what the cores' caches hold beside the temporaries."""
+"""The state of a vmap chunk's runs on the CPU: what caches hold beside the temporaries."""
 
 _COUNTED = 8
-"""Examples a slot up to which one product over all of them beats a gather of a batch a lane."""
+"""Examples a slot up to which one product over all of them beats a gather of a batch a run."""
 
 _HEAVY = 2e6
 """Operations of a step from which one run keeps all cores busy."""
@@ -40,56 +40,56 @@ _HASTY = 1e10
 """Below these, compiling takes longer than running."""
 
 _TRIAL_SHARE = 0.1
-"""Of the predicted time of a bucket, what trying other layouts may take."""
+"""Of the predicted time of a group, what trying other layouts may take."""
 
 
 @dataclasses.dataclass
 class Chosen:
-    """The programs of a bucket in the layout that it will run in."""
+    """The programs of a group in the layout that it will run in."""
 
     programs: Programs
-    rate: float | None  # seconds a step of a lane, where measured
+    rate: float | None  # seconds a step of a run, where measured
     why: str  # "given", "remembered", "as before", "guessed" or "tried"
-    tried: dict[str, float]  # layout → seconds a step of a lane
+    tried: dict[str, float]  # layout → seconds a step of a run
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
     """What is known before a layout is chosen."""
 
-    bucket: Bucket
-    spec: Spec
-    lanes: int
-    steps: float  # of all lanes together
+    group: Group
+    spec: RunSpec
+    runs: int
+    steps: float  # of all runs together
     every: int  # steps from record to record
     devices: list[Any]
     memory: float  # bytes of a device that the programs may take
-    how: Lanes
-    tile: int | None
+    how: Arrangement
+    vmap_chunk: int | None
     weighted: bool
-    example: Callable[[int], tuple[Any, Any]]  # lanes of a block → (Inputs, seeds)
+    example: Callable[[int], tuple[Any, Any]]  # runs of a batch → (Inputs, seeds)
 
-    def programs(self, layout: Layout) -> Programs:
+    def programs(self, layout: BatchLayout) -> Programs:
         return Programs(
-            self.spec, layout, self.devices, self.bucket.data, self.example(layout.block)
+            self.spec, layout, self.devices, self.group.data, self.example(layout.batch)
         )
 
 
-def check(how: str, tile: int | None) -> None:
-    """Refuse what is no way to lay lanes out.
+def check(how: str, vmap_chunk: int | None) -> None:
+    """Refuse what is no way to lay runs out.
 
     Raises:
-      UserError: unknown lanes, or a tile of none.
+      UserError: unknown runs, or a vmap chunk of none.
     """
-    if how not in LANES:
-        raise UserError(f"unknown lanes {how!r}: {nearest(str(how), LANES)}")
-    if tile is not None and tile < 1:
-        raise UserError(f"tile is {tile}: expected at least 1 lane")
+    if how not in ARRANGEMENTS:
+        raise UserError(f"unknown layout {how!r}: {nearest(str(how), ARRANGEMENTS)}")
+    if vmap_chunk is not None and vmap_chunk < 1:
+        raise UserError(f"vmap_chunk is {vmap_chunk}: expected at least 1 run")
 
 
 def choose(request: Request) -> Chosen:
     """The layout to run in; compiled and, where it was tried, measured."""
-    if request.how != "auto" or request.tile is not None:
+    if request.how != "auto" or request.vmap_chunk is not None:
         return _fitting(request, request.programs(_given(request)), "given")
     memory = _Memory(request)
     # Processes may remember different things, and must run the same programs.
@@ -97,14 +97,14 @@ def choose(request: Request) -> Chosen:
     if known is not None:
         return _fitting(request, request.programs(known), "remembered")
     before = _BEFORE.get(memory.key)
-    if before is not None and request.steps <= 4 * before.steps and request.lanes >= before.lanes:
+    if before is not None and request.steps <= 4 * before.steps and request.runs >= before.runs:
         programs = request.programs(before.layout)
         programs.hasty = before.hasty
         return dataclasses.replace(_fitting(request, programs, "as before"), rate=before.rate)
     chosen = _chosen(request, memory)
     programs = chosen.programs
     _BEFORE[memory.key] = _Before(
-        programs.layout, programs.hasty, chosen.rate, request.steps, request.lanes
+        programs.layout, programs.hasty, chosen.rate, request.steps, request.runs
     )
     return chosen
 
@@ -140,43 +140,43 @@ def _chosen(request: Request, memory: "_Memory") -> Chosen:
     return chosen
 
 
-def describe(layout: Layout, devices: int) -> str:
+def describe(layout: BatchLayout, devices: int) -> str:
     """A layout in words.
 
-    >>> describe(Layout(64, 16, True), 2)
-    'lax.map over 2 tiles of 16 lanes on each of 2 devices, batches as counts'
+    >>> describe(BatchLayout(64, 16, True), 2)
+    'lax.map over 2 vmap chunks of 16 runs on each of 2 devices, batches as counts'
     """
-    each = layout.block // devices
-    tiles = each // layout.tile
-    if tiles > 1:
-        text = f"lax.map over {tiles} tiles of {layout.tile} lanes"
-    elif layout.tile > 1:
-        text = f"vmap of {layout.tile} lanes"
+    each = layout.batch // devices
+    chunks = each // layout.vmap_chunk
+    if chunks > 1:
+        text = f"lax.map over {chunks} vmap chunks of {layout.vmap_chunk} runs"
+    elif layout.vmap_chunk > 1:
+        text = f"vmap of {layout.vmap_chunk} runs"
     else:
-        text = "one lane at a time"
+        text = "one run at a time"
     text += f" on each of {devices} devices" if devices > 1 else ""
     return text + (", batches as counts" if layout.counts else "")
 
 
 def measure(programs: Programs, request: Request) -> float | None:
-    """Seconds a step of a lane, by the difference of two short chunks; compiles the programs.
+    """Seconds a step of a run, by the difference of two short chunks; compiles the programs.
 
     None where the steps are too quick to be told apart from the rest.
     """
-    inputs, seeds = programs.put(request.example(programs.layout.block))
-    lanes = programs.start(inputs, seeds)
+    inputs, seeds = programs.put(request.example(programs.layout.batch))
+    runs = programs.start(inputs, seeds)
 
     def seconds(steps: int) -> float:
         begin = time.perf_counter()
-        jax.block_until_ready(programs.chunk(inputs, lanes, 0, 1, steps))
+        jax.block_until_ready(programs.chunk(inputs, runs, 0, 1, steps))
         return time.perf_counter() - begin
 
     seconds(1)
     short, steps = seconds(1), 4
     while (taken := seconds(steps) - short) < 0.05 and steps < 4096:
         steps *= 4
-    lanes_steps = programs.layout.block * (steps - 1)
-    return taken / lanes_steps if taken > 0 else None
+    runs_steps = programs.layout.batch * (steps - 1)
+    return taken / runs_steps if taken > 0 else None
 
 
 def device_memory(device: Any) -> float:
@@ -190,96 +190,102 @@ def device_memory(device: Any) -> float:
 # -------------------------------------------------------------------------------------- candidates
 
 
-def _given(request: Request) -> Layout:
+def _given(request: Request) -> BatchLayout:
     devices = len(request.devices)
-    each = -(-request.lanes // devices)
+    each = -(-request.runs // devices)
     if request.how == "loop":
-        return Layout(devices, 1)
+        return BatchLayout(devices, 1)
     if request.how == "map":
-        tile = min(request.tile or max(1, each // 4), each)
-        return Layout(devices * tile * -(-each // tile), tile)
-    tile = min(request.tile or each, each)
-    return Layout(devices * tile, tile)
+        vmap_chunk = min(request.vmap_chunk or max(1, each // 4), each)
+        return BatchLayout(devices * vmap_chunk * -(-each // vmap_chunk), vmap_chunk)
+    vmap_chunk = min(request.vmap_chunk or each, each)
+    return BatchLayout(devices * vmap_chunk, vmap_chunk)
 
 
 def _guess(request: Request) -> tuple[Programs, float]:
-    """On the CPU tiles that stay in the cache, or one lane where a step is heavy; else all.
+    """On the CPU vmap chunks that stay in the cache, or one run where a step is heavy; else all.
 
     Beside the programs the operations of a step.
     """
     devices = len(request.devices)
-    each = -(-request.lanes // devices)
+    each = -(-request.runs // devices)
     on_cpu = request.devices[0].platform == "cpu"
-    counts = _countable(request) and request.spec.plan.n <= _COUNTED * request.spec.plan.slots
-    tile = each
+    counts = _countable(request) and request.group.plan.n <= _COUNTED * request.group.plan.slots
+    vmap_chunk = each
     if on_cpu:
-        state = lane_bytes(request.spec, request.bucket, request.example(1))
-        # One product for all lanes of a tile wants many of them.
-        tile = min(each, _power((2 if counts else 1) * _CACHE_BYTES / max(1, state)))
-    programs = request.programs(Layout(devices * tile, tile, counts and tile > 1))
+        state = run_bytes(request.spec, request.group, request.example(1))
+        # One product for all runs of a vmap chunk wants many of them.
+        vmap_chunk = min(each, _power((2 if counts else 1) * _CACHE_BYTES / max(1, state)))
+    programs = request.programs(
+        BatchLayout(devices * vmap_chunk, vmap_chunk, counts and vmap_chunk > 1)
+    )
     flops = programs.operations()
-    if on_cpu and flops >= _HEAVY and tile > 1:
-        programs = request.programs(Layout(devices, 1))
+    if on_cpu and flops >= _HEAVY and vmap_chunk > 1:
+        programs = request.programs(BatchLayout(devices, 1))
     return programs, flops
 
 
-def lane_bytes(spec: Spec, bucket: Bucket, example: Any) -> int:
+def run_bytes(spec: RunSpec, group: Group, example: Any) -> int:
     """Bytes of the state of one run.
 
     Args:
-      example: inputs and seeds of a block.
+      example: inputs and seeds of a batch.
     """
-    lane = likes(spec, bucket.data, *example)[1]
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(lane))
+    state = likes(spec, group.data, *example)[1]
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
 def _fitting(request: Request, programs: Programs, why: str = "guessed") -> Chosen:
-    """The programs, with as few lanes in a tile as the device's memory asks for."""
+    """The programs, with as few runs in a vmap chunk as the device's memory asks for."""
     while True:
         layout = programs.layout
         try:
             programs.prepare()
             needed = programs.memory() or 0
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or layout.tile == 1:
+            if "RESOURCE_EXHAUSTED" not in str(error) or layout.vmap_chunk == 1:
                 raise
             needed = 2 * request.memory
-        if needed <= request.memory or layout.tile == 1:
+        if needed <= request.memory or layout.vmap_chunk == 1:
             return Chosen(programs, None, why, {})
-        tile = _power(max(1.0, layout.tile * request.memory / needed))
+        vmap_chunk = _power(max(1.0, layout.vmap_chunk * request.memory / needed))
         hasty = programs.hasty
-        programs = request.programs(Layout(len(request.devices) * tile, tile, layout.counts))
+        programs = request.programs(
+            BatchLayout(len(request.devices) * vmap_chunk, vmap_chunk, layout.counts)
+        )
         programs.hasty = hasty
 
 
-def _others(request: Request, first: Layout) -> list[Layout]:
+def _others(request: Request, first: BatchLayout) -> list[BatchLayout]:
     """Layouts worth a trial beside the first."""
     devices = len(request.devices)
-    each = -(-request.lanes // devices)
-    tile, found = first.tile, []
+    each = -(-request.runs // devices)
+    vmap_chunk, found = first.vmap_chunk, []
 
-    def add(tile: int, counts: bool, tiles: int = 1) -> None:
-        tile = max(1, min(tile, each))
-        layout = Layout(devices * tile * tiles, tile, counts)
+    def add(vmap_chunk: int, counts: bool, chunks: int = 1) -> None:
+        vmap_chunk = max(1, min(vmap_chunk, each))
+        layout = BatchLayout(devices * vmap_chunk * chunks, vmap_chunk, counts)
         if layout != first and layout not in found:
             found.append(layout)
 
     if _countable(request):
-        add(tile if first.counts else 2 * tile, not first.counts)
+        add(vmap_chunk if first.counts else 2 * vmap_chunk, not first.counts)
     if request.devices[0].platform == "cpu":
-        for other in (tile // 2, tile // 4, 4 * tile, 1) if tile > 1 else (4, 16):
+        for other in (
+            (vmap_chunk // 2, vmap_chunk // 4, 4 * vmap_chunk, 1) if vmap_chunk > 1 else (4, 16)
+        ):
             add(other, first.counts and other > 1)
-    elif tile > 1:
-        add(tile // 4, first.counts)
-    if tile < each:
-        add(tile, first.counts, min(4, -(-each // tile)))
+    elif vmap_chunk > 1:
+        add(vmap_chunk // 4, first.counts)
+    if vmap_chunk < each:
+        add(vmap_chunk, first.counts, min(4, -(-each // vmap_chunk)))
     return found
 
 
 def _countable(request: Request) -> bool:
     """Whether batches can be taken as counts: all examples, and how often each was drawn."""
-    plan = request.spec.plan
-    shared = request.bucket.which is None
+    group, plan = request.group, request.group.plan
+    shared = group.which is None and group.computation is plan
     return request.weighted and shared and plan.n > 0 and plan.sampler != "full" and not plan.whole
 
 
@@ -288,8 +294,10 @@ def _power(x: float) -> int:
     return 1 << max(0, int(math.log2(max(1.0, x))))
 
 
-def _name(layout: Layout) -> str:
-    return f"block {layout.block}, tile {layout.tile}{', counts' if layout.counts else ''}"
+def _name(layout: BatchLayout) -> str:
+    return (
+        f"batch {layout.batch}, vmap chunk {layout.vmap_chunk}{', counts' if layout.counts else ''}"
+    )
 
 
 # ---------------------------------------------------------------------------------------- memory
@@ -298,11 +306,11 @@ def _name(layout: Layout) -> str:
 class _Before(NamedTuple):
     """What was chosen in this process, and for how much work."""
 
-    layout: Layout
+    layout: BatchLayout
     hasty: bool
     rate: float | None
     steps: float
-    lanes: int
+    runs: int
 
 
 _BEFORE: dict[str, _Before] = {}
@@ -314,45 +322,45 @@ class _Memory:
     """The layout found by trial, on this machine, for runs of one kind."""
 
     def __init__(self, request: Request) -> None:
-        plan, bucket = request.spec.plan, request.bucket
+        group = request.group
         shapes = [
             (np.shape(leaf), str(jnp.result_type(leaf)))
-            for leaf in jax.tree.leaves((bucket.data, bucket.hparams))
+            for leaf in jax.tree.leaves((group.data, group.hparams_at(np.zeros(1, int))))
         ]
         facts = [
-            files.plainly(plan),
+            files.plainly(request.spec.computation),
             [files.plainly(rule) for rule in request.spec.rules],
             shapes,
             _countable(request),
             jax.config.read("jax_enable_x64"),
             [request.devices[0].device_kind, len(request.devices), os.cpu_count()],
-            [jax.__version__, int(math.log2(request.lanes))],
+            [jax.__version__, int(math.log2(request.runs))],
         ]
         self.key = hashlib.sha256(json.dumps(facts, default=str).encode()).hexdigest()[:24]
-        self.lanes, self.devices = request.lanes, len(request.devices)
+        self.runs, self.devices = request.runs, len(request.devices)
 
-    def layout(self) -> Layout | None:
+    def layout(self) -> BatchLayout | None:
         entry: Any = LAYOUTS.entries().get(self.key)
         try:
-            tile, tiles, counts = int(entry[0]), int(entry[1]), bool(entry[2])
+            vmap_chunk, chunks, counts = int(entry[0]), int(entry[1]), bool(entry[2])
         except (TypeError, ValueError, IndexError, KeyError):
             return None
-        each = -(-self.lanes // self.devices)
-        if not (1 <= tile <= 2 * each and 1 <= tiles <= each):
+        each = -(-self.runs // self.devices)
+        if not (1 <= vmap_chunk <= 2 * each and 1 <= chunks <= each):
             return None
-        tile = min(tile, each)
-        return Layout(self.devices * tile * tiles, tile, counts)
+        vmap_chunk = min(vmap_chunk, each)
+        return BatchLayout(self.devices * vmap_chunk * chunks, vmap_chunk, counts)
 
-    def keep(self, layout: Layout) -> None:
-        tiles = layout.block // self.devices // layout.tile
-        LAYOUTS.keep(self.key, [layout.tile, tiles, layout.counts])
+    def keep(self, layout: BatchLayout) -> None:
+        chunks = layout.batch // self.devices // layout.vmap_chunk
+        LAYOUTS.keep(self.key, [layout.vmap_chunk, chunks, layout.counts])
 
 
 def example(inputs: Inputs, seeds: np.ndarray) -> Callable[[int], Any]:
-    """The first lanes of a bucket, repeated to fill a block."""
+    """The first runs of a group, repeated to fill a batch."""
 
-    def block(size: int) -> tuple[Any, Any]:
+    def batch(size: int) -> tuple[Any, Any]:
         at = np.arange(size) % len(seeds)
         return jax.tree.map(lambda a: a[at], inputs), seeds[at]
 
-    return block
+    return batch

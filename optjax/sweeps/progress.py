@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from optjax.sweeps.book import Book
+from optjax.sweeps.results import Results
 
 Progress = Callable[[str, float], None]
 
@@ -18,28 +18,30 @@ Progress = Callable[[str, float], None]
 class Meter:
     """Tells `progress` how many runs are done, how fast it goes and how long it will take."""
 
-    def __init__(self, book: Book, progress: Progress) -> None:
-        self.book, self.progress = book, progress
+    def __init__(
+        self, results: Results, progress: Progress, said: Callable[[], str] | None = None
+    ) -> None:
+        self.results, self.progress, self.said = results, progress, said
         self.begun = time.perf_counter()
-        self.before = int(book.done.sum())
+        self.before = int(results.done.sum())
 
     def show(self, over: np.ndarray) -> None:
         """Say where the sweep stands; `over`, (N,) bool: runs that have stopped or diverged."""
-        book = self.book
-        done = int(book.done.sum())
-        over = over | book.judged
-        total = max(1, int(np.where(over, book.done, book.steps).sum()))
+        results = self.results
+        done = int(results.done.sum())
+        over = over | results.judged
+        total = max(1, int(np.where(over, results.done, results.steps).sum()))
         speed = (done - self.before) / max(1e-9, time.perf_counter() - self.begun)
-        ended = int(np.sum(over | (book.done >= book.steps)))
-        diverged = int(np.sum(book.diverged_at >= 0))
+        ended = int(np.sum(over | (results.done >= results.steps)))
+        diverged = int(np.sum(results.diverged_at >= 0))
         left = (total - done) / speed if speed > 0 else math.inf
         text = (
-            f"{ended:,} of {len(book):,} runs"
+            f"{ended:,} of {len(results):,} runs"
             + (f", {diverged:,} diverged" if diverged else "")
             + f", {_si(speed)} steps/s"
             + (f", {_duration(left)} left" if math.isfinite(left) and done < total else "")
         )
-        self.progress(text, min(1.0, done / total))
+        self.progress(self.said() if self.said else text, min(1.0, done / total))
 
 
 class Interrupt:

@@ -11,8 +11,8 @@ import jax
 from optjax.run.core import Trajectory
 from optjax.run.trajectory import Run
 from optjax.support.errors import UserError
-from optjax.sweeps.buckets import resolve
 from optjax.sweeps.grid import Grid, label
+from optjax.sweeps.groups import resolve
 
 if TYPE_CHECKING:
     import xarray

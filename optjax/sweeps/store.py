@@ -4,7 +4,7 @@
 
   DIR/sweep.json                what is swept: problem, optimiser, points, seeds, code, versions
   DIR/records.log               append-only: frames of length, checksum and safetensors bytes
-  DIR/wave-N.safetensors        the state of the runs under way, replaced whole
+  DIR/state-N.safetensors         the state of the runs under way, replaced whole
   DIR/result.nc                 the dataset, once it is complete
   DIR/lock                      held by the process that writes
 
@@ -29,11 +29,11 @@ import numpy as np
 from optjax.support.errors import UserError
 from optjax.support.files import write_text
 
-FORMAT = 1
+FORMAT = 2
 _HEAD = struct.Struct("<4sIQ")
 _MAGIC = b"oj1\n"
 _LARGEST = 4 << 30
-_WAVE = re.compile(r"wave-\d{4,9}\.(safetensors|part)")
+_STATE = re.compile(r"state-\d{4,9}\.(safetensors|part)")
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -52,7 +52,10 @@ class Store:
     def __init__(self, folder: str | os.PathLike[str], *, writer: bool = True) -> None:
         import filelock
 
-        self.folder, self.writer = Path(folder), writer
+        try:
+            self.folder, self.writer = Path(folder), writer
+        except TypeError:
+            raise UserError(f"out is {folder!r}: expected the name of a folder") from None
         self._log: Any = None
         self._lock = filelock.FileLock(self.folder / "lock")
         if not writer:
@@ -93,13 +96,13 @@ class Store:
             self._log.close()
             self._log = None
 
-    def begin(self, spec: Mapping[str, Any], *, anew: bool) -> None:
-        """Write what the sweep is; `anew` drops what was there."""
+    def begin(self, spec: Mapping[str, Any], *, overwrite: bool) -> None:
+        """Write what the sweep is; `overwrite` drops what was there."""
         with self._writing():
-            if anew:
+            if overwrite:
                 self.close_log()
                 for path in self.folder.iterdir():
-                    if path.name in ("records.log", "result.nc") or _WAVE.fullmatch(path.name):
+                    if path.name in ("records.log", "result.nc") or _STATE.fullmatch(path.name):
                         path.unlink()
             write_text(self.folder / "sweep.json", json.dumps({"format": FORMAT, **spec}, indent=1))
             self.spec = dict(spec)
@@ -146,12 +149,12 @@ class Store:
             with self._writing():
                 os.truncate(path, good)
 
-    def save_wave(self, name: str, arrays: Arrays, **facts: int) -> None:
-        """Where a wave of runs stands, in place of where it stood."""
+    def save_state(self, name: str, arrays: Arrays, **facts: int) -> None:
+        """Write where runs under way stand, in place of where they stood."""
         if not self.writer:
             return
         payload = _packed(arrays, facts)
-        path = self.folder / f"wave-{name}.safetensors"
+        path = self.folder / f"state-{name}.safetensors"
         part = path.with_suffix(".part")
         with self._writing():
             try:
@@ -163,20 +166,20 @@ class Store:
             finally:
                 part.unlink(missing_ok=True)
 
-    def waves(self) -> dict[str, tuple[dict[str, str], dict[str, np.ndarray]]]:
-        """The waves that are under way, by name."""
+    def states(self) -> dict[str, tuple[dict[str, str], dict[str, np.ndarray]]]:
+        """Read the states of the runs under way, by name."""
         found = {}
-        for path in sorted(self.folder.glob("wave-*.safetensors")):
-            if not _WAVE.fullmatch(path.name):
+        for path in sorted(self.folder.glob("state-*.safetensors")):
+            if not _STATE.fullmatch(path.name):
                 continue
-            found[path.stem.removeprefix("wave-")] = _parsed(path.read_bytes(), path)
+            found[path.stem.removeprefix("state-")] = _parsed(path.read_bytes(), path)
         return found
 
-    def drop_wave(self, name: str) -> None:
-        """A wave has ended."""
+    def drop_state(self, name: str) -> None:
+        """Remove a state whose runs have ended."""
         if not self.writer:
             return
-        (self.folder / f"wave-{name}.safetensors").unlink(missing_ok=True)
+        (self.folder / f"state-{name}.safetensors").unlink(missing_ok=True)
 
     def free(self) -> int:
         """Bytes that are free on its disk."""

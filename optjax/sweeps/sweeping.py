@@ -1,39 +1,39 @@
 """Every point of a grid from every seed."""
 
+import contextlib
+import dataclasses
+import functools
 import hashlib
 import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 
-from optjax.run.trajectory import Run
 from optjax.support import files, provenance
 from optjax.support.console import Console
 from optjax.support.errors import UserError
-from optjax.sweeps import checks, gradients, layouts
-from optjax.sweeps import rules as stop_rules
-from optjax.sweeps.book import Book
-from optjax.sweeps.buckets import Batching, buckets, resolve
-from optjax.sweeps.engine import Engine, Settings
+from optjax.sweeps import checks, layouts, stop_rules
+from optjax.sweeps.checks import Final
+from optjax.sweeps.executor import Executor, Settings
+from optjax.sweeps.fingerprints import identity, run_ids
 from optjax.sweeps.folder import opened, restore, result
 from optjax.sweeps.grid import Grid, as_grid, label
-from optjax.sweeps.identity import identity, run_ids
-from optjax.sweeps.lane import Final
-from optjax.sweeps.layouts import Lanes
+from optjax.sweeps.groups import Batching, Group, Point, grouped, resolve
+from optjax.sweeps.layouts import Arrangement
 from optjax.sweeps.progress import Progress
 from optjax.sweeps.replaying import remember
-from optjax.sweeps.store import Store
+from optjax.sweeps.results import Results
 
 if TYPE_CHECKING:
     import xarray
 
 
 def sweep(
-    run: Run | Callable[..., Any],
+    run: Any,
     grid: Mapping[str, Any] | Grid,
     seeds: int | Sequence[int] = 1,
     *,
@@ -41,10 +41,10 @@ def sweep(
     keep_diverged: bool = False,
     final: Final | None = None,
     out: str | os.PathLike[str] | None = None,
-    anew: bool = False,
+    overwrite: bool = False,
     batching: Batching = "auto",
-    lanes: Lanes = "auto",
-    tile: int | None = None,
+    layout: Arrangement = "auto",
+    vmap_chunk: int | None = None,
     devices: Sequence[Any] | None = None,
     memory: float | None = None,
     chunk_steps: int | None = None,
@@ -53,7 +53,7 @@ def sweep(
     progress: Progress | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> "xarray.Dataset":
-    """Run every point of a grid from every seed: a run a lane, thousands of lanes at once.
+    """Run every point of a grid from every seed: a run a run, thousands of runs at once.
 
     The run of point h and seed s is ``run(h, jax.random.key(s))``, whatever runs beside it: its
     draws are those of that call to the bit, its values agree to rounding.
@@ -72,13 +72,13 @@ def sweep(
         predictions, a score; variables of the dataset.
       out: a folder that keeps the sweep. The same call again goes on where it stopped, or returns
         the result; with more points or seeds it computes the new ones.
-      anew: drop what the folder holds.
+      overwrite: drop what the folder holds.
       batching: a program for each batch size ("static"), one for all with part of the batch masked
         ("masked"), or what is predicted to be quicker ("auto").
-      lanes: "vmap" over all lanes of a call, "map" over tiles of them, "loop" over single runs; or
+      layout: "vmap" over all runs of a call, "map" over chunks of them, "loop" over single runs; or
         "auto", guessed, tried where it pays, and remembered for the next sweep of the kind.
-      tile: lanes that are vmapped together.
-      devices: all by default; the lanes are laid over them.
+      vmap_chunk: runs that are vmapped together.
+      devices: all by default; the runs are laid over them.
       memory: bytes of a device that may be used; by default what is free, less a reserve.
       chunk_steps, chunk_seconds: how long the devices run between two looks at the records.
       checkpoint_seconds: at least so long between two checkpoints.
@@ -92,8 +92,7 @@ def sweep(
 
       Of a hypergradient: ``value``, ``gradient_NAME`` (an array's on an axis ``NAME_index``, a
       tree's a variable a leaf), ``finite``, ``status``, ``diverged_at`` and what the mode adds; the
-      attributes say which mode, and why. Axes of a dict may then hold arrays, schedules and trees.
-      ``stop``, ``final``, ``out`` and the chunks are of runs alone. An interrupt loses what it has.
+      attributes say which mode, and why. ``stop`` and ``final`` are for runs alone.
 
     Raises:
       UserError: a value or name that cannot be, in a line; a folder that belongs to another sweep
@@ -111,91 +110,176 @@ def sweep(
     """
     begin = time.perf_counter()
     devices = checks.settings(
-        devices, tile=tile, chunk_steps=chunk_steps, chunk_seconds=chunk_seconds,
+        devices, vmap_chunk=vmap_chunk, chunk_steps=chunk_steps, chunk_seconds=chunk_seconds,
         checkpoint_seconds=checkpoint_seconds, memory=memory,
     )  # fmt: skip
-    layouts.check(lanes, tile)
-    made, asked = gradients.parted(run)
-    grid = as_grid(gradients.held(grid) if asked else grid)
-    chosen = checks.chosen_seeds(seeds)
-    points = gradients.resolved(made, grid) if asked else resolve(made, grid)
+    layouts.check(layout, vmap_chunk)
+    settings = Settings(
+        devices, layout, vmap_chunk, chunk_steps, chunk_seconds, checkpoint_seconds, memory
+    )
+    grid, chosen = as_grid(grid), checks.chosen_seeds(seeds)
+    points = resolve(run, grid)
+    make = _of_runs if points[0].gradient is None else _of_gradients
+    work = make(points, grid, chosen, batching, stop, keep_diverged, final, chunk_steps)
+    dataset, _ = carry_out(work, settings, out, overwrite, progress, about)
+    dataset.attrs.update(_origin(grid, devices, begin))
+    if work.dataset is not None:
+        return work.dataset(dataset)
+    remember(run, grid, dataset.attrs["sweep"])
+    return dataset
+
+
+@dataclasses.dataclass
+class Work:
+    """What is to be carried out: groups of computations, and where their results go."""
+
+    results: Results
+    groups: list[Group]
+    facts: Callable[[], dict[str, Any]]  # what makes it this sweep and no other
+    rules: tuple[Any, ...] = ()
+    halving: stop_rules.Halving | None = None
+    drop_diverged: bool = True
+    weighted: bool = False
+    metrics: int = 0  # recorded beside the loss
+    dataset: Callable[["xarray.Dataset"], "xarray.Dataset"] | None = None
+    keep_states: bool = False  # of runs that ended, so that they can be given more steps
+    said: Callable[[], str] | None = None  # what progress says of it
+
+
+def carry_out(
+    work: Work,
+    settings: Settings,
+    out: str | os.PathLike[str] | None,
+    overwrite: bool,
+    progress: Progress | None,
+    about: Mapping[str, Any] | None = None,
+    title: Literal["sweep", "tuning"] = "sweep",
+) -> tuple["xarray.Dataset", list[dict[str, Any]]]:
+    """The dataset of what is asked for, computed or read from its folder; notes on how.
+
+    Raises:
+      UserError, KeyboardInterrupt: as `sweep`.
+    """
+    results, store, digest = work.results, None, uuid.uuid4().hex[:16]
+    if out is not None:
+        facts = work.facts()
+        digest = _digest(facts)
+        spec = {
+            "kind": title,
+            "identity": facts,
+            "axes": results.axes,
+            "columns": {n: [label(v) for v in c] for n, c in results.columns.items()},
+            "seeds": results.seeds,
+            "steps": results.steps[:: len(results.seeds)].tolist(),
+            "record_every": results.every,
+            "rules": results.rules,
+            "inner": results.inner,
+            "ids": [str(i) for i in results.ids],
+            "about": dict(about or {}),
+        }
+        store = opened(out, spec, results, work.metrics, work.halving, overwrite)
+    try:
+        if store is not None and store.spec is None:
+            if work.keep_states:
+                restore(store, results)
+            return result(store), []
+        if store is not None:
+            restore(store, results)
+            results.reopen()
+        with _shown(progress, title) as show:
+            executor = Executor(
+                results, work.groups, work.rules, work.halving, work.drop_diverged, store,
+                settings, show, work.weighted, work.keep_states, work.said,
+            )  # fmt: skip
+            executor.run()
+        dataset = results.dataset()
+        dataset.attrs.update(sweep=digest, groups=json.dumps(executor.notes))
+        if store is not None and store.writer:
+            files.save_dataset(dataset, store.result)
+        if executor.interrupt.asked:
+            raise KeyboardInterrupt
+        return dataset, executor.notes
+    finally:
+        if store is not None:
+            store.close()
+
+
+def _of_runs(
+    points: Sequence[Point],
+    grid: Grid,
+    seeds: Sequence[int],
+    batching: Batching,
+    stop: Any,
+    keep_diverged: bool,
+    final: Final | None,
+    chunk_steps: int | None,
+) -> Work:
+    """A sweep of runs."""
     plan = points[0].run.plan
-    steps = [p.steps for p in points]
-    if asked:
-        gradients.refuse(
-            stop=stop, keep_diverged=keep_diverged, final=final, out=out, anew=anew, about=about,
-            lanes=lanes != "auto", chunk_steps=chunk_steps, chunk_seconds=chunk_seconds != 10.0,
-            checkpoint_seconds=checkpoint_seconds != 30.0,
-        )  # fmt: skip
-        with _shown(progress) as show:
-            dataset = gradients.compute(
-                points, asked, grid, chosen, devices, show, batching, tile, memory
-            )
-        dataset.attrs.update(_origin(grid, devices, begin))
-        return dataset
     common, metrics = checks.names(points, grid, final)
     rules, halving = stop_rules.checked(stop, {"loss", *common}, plan.record_every)
     if chunk_steps is not None and chunk_steps < plan.record_every:
         raise UserError(
             f"chunk_steps is {chunk_steps}: expected at least record_every = {plan.record_every}"
         )
-    runs, records = len(grid) * len(chosen), max(steps) // plan.record_every
-    checks.fits(runs, records, len(metrics), psutil.virtual_memory().available, "memory")
-    columns = {name: [label(v) for v in column] for name, column in grid.columns.items()}
-    names = [rule.name for rule in rules]
-    ids = run_ids(grid, steps, chosen)
-    book = Book(grid.axes, columns, chosen, steps, plan.record_every, ids, names)
-    settings = Settings(
-        devices=devices,
-        lanes=lanes,
-        tile=tile,
-        chunk_steps=chunk_steps,
-        chunk_seconds=chunk_seconds,
-        checkpoint_seconds=checkpoint_seconds,
-        memory=memory,
-    )
-    groups = buckets(points, batching)
-    store, digest = None, uuid.uuid4().hex[:16]
-    if out is not None:
-        facts = identity(
-            points, grid, {"stop": (rules, halving), "keep_diverged": keep_diverged, "final": final}
+    steps = [p.steps for p in points]
+    records = max(steps) // plan.record_every
+    free = psutil.virtual_memory().available
+    checks.fits(len(grid) * len(seeds), records, len(metrics), free, "memory")
+    results = Results(
+        grid.axes, grid.columns, seeds, steps, plan.record_every, run_ids(grid, steps, seeds),
+        [rule.name for rule in rules], {"final_loss": []},
+    )  # fmt: skip
+    own = {"stop": (rules, halving), "keep_diverged": keep_diverged, "final": final}
+    return Work(
+        results, grouped(points, batching, final), lambda: identity(points, grid, own),
+        rules, halving, not keep_diverged,
+        weighted=all(p.run.problem.weighted for p in points), metrics=len(metrics),
+    )  # fmt: skip
+
+
+def _of_gradients(
+    points: Sequence[Point],
+    grid: Grid,
+    seeds: Sequence[int],
+    batching: Batching,
+    stop: Any,
+    keep_diverged: bool,
+    final: Final | None,
+    chunk_steps: int | None,
+) -> Work:
+    """A sweep of hypergradients: of one record each, its gradient kept at its end."""
+    for name, value in (("stop", stop), ("final", final)):
+        if value:
+            raise UserError(f"{name} is for runs: a hypergradient is one record; leave it out")
+    groups = grouped(points, batching)
+    ids = run_ids(grid, [p.steps for p in points], seeds)
+    results = Results(
+        grid.axes, grid.columns, seeds, [1] * len(grid), 1, ids,
+        inner=checks.kept(groups, seeds, grid),
+    )  # fmt: skip
+
+    def dataset(found: "xarray.Dataset") -> "xarray.Dataset":
+        names = [name for name in results.inner if name in found]
+        names.sort(key=lambda name: (name != "value", name == "finite"))
+        found = found[[*names, "status", "diverged_at"]].drop_vars("step", errors="ignore")
+        notes = json.loads(found.attrs["groups"])
+        fns = [p.gradient for p in points if p.gradient is not None]
+        found.attrs.update(
+            problem=_listed(p.run.problem.name for p in points),
+            optimizer=_listed(label(p.run.plan.optimizer) for p in points),
+            objective=_listed(fn.job.name for fn in fns),
+            mode=_listed(note["mode"] for note in notes),
+            why="; ".join(dict.fromkeys(note["reason"] for note in notes)),
         )
-        digest = _digest(facts)
-        spec = {
-            "identity": facts,
-            "axes": dict(grid.axes),
-            "columns": columns,
-            "seeds": list(chosen),
-            "steps": steps,
-            "record_every": plan.record_every,
-            "rules": names,
-            "about": dict(about or {}),
-        }
-        store = opened(out, spec, book, len(metrics), halving, anew)
-    try:
-        if store is not None:
-            if store.spec is None:
-                return _known(store, run, grid)
-            restore(store, book)
-        with _shown(progress) as show:
-            engine = Engine(
-                book, groups, rules, halving, not keep_diverged, store, settings, show,
-                weighted=all(p.run.problem.weighted for p in points), final=final,
-            )  # fmt: skip
-            engine.run()
-        dataset = book.dataset()
-        dataset.attrs.update(
-            sweep=digest, buckets=json.dumps(engine.notes), **_origin(grid, devices, begin)
-        )
-        if store is not None and store.writer:
-            files.save_dataset(dataset, store.result)
-        if engine.interrupt.asked:
-            raise KeyboardInterrupt
-    finally:
-        if store is not None:
-            store.close()
-    remember(run, grid, dataset.attrs["sweep"])
-    return dataset
+        return found
+
+    facts = functools.partial(identity, points, grid, {})
+    return Work(results, groups, facts, drop_diverged=False, dataset=dataset)
+
+
+def _listed(names: Iterable[Any]) -> str:
+    return ", ".join(dict.fromkeys(map(str, names)))
 
 
 def _origin(grid: Grid, devices: list[Any], begin: float) -> dict[str, Any]:
@@ -212,19 +296,9 @@ def _origin(grid: Grid, devices: list[Any], begin: float) -> dict[str, Any]:
     }
 
 
-def _known(store: Store, run: Run | Callable[..., Run], grid: Grid) -> "xarray.Dataset":
-    dataset = result(store)
-    remember(run, grid, dataset.attrs["sweep"])
-    return dataset
-
-
 def _digest(facts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _shown(progress: Progress | None) -> Any:
-    if progress is None:
-        return Console().late("sweep")
-    import contextlib
-
-    return contextlib.nullcontext(progress)
+def _shown(progress: Progress | None, title: str) -> Any:
+    return Console().late(title) if progress is None else contextlib.nullcontext(progress)

@@ -11,6 +11,7 @@ import optax
 from optjax.support.errors import UserError
 from optjax.support.types import HParams
 from optjax.sweeps.checks import chosen_seeds
+from optjax.tuning.space import named_leaves
 
 
 def spread(value: Any) -> float:
@@ -47,6 +48,25 @@ def others(constraints: Any, progress: Any) -> None:
         raise UserError(f"constraints is {constraints!r}: expected a dict, name → (low, high)")
     if progress is not None and not callable(progress):
         raise UserError(f"progress is {progress!r}: expected a function (text, fraction)")
+
+
+_COLUMNS = frozenset("value finite diverged gradient_norm value_error restart outer_step".split())
+"""Names of a tuning's own in its path."""
+
+
+def columns(theta: HParams) -> None:
+    """Refuse hyperparameters with the name of a column or an axis of the path."""
+    leaves = named_leaves(theta)
+    own = {axis for name, leaf in leaves.items() for axis in axes(name, np.ndim(leaf))}
+    for name in sorted(leaves.keys() & (_COLUMNS | own)):
+        raise UserError(
+            f"a hyperparameter is named {name!r}, which the path has already: rename it"
+        )
+
+
+def axes(name: str, count: int) -> list[str]:
+    """The own axes of a hyperparameter in the path."""
+    return [f"{name}_{i}" if i else f"{name}_index" for i in range(count)]
 
 
 def optimiser(outer: Any) -> None:

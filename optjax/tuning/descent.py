@@ -3,28 +3,35 @@
 import dataclasses
 import json
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import optax
 
 from optjax.hypergradients import hypergrad
-from optjax.hypergradients.evolution import ES, PES
-from optjax.hypergradients.implicit import Implicit
-from optjax.hypergradients.job import Mode, Of
+from optjax.hypergradients.footprint import at_once
+from optjax.hypergradients.job import Of
+from optjax.hypergradients.mode import Mode
 from optjax.run.trajectory import Run
 from optjax.support import provenance
-from optjax.support.console import Console
 from optjax.support.errors import UserError, whole
+from optjax.support.files import plainly
 from optjax.support.types import HParams
-from optjax.tuning import checks, climb, facts
+from optjax.sweeps import stop_rules
+from optjax.sweeps.executor import Settings
+from optjax.sweeps.fingerprints import identity, run_ids
+from optjax.sweeps.grid import Grid
+from optjax.sweeps.groups import Group, Point, columns
+from optjax.sweeps.results import Results
+from optjax.sweeps.sweeping import Work, carry_out
+from optjax.tuning import checks, outer_step
 from optjax.tuning import space as spaces
-from optjax.tuning.book import Book
-from optjax.tuning.space import Range
+from optjax.tuning.outer_step import BEST, NeverFinite, TuningComputation, starts
+from optjax.tuning.space import Range, Space, named_leaves
 
 if TYPE_CHECKING:
     import xarray
@@ -85,7 +92,9 @@ def tune(
     spread: float = 1.0,
     seed: int = 0,
     mode: str | Mode = "auto",
-    out: str | Path | None = None,
+    stop: Any = (),
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Tuning:
     """Tune hyperparameters by gradient descent, u ← u + outer(dF/du), θ = θ(u).
@@ -111,15 +120,17 @@ def tune(
       restarts: starts, all at once: the given one, and others drawn about it in u.
       spread: their standard deviation in u: 1 is a factor of e.
       seed: of these draws.
-      out: a netCDF file that keeps the path and the state, written every 10 seconds and at the
-        end; the same call again goes on, or takes more outer steps.
+      stop: rules by which it ends early, of the metric "best so far": `Target`, `Plateau`.
+      out: a folder that keeps the path and the state; the same call again resumes the tuning, or
+        takes more outer steps.
+      overwrite: drop what the folder holds.
       progress: called with (text, fraction); a bar or lines on stderr by default.
 
     Returns:
       A `Tuning`; ``.figure()`` draws it.
 
     Raises:
-      UserError: as `oj.hypergrad`; a start outside its range; a file that cannot be written or is
+      UserError: as `oj.hypergrad`; a start outside its range; a folder that cannot be written or is
         of another tuning; no finite run in the first 10 outer steps.
       TuningInterrupted: on Ctrl-C, with what was found.
 
@@ -141,78 +152,112 @@ def tune(
     gradient = hypergrad(run, of, names, mode)
     theta, rest = gradient.parted(hparams)
     space = spaces.make_space(theta, constraints or {})
+    checks.columns(theta)
     checks.serves(outer, space.outside(theta))
-    settings = {
-        "of": gradient.job.name, **facts.described("start of ", theta),
-        **facts.described("fixed ", rest), "ranges": str(space.ranges),
-        "seeds": str(chosen.tolist()), "fresh_seeds": str(bool(fresh_seeds)),
-        "restarts": str(restarts), "spread": str(spread), "seed": str(seed),
-        "mode": str(gradient.mode),
-    }  # fmt: skip
-    book = Book(
-        theta, space, rest,
-        lambda: settings | facts.everything(gradient, outer, climb.advance),
-        _file(out),
+    data = run.problem.data
+    computation = gradient.computation(theta, rest)
+    fit = at_once(computation.mode, gradient.job, data, theta, rest)
+    # Fresh ones must not meet those of another step.
+    stride = int(np.ptp(chosen)) + 1 if fresh_seeds else 0
+    tuning = TuningComputation(
+        computation, space, outer, max(1, min(restarts, fit // len(chosen))),
+        min(len(chosen), fit), tuple(chosen.tolist()), stride,
     )  # fmt: skip
-    program = climb.make_program(gradient, space, outer, theta, rest, restarts, len(chosen))
-    state = book.resumed(climb.start(program, theta, restarts, spread, seed))
-    if book.done < steps:
-        book.writable()
+    given = {"start": starts(space.outside(theta), restarts, spread, seed), **rest}
+    own = {
+        **{f"start of {n}": v for n, v in named_leaves(theta).items()},
+        **{f"fixed {n}": v for n, v in named_leaves(rest).items()},
+        "ranges": space.ranges, "seeds": chosen.tolist(), "fresh_seeds": bool(fresh_seeds),
+        "restarts": restarts, "spread": spread, "seed": seed, "outer": outer,
+    }  # fmt: skip
+    grid = Grid({}, {})
+    own_rules, halving = stop_rules.checked(stop, {BEST}, 1)
+    if halving is not None:
+        raise UserError("Halving compares runs with each other: a tuning is one; leave it out")
+    rules = (NeverFinite(_PATIENCE), *own_rules)
+    inner = {n: checks.axes(n, np.ndim(leaf)) for n, leaf in named_leaves(theta).items()}
+    inner |= {name: [] for name in ("value", "finite", "diverged", "gradient_norm", "value_error")}
+    results = Results(
+        {}, {}, [seed], [steps], 1, run_ids(grid, [0], [seed]), [rule.name for rule in rules],
+        {name: ["restart", *own_axes] for name, own_axes in inner.items()},
+    )  # fmt: skip
+    point = Point(run, (), {}, run.plan.steps, gradient)
+    work = Work(
+        results,
+        [Group(run.plan, tuning, data, np.zeros(1, int), columns([given]), None, "tuning")],
+        lambda: identity([point], grid, own, code=(outer_step, spaces)),
+        rules,
+        keep_states=True,
+        said=lambda: f"outer step {int(results.done[0])} of {steps}, best {_least(results):.4g}",
+    )
+    settings = Settings([jax.devices()[0]], "loop", chunk_seconds=2.0, checkpoint_seconds=10.0)
     begin = time.perf_counter()
 
     def found() -> Tuning:
-        path = book.dataset()
+        path = _path(results, theta, space)
         path.attrs |= {
-            "settings": json.dumps(settings), "commit": provenance.commit(),
+            "settings": json.dumps(own, default=plainly), "commit": provenance.commit(),
             "versions": json.dumps(provenance.versions()), "seconds": time.perf_counter() - begin,
         }  # fmt: skip
-        hparams, value = book.best(last=bool(fresh_seeds))
-        return Tuning(hparams, value, path)
+        return Tuning(*_best(path, theta, rest, last=bool(fresh_seeds)), path)
 
-    # Fresh ones must not meet those of another step.
-    stride = int(np.ptp(chosen)) + 1 if fresh_seeds else 0
-    with Console().late("tune") as late:
-        tell = progress or late
-        try:
-            for k in range(book.done, steps):
-                if k >= _PATIENCE and math.isnan(book.least()):
-                    break
-                state, seen = climb.advance(
-                    program, run.problem.data, rest, state, jnp.asarray(chosen + k * stride)
-                )
-                book.add(state, {name: np.asarray(v) for name, v in seen.items()})
-                tell(f"outer step {k + 1} of {steps}, best {book.least():.4g}", (k + 1) / steps)
-        except KeyboardInterrupt:
-            if not book.done:
-                raise
-            raise TuningInterrupted(found()) from None
-        finally:
-            book.save()
-    if math.isnan(book.least()):
-        raise UserError(_why(book, gradient.mode))
+    try:
+        carry_out(work, settings, out, overwrite, progress, title="tuning")
+    except KeyboardInterrupt:
+        if not results.done[0]:
+            raise
+        raise TuningInterrupted(found()) from None
+    if math.isnan(_least(results)):
+        raise UserError(_why(results, gradient.mode))
     return found()
 
 
-def _file(out: Any) -> Path | None:
-    try:
-        return None if out is None else Path(out)
-    except TypeError:
-        raise UserError(f"out is {out!r}: expected the name of a file") from None
+def _least(results: Results) -> float:
+    """The smallest value so far; NaN before there is one."""
+    values = results.values.get("value", np.full(1, np.nan))
+    return float(np.nanmin(values)) if np.isfinite(values).any() else math.nan
 
 
-def _why(book: Book, mode: Mode) -> str:
-    """No point was finite: a line that says why."""
-    tried = f"of {book.done} outer steps"
-    if book.seen("diverged").any():
+def _path(results: Results, theta: HParams, space: Space) -> "xarray.Dataset":
+    """What every restart saw at every outer step."""
+    import xarray as xr
+
+    variables = {}
+    for name, rows in results.values.items():
+        if name == BEST:
+            continue
+        seen = np.moveaxis(rows[0, : int(results.done[0])], 0, 1)  # (restarts, K, ...)
+        if name in ("finite", "diverged"):
+            seen = seen.astype(bool)
+        variables[name] = (("restart", "outer_step", *checks.axes(name, seen.ndim - 2)), seen)
+    found = xr.Dataset(variables)
+    tuned = list(named_leaves(theta))
+    logs = [name for name in tuned if space.logarithmic(name.partition(".")[0])]
+    found.attrs.update(tuned=json.dumps(tuned), logarithmic=json.dumps(logs))
+    return found
+
+
+def _best(
+    path: "xarray.Dataset", theta: HParams, rest: HParams, *, last: bool
+) -> tuple[dict[str, Any], float]:
+    """The best point as a run takes it, and its value; the start and NaN if none is finite."""
+    values = path.value.values  # (restarts, K)
+    good = np.isfinite(values)
+    if not good.any():
+        return {**rest, **jax.tree.map(np.asarray, dict(theta))}, math.nan
+    if last:  # the latest step with a finite point, its best restart
+        k = int(np.nonzero(good.any(axis=0))[0][-1])
+        r = int(np.nanargmin(values[:, k]))
+    else:
+        r, k = (int(i) for i in np.unravel_index(np.nanargmin(values), values.shape))
+    leaves = [path[name].values[r, k] for name in named_leaves(theta)]
+    tuned = jax.tree.unflatten(jax.tree.structure(dict(theta)), leaves)
+    return {**rest, **tuned}, float(values[r, k])
+
+
+def _why(results: Results, mode: Mode) -> str:
+    """Why no point was finite, in a line."""
+    tried = f"of {int(results.done[0])} outer steps"
+    if results.values["diverged"].any():
         return f"every point {tried} diverged: start from a smaller learning rate, or constrain it"
-    if isinstance(mode, Implicit):
-        return (
-            f"mode 'implicit': at no point {tried} have the runs converged; take more steps, a "
-            "larger tolerance, or mode 'segmented'"
-        )
-    if isinstance(mode, ES | PES):
-        return f"perturbed runs diverged at every point {tried}: take a smaller sigma"
-    return (
-        f"the gradient overflowed at every point {tried}, though the runs did not diverge: start "
-        "elsewhere, or take fewer steps"
-    )
+    return mode.never_finite.format(tried=tried)

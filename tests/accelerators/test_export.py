@@ -14,8 +14,8 @@ from optjax.colourisation.networks import MODELS, model
 from optjax.colourisation.problem import colourisation_problem
 from optjax.convnets.layers import Conv, ConvTranspose
 from optjax.hypergradients import ES, PES, Truncated
-from optjax.sweeps.lane import Inputs, Spec
-from optjax.sweeps.program import Layout, Programs
+from optjax.sweeps.swept_run import Inputs, RunSpec
+from optjax.sweeps.programs import BatchLayout, Programs
 
 PLATFORMS = ("cuda", "rocm", "tpu")
 RUNS, DEVICES = 8, 4
@@ -58,28 +58,28 @@ def test_a_training_run(name):
     _check(jax.jit(alone), run.problem.data, jnp.float32(1e-3), jnp.int32(0))
 
 
-@pytest.mark.parametrize(("devices", "tile"), [(1, 2), (DEVICES, 1), (DEVICES, 2)])
-def test_the_three_programs_of_a_sweep(run, devices, tile):
+@pytest.mark.parametrize(("devices", "vmap_chunk"), [(1, 2), (DEVICES, 1), (DEVICES, 2)])
+def test_the_three_programs_of_a_sweep(run, devices, vmap_chunk):
     rates = np.full(RUNS, 1e-3, np.float32)
     example = Inputs({"learning_rate": rates}, None), np.arange(RUNS, dtype=np.int32)
     programs = Programs(
-        Spec(run.plan, (oj.Target(0.5),), 4, True),
-        Layout(RUNS, tile),
+        RunSpec(run.plan, (oj.Target(0.5),), 4, True),
+        BatchLayout(RUNS, vmap_chunk),
         jax.devices()[:1],
         run.problem.data,
         example,
     )
-    inputs, seeds, lanes = jax.tree.map(
+    inputs, seeds, states = jax.tree.map(
         lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), programs._shapes()
     )
     if devices > 1:
-        programs.mesh = AbstractMesh((devices,), ("lane",), axis_types=(AxisType.Auto,))
+        programs.mesh = AbstractMesh((devices,), ("run",), axis_types=(AxisType.Auto,))
     data = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), programs.data)
     step = np.int32(1)
     for program, args in (
         (programs._start, (inputs, seeds)),
-        (programs._chunk, (inputs, lanes, step, step, step)),
-        (programs._outcome, (inputs, lanes, step)),
+        (programs._chunk, (inputs, states, step, step, step)),
+        (programs._finish, (inputs, states, step)),
     ):
         convolves = program != programs._start
         _check(programs._jitted(program, len(args)), data, *args, convolves=convolves)
@@ -103,7 +103,7 @@ class Small(nn.Module):
         "one_step",
         "implicit",
         Truncated(2),
-        ES(pairs=2, tile=2),
+        ES(pairs=2, vmap_chunk=2),
         PES(2, pairs=2),
     ],
     ids=lambda mode: mode if isinstance(mode, str) else mode.name,

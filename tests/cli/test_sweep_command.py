@@ -140,7 +140,7 @@ def test_values():
         (WORDS + " --method sobol --out x", "--method goes with --draw N"),
         (WORDS + " --record-every 3 --out x", "record_every is 3: expected a divisor"),
         (WORDS + " --sampler epoch --out x", "did you mean 'epochs'"),
-        (WORDS + " --lanes all --out x", "unknown lanes 'all'"),
+        (WORDS + " --lanes all --out x", "unknown layout 'all'"),
         ("sweep --show nowhere", "no sweep in 'nowhere'"),
         ("sweep --resume nowhere", "no sweep in 'nowhere'"),
         ("sweep --show nowhere --seeds 3", "--show takes a folder alone"),

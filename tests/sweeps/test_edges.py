@@ -160,7 +160,7 @@ def test_a_users_own_files_are_left_alone(problem, tmp_path):
     oj.sweep(run, {"learning_rate": [0.1]}, out=folder)
     (folder / "figures").mkdir()
     (folder / "notes.txt").write_text("mine")
-    oj.sweep(run, {"learning_rate": [0.2]}, out=folder, anew=True)
+    oj.sweep(run, {"learning_rate": [0.2]}, out=folder, overwrite=True)
     assert (folder / "notes.txt").read_text() == "mine"
 
 
@@ -220,13 +220,13 @@ def test_keys_of_any_generator_may_live_in_a_models_state(problem, kind):
 
 
 def test_survivors_fit_a_smaller_block_whatever_the_tile(problem, monkeypatch):
-    from optjax.sweeps.wave import Wave
+    from optjax.sweeps.active_runs import ActiveRuns
 
-    smaller = Wave._smaller
-    monkeypatch.setattr(Wave, "_smaller", lambda self, left, ahead: smaller(self, left, 1e9))
+    smaller = ActiveRuns._smaller
+    monkeypatch.setattr(ActiveRuns, "_smaller", lambda self, left, ahead: smaller(self, left, 1e9))
     run = oj.make_run(problem, optax.sgd, 400, record_every=20)
     rates = [0.01 + 0.001 * i for i in range(6)] + [1e3 + i for i in range(14)]
-    found = oj.sweep(run, {"learning_rate": rates}, lanes="map", chunk_steps=20)
+    found = oj.sweep(run, {"learning_rate": rates}, layout="map", chunk_steps=20)
     alone = oj.sweep(run, {"learning_rate": rates[:6]})
     np.testing.assert_allclose(found.loss[:6], alone.loss, rtol=1e-10)
 
@@ -245,9 +245,9 @@ def test_a_swept_run_is_not_kept_alive(problem):
 def test_a_memory_limit_holds_for_what_was_chosen_before(problem):
     run = oj.make_run(problem, optax.sgd, 4)
     grid = {"learning_rate": np.linspace(0.01, 0.1, 64)}
-    free = json.loads(oj.sweep(run, grid).attrs["buckets"])[-1]["layout"]
-    tight = json.loads(oj.sweep(run, grid, memory=6_000.0).attrs["buckets"])[-1]["layout"]
-    assert free == "vmap of 64 lanes"
+    free = json.loads(oj.sweep(run, grid).attrs["groups"])[-1]["layout"]
+    tight = json.loads(oj.sweep(run, grid, memory=6_000.0).attrs["groups"])[-1]["layout"]
+    assert free == "vmap of 64 runs"
     assert tight != free
 
 
@@ -266,7 +266,7 @@ def _probe(name, value):
         ({"chunk_seconds": float("inf")}, "chunk_seconds is inf"),
         ({"memory": "4GB"}, "memory is '4GB'"),
         ({"memory": 0}, "memory is 0"),
-        ({"tile": "4"}, "tile is '4'"),
+        ({"vmap_chunk": "4"}, "vmap_chunk is '4'"),
         ({"devices": []}, r"devices is \[\]"),
         ({"devices": 2}, "devices is 2: expected a list"),
         ({"stop": oj.Target}, "expected rules"),

@@ -11,7 +11,7 @@ import pytest
 
 import optjax as oj
 from optjax.hypergradients import ES, NonFiniteHypergradient
-from optjax.sweeps import gradient_lanes
+from optjax.sweeps import programs
 
 N, D, T = 12, 6, 24
 TOLERANCE = 1e-12  # float64; products of other shapes add in another order
@@ -55,7 +55,7 @@ def test_a_product_is_a_loop_of_single_calls(slope):
         slope,
         {"learning_rate": rates, "batch_size": sizes, "momentum": [0.5]},
         seeds,
-        tile=5,  # divides nothing here
+        vmap_chunk=5,  # divides nothing here
         batching="masked",
         progress=lambda text, share: seen.append((text, share)),
     )
@@ -69,11 +69,12 @@ def test_a_product_is_a_loop_of_single_calls(slope):
     assert [share for _, share in seen] == pytest.approx([1 / 3, 2 / 3, 1])
     assert "12 of 12 runs" in seen[-1][0]
     attrs = found.attrs
-    said = (attrs["problem"], attrs["optimizer"], attrs["of"], attrs["mode"])
+    said = (attrs["problem"], attrs["optimizer"], attrs["objective"], attrs["mode"])
     assert said == ("least squares", "sgd", "final_loss", "forward")
     assert attrs["why"].startswith("forward: by 2 numbers through 24 steps")
     assert {"commit", "versions", "seconds", "device", "devices"} <= attrs.keys()
-    assert json.loads(attrs["buckets"])[0]["layout"] == "4 lanes a call, 3 calls"
+    (note,) = json.loads(attrs["groups"])
+    assert (note["layout"], note["calls"]) == ("vmap of 4 runs", 3)
 
 
 def test_points_zipped_drawn_and_listed(slope):
@@ -94,7 +95,7 @@ def test_points_zipped_drawn_and_listed(slope):
 def test_a_batch_size_may_have_a_program_of_its_own(slope):
     grid = {"learning_rate": [0.1, 0.2], "momentum": [0.5], "batch_size": [2]}
     found = oj.sweep(slope, grid, 2)
-    assert json.loads(found.attrs["buckets"])[0]["bucket"] == "least squares, batch 2"
+    assert json.loads(found.attrs["groups"])[0]["group"] == "least squares, batch 2"
     mine = found.isel(learning_rate=1, momentum=0, batch_size=0, seed=1)
     _same(mine, slope, {"learning_rate": 0.2, "momentum": 0.5, "batch_size": 2}, 1)
 
@@ -157,7 +158,7 @@ def test_a_diverged_lane_is_marked_and_alone(slope):
 
 def test_mean_and_error_are_those_over_seeds(slope):
     grid = {"learning_rate": [0.1], "momentum": [0.5], "batch_size": [2, 12]}
-    found = oj.sweep(slope, grid, 16, batching="masked", tile=4)
+    found = oj.sweep(slope, grid, 16, batching="masked", vmap_chunk=4)
     hparams = {"learning_rate": 0.1, "momentum": 0.5, "batch_size": 2}
     mine, whole = found.gradient_momentum.sel(batch_size=2), slope.over_seeds(hparams, 16)
     close(mine.mean(), whole.gradient["momentum"])
@@ -166,7 +167,7 @@ def test_mean_and_error_are_those_over_seeds(slope):
 
 def test_a_mode_adds_its_own_and_a_batch_size_may_be_perturbed(run):
     slope = oj.hypergrad(run, wrt=["learning_rate", "batch_size"], mode=ES(pairs=4))
-    found = oj.sweep(slope, {"learning_rate": [0.1], "batch_size": [3, 6]}, tile=1)
+    found = oj.sweep(slope, {"learning_rate": [0.1], "batch_size": [3, 6]}, vmap_chunk=1)
     one = slope({"learning_rate": 0.1, "batch_size": 6}, key(0))
     for name in ("learning_rate", "batch_size"):
         close(found[f"gradient_{name}"][0, 1, 0], one.gradient[name])
@@ -185,7 +186,7 @@ def test_a_function_makes_data_sets_steps_and_modes_axes(problem):
     found = oj.sweep(make, grid, 2).squeeze()
     close(found.gradient_learning_rate[:, 0], found.gradient_learning_rate[:, 1])
     assert found.attrs["mode"] == "forward, reverse"
-    assert [b["runs"] for b in json.loads(found.attrs["buckets"])] == [4, 4]
+    assert [b["runs"] for b in json.loads(found.attrs["groups"])] == [4, 4]
     for i in range(2):
         one = oj.hypergrad(oj.make_run(problems[i], optax.sgd, 6))({"learning_rate": 0.1}, key(1))
         close(found.gradient_learning_rate[i, 1, 1], one.gradient["learning_rate"])
@@ -194,30 +195,62 @@ def test_a_function_makes_data_sets_steps_and_modes_axes(problem):
 def test_memory_cuts_the_lanes_and_a_second_sweep_compiles_nothing(slope):
     grid = {"learning_rate": [0.1, 0.2], "momentum": [0.5], "batch_size": [2, 12]}
     first = oj.sweep(slope, grid, batching="masked")
-    (bucket,) = json.loads(first.attrs["buckets"])
-    assert bucket["layout"] == "4 lanes a call, 1 calls"
-    before = gradient_lanes.block._cache_size()
-    free = 4.5 * bucket["bytes of a lane"]
+    (group,) = json.loads(first.attrs["groups"])
+    assert (group["layout"], group["calls"]) == ("vmap of 4 runs", 1)
+    before = set(programs._CACHE)
+    free = 4.5 * group["bytes of a run"]
     again = oj.sweep(
         slope, {**grid, "learning_rate": [0.3, 0.2]}, 3, batching="masked", memory=free
     )
-    assert json.loads(again.attrs["buckets"])[0]["layout"] == "4 lanes a call, 3 calls"
-    assert gradient_lanes.block._cache_size() == before
+    (group,) = json.loads(again.attrs["groups"])
+    assert (group["layout"], group["calls"]) == ("vmap of 4 runs", 3)
+    assert set(programs._CACHE) == before
     close(again.gradient_momentum[1, ..., :1], first.gradient_momentum[1])
 
 
-@pytest.mark.parametrize(
-    ("given", "said"),
-    [
-        ({"out": "somewhere"}, r"takes no out \(save the dataset with .to_netcdf\(path\)\)"),
-        ({"stop": oj.Target(0.1), "final": print}, "takes no stop .*, no final"),
-        ({"keep_diverged": True}, "keep_diverged"),
-        ({"lanes": "map"}, "lanes .tile says"),
-        ({"chunk_steps": 4, "chunk_seconds": 1.0}, "chunk_steps .*, no chunk_seconds"),
-    ],
-)
-def test_what_has_no_meaning_is_refused(slope, given, said, tmp_path):
-    with pytest.raises(oj.UserError, match=said) as error:
+@pytest.mark.parametrize("how", [{"layout": "loop"}, {"layout": "map", "vmap_chunk": 2}], ids=str)
+def test_layouts_are_those_of_runs(slope, how):
+    grid = {"learning_rate": [0.1, 0.2], "momentum": [0.5], "batch_size": [2, 12]}
+    found = oj.sweep(slope, grid, batching="masked", keep_diverged=True, **how)
+    hparams = {"learning_rate": 0.2, "momentum": 0.5, "batch_size": 12}
+    _same(found.isel(learning_rate=1, momentum=0, batch_size=1, seed=0), slope, hparams, 0)
+
+
+def test_a_folder_keeps_resumes_and_extends(slope, tmp_path, monkeypatch):
+    grid = {"learning_rate": [0.1, 0.2], "momentum": [0.5], "batch_size": [3, 12]}
+    how = {"batching": "masked", "out": tmp_path / "s", "vmap_chunk": 2, "progress": print}
+    whole = oj.sweep(slope, grid, 2, batching="masked", vmap_chunk=2, progress=print)
+    calls = []
+
+    def interrupted(text, share):
+        calls.append(share)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        oj.sweep(slope, grid, 2, **{**how, "progress": interrupted})
+    part = oj.load_sweep(tmp_path / "s")
+    assert 0 < int(part.value.notnull().sum()) < 8
+    advanced = []
+    chunk = programs.Programs.chunk
+    monkeypatch.setattr(
+        programs.Programs, "chunk", lambda self, *a: advanced.append(1) or chunk(self, *a)
+    )
+    found = oj.sweep(slope, grid, 2, **how)
+    assert len(advanced) == 3  # the first call had ended; the second had not been judged
+    for name in whole.data_vars:
+        np.testing.assert_array_equal(found[name], whole[name])
+    more = oj.sweep(slope, {**grid, "batch_size": [3, 12, 5]}, 2, **how)
+    assert len(advanced) == 3 + 2
+    np.testing.assert_array_equal(more.value.sel(batch_size=[3, 12]), whole.value)
+    other = oj.hypergrad(slope.run, wrt=["learning_rate"])
+    with pytest.raises(oj.UserError, match="holds another sweep: wrt was"):
+        oj.sweep(other, grid, 2, **how)
+
+
+@pytest.mark.parametrize("given", [{"stop": oj.Target(0.1)}, {"final": print}], ids=str)
+def test_what_one_record_cannot_have_is_refused(slope, given):
+    with pytest.raises(oj.UserError, match="a hypergradient is one record") as error:
         oj.sweep(slope, {"learning_rate": [0.1], "momentum": [0.5]}, **given)
     assert "\n" not in str(error.value)
 

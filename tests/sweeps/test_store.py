@@ -16,7 +16,7 @@ import xarray as xr
 
 import optjax as oj
 from optjax.sweeps.store import Store
-from optjax.sweeps.wave import Wave
+from optjax.sweeps.active_runs import ActiveRuns
 
 GRID = {"learning_rate": [0.02, 0.1, 30.0], "batch_size": [2, 6]}
 
@@ -46,19 +46,19 @@ def _killer(after):
 def _counted(monkeypatch):
     """How many lane-steps are computed, padding left out."""
     done = [0]
-    send = Wave.send
+    send = ActiveRuns.send
 
     def counting(self, count, every):
         done[0] += count * every * len(self.runs())
         return send(self, count, every)
 
-    monkeypatch.setattr(Wave, "send", counting)
+    monkeypatch.setattr(ActiveRuns, "send", counting)
     return done
 
 
 @pytest.mark.parametrize("stop", [(), oj.Target(0.3), oj.Halving(8, keep=0.5)], ids=str)
 def test_killed_after_any_chunk_and_resumed_it_is_the_whole(run, tmp_path, stop):
-    how = {"stop": stop, "chunk_steps": 8, "checkpoint_seconds": 0, "batching": "static", "tile": 4}
+    how = {"stop": stop, "chunk_steps": 8, "checkpoint_seconds": 0, "batching": "static", "vmap_chunk": 4}
     whole = oj.sweep(run, GRID, 3, **how)
     for after in (1, 4):
         _stopped_and_resumed(run, tmp_path / str(after), after, how, whole)
@@ -67,9 +67,9 @@ def test_killed_after_any_chunk_and_resumed_it_is_the_whole(run, tmp_path, stop)
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [(), oj.Target(0.3), oj.Halving(8, keep=0.5)], ids=str)
 def test_killed_after_every_chunk_in_turn(run, tmp_path, stop):
-    for batching, tile in (("static", 4), ("masked", 3)):
+    for batching, vmap_chunk in (("static", 4), ("masked", 3)):
         how = {"stop": stop, "chunk_steps": 8, "checkpoint_seconds": 0}
-        how |= {"batching": batching, "tile": tile}
+        how |= {"batching": batching, "vmap_chunk": vmap_chunk}
         whole = oj.sweep(run, GRID, 3, **how)
         for after in range(12):
             out = tmp_path / f"{batching}{after}"
@@ -83,7 +83,7 @@ def _stopped_and_resumed(run, out, after, how, whole):
         assert not (out / "result.nc").exists()
     found = oj.sweep(run, GRID, 3, out=out, **how)
     xr.testing.assert_allclose(found, whole, rtol=1e-12)
-    assert not list(out.glob("wave-*"))
+    assert not list(out.glob("state-*"))
 
 
 def test_a_resumed_sweep_computes_only_what_is_missing(run, tmp_path, monkeypatch):
@@ -131,7 +131,7 @@ def test_an_interrupt_ends_after_the_chunk_and_keeps_it(run, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         oj.sweep(run, GRID, 2, out=out, chunk_steps=4, progress=progress)
     assert signal.getsignal(signal.SIGINT) is before
-    assert list(out.glob("wave-*.safetensors"))
+    assert list(out.glob("state-*.safetensors"))
     found = oj.sweep(run, GRID, 2, out=out, chunk_steps=4)
     xr.testing.assert_allclose(found, oj.sweep(run, GRID, 2), rtol=1e-12)
 
@@ -154,7 +154,7 @@ def test_another_sweep_is_refused_with_the_difference(run, tmp_path):
             oj.sweep(other, grid, 2, out=out, **how)
         assert "\n" not in str(caught.value)
     assert (out / "records.log").read_bytes() == kept
-    assert oj.sweep(longer, GRID, 2, out=out, anew=True).sizes["step"] == 40
+    assert oj.sweep(longer, GRID, 2, out=out, overwrite=True).sizes["step"] == 40
 
 
 def test_changed_code_is_refused(tmp_path, monkeypatch):
@@ -254,11 +254,11 @@ def test_a_hostile_state_is_one_line(run, tmp_path):
     out = tmp_path / "a"
     with pytest.raises(Killed):
         oj.sweep(run, GRID, 2, out=out, chunk_steps=8, checkpoint_seconds=0, progress=_killer(2))
-    wave = next(out.glob("wave-*"))
-    wave.write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
+    active = next(out.glob("state-*"))
+    active.write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
     with pytest.raises(oj.UserError, match="is damaged"):
         oj.sweep(run, GRID, 2, out=out)
-    wave.unlink()
+    active.unlink()
     xr.testing.assert_allclose(oj.sweep(run, GRID, 2, out=out), oj.sweep(run, GRID, 2), rtol=1e-12)
     (out / "sweep.json").write_text("[1]")
     with pytest.raises(oj.UserError, match="not readable as a sweep"):
@@ -280,7 +280,7 @@ def test_a_killed_process_goes_on(tmp_path):
         [sys.executable, "-c", code, tmp_path / "a"], stderr=subprocess.DEVNULL
     )
     for _ in range(600):
-        if list((tmp_path / "a").glob("wave-*.safetensors")) or first.poll() is not None:
+        if list((tmp_path / "a").glob("state-*.safetensors")) or first.poll() is not None:
             break
         time.sleep(0.05)
     first.kill()

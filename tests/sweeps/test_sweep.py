@@ -13,8 +13,8 @@ import pytest
 
 import optjax as oj
 from optjax.sweeps import layouts
-from optjax.sweeps.lane import Inputs, Spec
-from optjax.sweeps.program import Layout, Programs
+from optjax.sweeps.swept_run import Inputs, RunSpec
+from optjax.sweeps.programs import BatchLayout, Programs
 
 N, D, T = 12, 6, 24
 RATES, SIZES, SEEDS = [0.01, 0.05, 0.2], [1, 5, 12], 3
@@ -55,11 +55,11 @@ def _same(found, alone, tolerance=TOLERANCE):
     [
         {},
         {"batching": "static"},
-        {"batching": "masked", "lanes": "vmap"},
-        {"lanes": "map", "tile": 4},
-        {"lanes": "loop", "batching": "masked"},
-        {"tile": 5, "chunk_steps": 6},
-        {"chunk_steps": 2, "lanes": "vmap"},
+        {"batching": "masked", "layout": "vmap"},
+        {"layout": "map", "vmap_chunk": 4},
+        {"layout": "loop", "batching": "masked"},
+        {"vmap_chunk": 5, "chunk_steps": 6},
+        {"chunk_steps": 2, "layout": "vmap"},
     ],
     ids=lambda how: ",".join(map(str, how.values())) or "auto",
 )
@@ -82,14 +82,14 @@ def test_batches_as_counts_are_the_same_batches(run, problem):
     np.testing.assert_array_equal(counts, np.bincount(np.asarray(indices)[:5], minlength=N))
 
     example = (Inputs({"learning_rate": np.array(RATES)}, None), np.arange(3, dtype=np.int32))
-    spec = Spec(run.plan, (), 4, True)
+    spec = RunSpec(run.plan, (), 4, True)
     ends = []
     for counted in (False, True):
-        programs = Programs(spec, Layout(3, 3, counted), jax.devices()[:1], problem.data, example)
+        programs = Programs(spec, BatchLayout(3, 3, counted), jax.devices()[:1], problem.data, example)
         lanes = programs.start(*example)
         ends.append(programs.chunk(example[0], lanes, 0, 4, 2))
     np.testing.assert_allclose(ends[0][1]["loss"], ends[1][1]["loss"], rtol=TOLERANCE)
-    np.testing.assert_allclose(ends[0][0].run.params, ends[1][0].run.params, rtol=TOLERANCE)
+    np.testing.assert_allclose(ends[0][0].state.params, ends[1][0].state.params, rtol=TOLERANCE)
 
 
 def test_float32_keeps_its_dtype_and_the_draws_of_a_run_are_its_own(problem):
@@ -146,7 +146,7 @@ def _many_problems():
     ]
 
 
-@pytest.mark.parametrize("how", [{}, {"tile": 1}, {"lanes": "map", "tile": 2}], ids=str)
+@pytest.mark.parametrize("how", [{}, {"vmap_chunk": 1}, {"layout": "map", "vmap_chunk": 2}], ids=str)
 def test_problems_of_one_shape_are_lanes_of_one_program(how):
     problems = _many_problems()
 
@@ -155,7 +155,7 @@ def test_problems_of_one_shape_are_lanes_of_one_program(how):
 
     grid = {"problem": [0, 1, 2], "learning_rate": [0.01, 0.1], "batch_size": [5, N]}
     found = oj.sweep(make, grid, 2, batching="masked", **how)
-    notes = json.loads(found.attrs["buckets"])
+    notes = json.loads(found.attrs["groups"])
     assert [note["runs"] for note in notes] == [24]
     for p in range(3):
         one = make(p)({"learning_rate": 0.1, "batch_size": 5}, jax.random.key(1))
@@ -221,7 +221,7 @@ def noisy(problem):
     return oj.make_run(problem, optax.sgd, 60, record_every=3)
 
 
-@pytest.mark.parametrize("how", [{}, {"chunk_steps": 3, "tile": 2}, {"lanes": "loop"}])
+@pytest.mark.parametrize("how", [{}, {"chunk_steps": 3, "vmap_chunk": 2}, {"layout": "loop"}])
 def test_a_target_stops_a_run_at_its_record_whatever_the_chunks(noisy, how):
     grid = {"learning_rate": [0.02, 0.1, 0.3], "batch_size": [2, 12]}
     whole = oj.sweep(noisy, grid, 3)
@@ -259,7 +259,7 @@ def test_a_plateau_stops_and_survivors_are_as_they_were(noisy):
 def test_the_diverged_leave_and_the_others_do_not_notice(noisy):
     grid = {"learning_rate": [0.02, 40.0, 0.1, 90.0], "batch_size": [4]}
     long = oj.make_run(noisy.problem, optax.sgd, 600, record_every=60)
-    found = oj.sweep(long, grid, 2, tile=2, chunk_steps=60)
+    found = oj.sweep(long, grid, 2, vmap_chunk=2, chunk_steps=60)
     kept = oj.sweep(long, grid, 2, keep_diverged=True)
     lost = found.sel(learning_rate=[40.0, 90.0])
     assert (lost.status == oj.Status.DIVERGED).all()
@@ -271,7 +271,7 @@ def test_the_diverged_leave_and_the_others_do_not_notice(noisy):
     assert float(found.steps_done.sum()) < float(kept.steps_done.sum())
 
 
-@pytest.mark.parametrize("how", [{}, {"chunk_steps": 3, "tile": 4}, {"batching": "static"}])
+@pytest.mark.parametrize("how", [{}, {"chunk_steps": 3, "vmap_chunk": 4}, {"batching": "static"}])
 def test_successive_halving_keeps_the_best_of_all_buckets(noisy, how):
     grid = {"learning_rate": [0.005, 0.02, 0.1], "batch_size": [2, 12]}
     whole = oj.sweep(noisy, grid, 2)
@@ -292,19 +292,19 @@ def test_successive_halving_keeps_the_best_of_all_buckets(noisy, how):
 
 
 def test_few_survivors_move_into_fewer_blocks(noisy, monkeypatch):
-    from optjax.sweeps.wave import Wave
+    from optjax.sweeps.active_runs import ActiveRuns
 
     seen = []
-    keep = Wave.keep
+    keep = ActiveRuns.keep
 
     def watched(self, *args):
         keep(self, *args)
-        seen.append(len(self.blocks))
+        seen.append(len(self.batches))
 
-    monkeypatch.setattr(Wave, "keep", watched)
+    monkeypatch.setattr(ActiveRuns, "keep", watched)
     grid = {"learning_rate": [0.02] + [50.0 + i for i in range(11)], "batch_size": [4]}
     long = oj.make_run(noisy.problem, optax.sgd, 600, record_every=60)
-    found = oj.sweep(long, grid, 2, tile=4, chunk_steps=60)
+    found = oj.sweep(long, grid, 2, vmap_chunk=4, chunk_steps=60)
     assert max(seen) <= 6
     assert 1 in seen
     alone = oj.sweep(long, {"learning_rate": [0.02], "batch_size": [4]}, 2)
@@ -319,8 +319,8 @@ import jax
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_enable_x64", True)
 import numpy as np, optax, optjax as oj
-from optjax.sweeps.lane import Inputs, Spec
-from optjax.sweeps.program import Layout, Programs
+from optjax.sweeps.swept_run import Inputs, RunSpec
+from optjax.sweeps.programs import BatchLayout, Programs
 rng = np.random.default_rng(0)
 X = rng.normal(size=(12, 6))
 run = oj.make_run(oj.least_squares(X, rng.normal(size=12)), optax.rmsprop, 24, record_every=2)
@@ -328,11 +328,11 @@ grid = {"learning_rate": [0.01, 0.05, 0.2], "batch_size": [1, 5, 12]}
 found = {}
 for count in (1, 2, 8):
     devices = jax.devices()[:count]
-    kind = {"chunk_steps": 8} if count == 8 else {"lanes": "map", "tile": 2}
+    kind = {"chunk_steps": 8} if count == 8 else {"layout": "map", "vmap_chunk": 2}
     data = oj.sweep(run, grid, 3, devices=devices, stop=oj.Target(1e-9), **kind)
     found[count] = data.loss.values.tolist()
 example = (Inputs({"learning_rate": np.full(16, 0.1)}, None), np.arange(16, dtype=np.int32))
-programs = Programs(Spec(run.plan, (), 4, True), Layout(16, 2), jax.devices(), run.problem.data,
+programs = Programs(RunSpec(run.plan, (), 4, True), BatchLayout(16, 2), jax.devices(), run.problem.data,
                     example)
 put = programs.put(example)
 lanes = programs.start(*put)
@@ -395,7 +395,7 @@ def test_two_processes_share_a_sweep_and_take_it_up_again(tmp_path, run):
         ]  # fmt: skip
         said = [one.communicate(timeout=120) for one in both]
         if after:
-            assert list((tmp_path / "a").glob("wave-*.safetensors"))
+            assert list((tmp_path / "a").glob("state-*.safetensors"))
             continue
         assert [one.returncode for one in both] == [0, 0], said[0][1][-2000:]
     rng = np.random.default_rng(0)
@@ -415,37 +415,37 @@ def test_a_trial_is_remembered(run, monkeypatch):
     monkeypatch.setattr(layouts, "_WORTH_MEASURING", 0.0)
     monkeypatch.setattr(layouts, "_TRIAL_SHARE", 1e9)
     monkeypatch.setattr(layouts, "_BEFORE", {})
-    first = json.loads(oj.sweep(run, GRID, SEEDS, batching="masked").attrs["buckets"])
-    second = json.loads(oj.sweep(run, GRID, SEEDS, batching="masked").attrs["buckets"])
+    first = json.loads(oj.sweep(run, GRID, SEEDS, batching="masked").attrs["groups"])
+    second = json.loads(oj.sweep(run, GRID, SEEDS, batching="masked").attrs["groups"])
     assert first[0]["why"] == "tried"
     assert len(first[0]["tried"]) > 1
     assert second[0]["why"] == "remembered"
     assert first[0]["layout"] == second[0]["layout"]
     layouts._BEFORE.clear()
     layouts.LAYOUTS.file.write_text("{not json")
-    third = json.loads(oj.sweep(run, GRID, SEEDS, batching="masked").attrs["buckets"])
+    third = json.loads(oj.sweep(run, GRID, SEEDS, batching="masked").attrs["groups"])
     assert third[0]["why"] == "tried"
 
 
 def test_a_sweep_that_does_not_fit_is_split_and_says_so(run, alone):
     found = oj.sweep(run, GRID, SEEDS, batching="masked", memory=3_000.0)
-    notes = json.loads(found.attrs["buckets"])
+    notes = json.loads(found.attrs["groups"])
     assert any("split" in note for note in notes)
     _same(found, alone)
 
 
 def test_a_second_sweep_compiles_nothing_it_has(run):
-    from optjax.sweeps import program
+    from optjax.sweeps import programs
 
     oj.sweep(run, GRID, 2, batching="masked")
-    known = set(program._CACHE)
+    known = set(programs._CACHE)
     oj.sweep(run, {**GRID, "learning_rate": [0.03, 0.04, 0.06]}, 2, batching="masked")
-    assert set(program._CACHE) == known
+    assert set(programs._CACHE) == known
 
 
 def test_batch_sizes_share_a_program_or_have_one_each(run):
-    masked = json.loads(oj.sweep(run, GRID, 1, batching="masked").attrs["buckets"])
-    static = json.loads(oj.sweep(run, GRID, 1, batching="static").attrs["buckets"])
+    masked = json.loads(oj.sweep(run, GRID, 1, batching="masked").attrs["groups"])
+    static = json.loads(oj.sweep(run, GRID, 1, batching="static").attrs["groups"])
     assert [note["slots"] for note in masked] == [12]
     assert [note["slots"] for note in static] == [12, 5, 1]
     assert masked[0]["waste"] == pytest.approx(0.5)
@@ -470,9 +470,9 @@ def test_batch_sizes_share_a_program_or_have_one_each(run):
         ({"learning_rate": [0.1]}, {"seeds": [1, 1]}, "the seed 1 is given twice"),
         ({"learning_rate": [0.1]}, {"stop": oj.Target(1, "los")}, "unknown metric 'los'"),
         ({"learning_rate": [0.1]}, {"stop": 3}, "stop holds 3: expected rules"),
-        ({"learning_rate": [0.1]}, {"lanes": "vmapp"}, "unknown lanes 'vmapp'"),
+        ({"learning_rate": [0.1]}, {"layout": "vmapp"}, "unknown layout 'vmapp'"),
         ({"learning_rate": [0.1]}, {"batching": "mask"}, "unknown batching 'mask'"),
-        ({"learning_rate": [0.1]}, {"tile": 0}, "tile is 0"),
+        ({"learning_rate": [0.1]}, {"vmap_chunk": 0}, "vmap_chunk is 0"),
         ({"learning_rate": [0.1]}, {"chunk_steps": 1}, "chunk_steps is 1: expected at least"),
         ({"learning_rate": oj.span(0, 1)}, {}, "learning_rate is a span: draw from it"),
         ([0.1], {}, "grid is a list: expected a dict of axes"),

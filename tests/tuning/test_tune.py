@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import json
 import math
 
 import jax
@@ -12,10 +11,9 @@ import optax
 import pytest
 
 import optjax as oj
-from optjax.support import files
+from optjax.sweeps import fingerprints, programs
 from optjax.theory import gradient_descent
-from optjax.tuning import TuningInterrupted, climb, facts
-from optjax.tuning.book import Book
+from optjax.tuning import TuningInterrupted, checks, descent
 from optjax.tuning.space import make_space, named_leaves
 
 KEY = jax.random.key(0)
@@ -36,6 +34,10 @@ def _run(steps=12, **options):
 
 def _quiet(text, fraction):
     pass
+
+
+def _interrupt(text, fraction):
+    raise KeyboardInterrupt
 
 
 def test_it_finds_the_best_rate_of_one_step():
@@ -126,12 +128,8 @@ def test_no_start_that_is_finite(tmp_path):
         oj.tune, _run(200), "final_loss", hparams, wrt="momentum", steps=99
     )
 
-    def stop(text, fraction):
-        if "step 3" in text:
-            raise KeyboardInterrupt
-
     with pytest.raises(TuningInterrupted) as raised:
-        diverging(progress=stop)
+        diverging(progress=_interrupt)
     tuning = raised.value.tuning
     assert math.isnan(tuning.value)
     assert tuning.hparams == hparams
@@ -158,10 +156,10 @@ def test_no_step_leaves_the_range():
 def test_a_second_tuning_compiles_nothing():
     hparams = {"learning_rate": 0.05, "momentum": 0.4}
     oj.tune(_run(), "final_loss", hparams, steps=3, progress=_quiet)
-    before = climb.advance._cache_size()
+    before = set(programs._CACHE)
     hparams = {"learning_rate": 0.02, "momentum": 0.3}
     oj.tune(_run(), "final_loss", hparams, steps=3, seeds=np.int64(1), seed=2, progress=_quiet)
-    assert climb.advance._cache_size() == before
+    assert set(programs._CACHE) == before
 
 
 def test_schedules_and_trees_come_back_as_they_are():
@@ -183,7 +181,7 @@ def test_schedules_and_trees_come_back_as_they_are():
 
 
 def test_fresh_seeds_are_new_at_every_step(monkeypatch):
-    monkeypatch.setattr(climb.memory, "lanes", lambda *given: 1)  # the seeds one after another
+    monkeypatch.setattr(descent, "at_once", lambda *given: 1)  # the seeds one after another
     run = _run(8, max_batch_size=2)
     found = oj.tune(run, "final_loss", {"learning_rate": 0.05}, optax.sgd(0.0), steps=3, seeds=2,
                     fresh_seeds=True, progress=_quiet)  # fmt: skip
@@ -197,32 +195,28 @@ def test_fresh_seeds_are_new_at_every_step(monkeypatch):
 def test_a_tuning_goes_on_where_it_was(tmp_path):
     hparams = {"learning_rate": 0.02, "momentum": 0.5}
     tune = functools.partial(
-        oj.tune, _run(), "final_loss", hparams, restarts=2, progress=_quiet, out=tmp_path / "t.nc"
+        oj.tune, _run(), "final_loss", hparams, restarts=2, progress=_quiet, out=tmp_path / "t"
     )
     whole = oj.tune(_run(), "final_loss", hparams, restarts=2, steps=9, progress=_quiet)
 
-    def stop(text, fraction):
-        if "step 4" in text:
-            raise KeyboardInterrupt
-
     with pytest.raises(TuningInterrupted) as raised:
-        tune(steps=9, progress=stop)
-    assert raised.value.tuning.path.sizes["outer_step"] == 4
+        tune(steps=9, progress=_interrupt)
+    assert 0 < raised.value.tuning.path.sizes["outer_step"] < 9
     on = tune(steps=9)
     np.testing.assert_allclose(on.path.learning_rate, whole.path.learning_rate, rtol=1e-12)
     np.testing.assert_allclose(on.value, whole.value, rtol=1e-12)
     assert tune(steps=9).path.sizes["outer_step"] == 9  # nothing left to do
     with pytest.raises(oj.UserError, match="another tuning: spread was"):
         tune(steps=9, spread=2.0)
-    (tmp_path / "other.nc").write_text("no netCDF")
-    with pytest.raises(oj.UserError, match="holds no tuning"):
-        tune(steps=9, out=tmp_path / "other.nc")
+    assert tune(steps=11).path.sizes["outer_step"] == 11
+    assert tune(steps=3).path.sizes["outer_step"] == 11
+    assert tune(steps=3, spread=2.0, overwrite=True).path.sizes["outer_step"] == 3
 
 
 def test_another_tuning_is_refused_in_a_short_line(tmp_path):
     X, t = _data()
     hparams = {"learning_rate": 0.02, "initial_params": np.zeros(4)}
-    tune = functools.partial(oj.tune, steps=1, progress=_quiet, out=tmp_path / "t.nc")
+    tune = functools.partial(oj.tune, steps=1, progress=_quiet, out=tmp_path / "t")
     tune(_run(), "final_loss", hparams)
     other = oj.make_run(oj.least_squares(X, 2 * t), optax.sgd, 12, sampler="full")
     batches = _run(12, max_batch_size=3)
@@ -231,31 +225,23 @@ def test_another_tuning_is_refused_in_a_short_line(tmp_path):
         (other, "final_loss", None, 0.0, "data was"),
         (batches, "final_loss", None, 0.0, "sampler was 'full' and is 'replacement'"),
         (inner, "final_loss", None, 0.0, "optimizer was"),
-        (_run(), "mean_loss", None, 0.0, "of was 'final_loss' and is 'mean_loss'"),
+        (_run(), "mean_loss", None, 0.0, "objective was 'final_loss"),
         (_run(), "final_loss", optax.adam(0.2), 0.0, "outer was"),
-        (_run(), "final_loss", None, 1.0, r"start of initial_params was 'float64 \(4,\) #"),
+        (_run(), "final_loss", None, 1.0, r"start of initial_params was '"),
     ]:
         there = {**hparams, "initial_params": np.full(4, moved)}
         with pytest.raises(oj.UserError, match=f"another tuning: {match}") as raised:
             tune(run, of, there, outer)
         assert len(str(raised.value)) < 400 + len(str(tmp_path))
         assert "\n" not in str(raised.value)
-    with pytest.raises(oj.UserError, match="state of another optimiser"):
-        Book.resumed(_opened(tmp_path / "t.nc"), {"u": jnp.zeros(3)})
-
-
-def _opened(path):
-    theta = {"learning_rate": jnp.asarray(0.1)}
-    book = Book(theta, make_space(theta, {}), {}, dict, path)
-    book.facts = json.loads(str(files.read_attrs(path)["settings"]))
-    return book
 
 
 def test_the_code_of_a_function_tells_it_from_another():
     """Two functions of one file and one name; line numbers do not count."""
     first, second, third = (_made(c) for c in "xyx")
-    assert facts._code(first) == facts._code(third) != facts._code(second)
-    assert facts._code(functools.partial(first, 1)) != facts._code(functools.partial(second, 1))
+    named = fingerprints._functions
+    assert named(first) == named(third) != named(second)
+    assert named(functools.partial(first, 1)) != named(functools.partial(second, 1))
 
 
 def _made(name):
@@ -264,30 +250,36 @@ def _made(name):
     return lambda x: x - 1
 
 
-def test_out_is_written_on_the_way_and_found_unwritable_at_once(tmp_path, monkeypatch):
+def test_out_is_written_on_the_way_and_found_unwritable_at_once(tmp_path):
     tune = functools.partial(oj.tune, _run(), "final_loss", {"learning_rate": 0.05}, steps=4)
 
     def run_out(text, fraction):
-        if "step 3" in text:
-            raise MemoryError
+        raise MemoryError
 
     with pytest.raises(MemoryError):
-        tune(progress=run_out, out=tmp_path / "t.nc")
-    assert files.read_dataset(tmp_path / "t.nc").sizes["outer_step"] == 3
-    monkeypatch.setattr("optjax.tuning.book._EVERY_SECONDS", 0.0)
-    seen = []
-
-    def look(text, fraction):
-        seen.append(files.read_dataset(tmp_path / "u.nc").sizes["outer_step"])
-
-    tune(progress=look, out=tmp_path / "u.nc")
-    assert seen == [1, 2, 3, 4]
+        tune(progress=run_out, out=tmp_path / "t")
+    assert np.isfinite(oj.load_sweep(tmp_path / "t").value).any()
+    assert oj.load_sweep(tmp_path / "t").value.dims == ("seed", "step", "restart")
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
-    for out in (tmp_path / "file" / "t.nc", tmp_path / "folder", "/proc/none/t.nc"):
-        with pytest.raises(oj.UserError, match=f"cannot write {out}") as raised:
-            tune(progress=seen.append, out=out)
+    (tmp_path / "folder" / "thing").write_text("")
+    for out, why in (("file", "cannot write to the folder"), ("folder", "'thing' and no sweep")):
+        with pytest.raises(oj.UserError, match=why) as raised:
+            tune(progress=_interrupt, out=tmp_path / out)
         assert "\n" not in str(raised.value)
+
+
+def test_it_stops_by_a_rule():
+    tune = functools.partial(oj.tune, _run(), "final_loss", {"learning_rate": 0.02}, steps=60)
+    whole = tune(progress=_quiet)
+    target = float(whole.path.value[0, 20])
+    found = tune(stop=oj.Target(target, metric="best so far"), progress=_quiet)
+    assert found.path.sizes["outer_step"] == 21
+    np.testing.assert_array_equal(found.path.value, whole.path.value[:, :21])
+    with pytest.raises(oj.UserError, match="unknown metric 'loss'"):
+        tune(stop=oj.Target(target), progress=_quiet)
+    with pytest.raises(oj.UserError, match="Halving compares runs"):
+        tune(stop=oj.Halving(4, metric="best so far"), progress=_quiet)
 
 
 def test_a_state_with_a_key_and_a_small_float_is_kept(tmp_path):
@@ -296,8 +288,8 @@ def test_a_state_with_a_key_and_a_small_float_is_kept(tmp_path):
     )
     tune = functools.partial(oj.tune, _run(), "final_loss", {"learning_rate": 0.05}, outer)
     whole = tune(steps=4, progress=_quiet)
-    tune(steps=2, progress=_quiet, out=tmp_path / "t.nc")
-    on = tune(steps=4, progress=_quiet, out=tmp_path / "t.nc")
+    tune(steps=2, progress=_quiet, out=tmp_path / "t")
+    on = tune(steps=4, progress=_quiet, out=tmp_path / "t")
     np.testing.assert_allclose(on.path.learning_rate, whole.path.learning_rate, rtol=1e-12)
 
 
@@ -305,10 +297,10 @@ def test_a_hyperparameter_must_not_overwrite_a_column():
     for name in ("value", "diverged", "outer_step"):
         theta = {name: jnp.asarray(0.1)}
         with pytest.raises(oj.UserError, match=f"is named '{name}', which the path has already"):
-            Book(theta, make_space(theta, {}), {}, dict, None)
+            checks.columns(theta)
     theta = {"rate": jnp.ones(2), "rate_index": jnp.asarray(0.1)}
     with pytest.raises(oj.UserError, match="'rate_index'"):
-        Book(theta, make_space(theta, {}), {}, dict, None)
+        checks.columns(theta)
 
 
 def test_leaves_have_names_of_their_own():

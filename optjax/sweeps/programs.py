@@ -1,8 +1,8 @@
-"""The compiled programs of a bucket of runs: start a block of lanes, advance it, judge it.
+"""The compiled programs of a group of runs: start a batch of runs, advance it, judge it.
 
-A lane is one run. A block is the lanes of one call; it is laid over the devices, and within a
-device cut into tiles, one after the other; the lanes of a tile are vmapped. So (block, tile) says
-it all: vmap is one tile a block, `lax.map` several, a plain loop a block of one lane.
+A batch is the runs of one call. It is laid over the devices, and within a device cut into vmap
+chunks, one after the other; the runs of a chunk are vmapped. So (batch, vmap_chunk) says it all:
+`vmap` is one chunk a batch, `lax.map` several, a plain loop a batch of one run.
 """
 
 import dataclasses
@@ -20,36 +20,36 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optjax.run.problems import Data
 from optjax.support.types import Array, PyTree
-from optjax.sweeps import lane
-from optjax.sweeps.buckets import counted
-from optjax.sweeps.lane import Inputs, Lane, Spec
+from optjax.sweeps import swept_run
+from optjax.sweeps.groups import counted
+from optjax.sweeps.swept_run import Inputs, RunSpec, SweptRun
 
 
-class Layout(NamedTuple):
-    """How lanes are laid out in a call."""
+class BatchLayout(NamedTuple):
+    """How runs are laid out in a call."""
 
-    block: int  # lanes of a call, over all devices
-    tile: int  # lanes that are vmapped together; divides block / devices
+    batch: int  # runs of a call, over all devices
+    vmap_chunk: int  # runs that are vmapped together; divides batch / devices
     counts: bool = False  # a batch as how often each example was drawn
 
 
-def lanes_mesh(devices: list[Any]) -> jax.sharding.Mesh:
-    """The mesh that lanes are laid over."""
-    return jax.sharding.Mesh(np.asarray(devices), ("lane",), axis_types=(AxisType.Auto,))
+def runs_mesh(devices: list[Any]) -> jax.sharding.Mesh:
+    """The mesh that runs are laid over."""
+    return jax.sharding.Mesh(np.asarray(devices), ("run",), axis_types=(AxisType.Auto,))
 
 
 def _vectorised(
-    one: Callable[..., Any], spec: Spec, data: Data, inputs: Inputs, tile: int
+    one: Callable[..., Any], spec: RunSpec, data: Data, inputs: Inputs, vmap_chunk: int
 ) -> Callable[..., Any]:
-    """`one(spec, data, hparams, x, …)` over the lanes of a tile: a function of (x, …).
+    """`one(spec, data, hparams, x, …)` over the runs of a vmap_chunk: a function of (x, …).
 
-    A tile of one is not vmapped. Lanes that have data of their own take them here, once.
+    A vmap chunk of one is not vmapped. Runs that have data of their own take them here, once.
     """
     own = inputs.which is not None
     if own:
         data = jax.tree.map(lambda a: a[inputs.which], data)
     one = functools.partial(one, spec)
-    if tile > 1:
+    if vmap_chunk > 1:
         axis = 0 if own else None
         return lambda x, *rest: jax.vmap(one, (axis, 0, 0, *(None for _ in rest)))(
             data, inputs.hparams, x, *rest
@@ -65,69 +65,75 @@ def _vectorised(
     return alone
 
 
-def _by_tiles(whole: Callable[..., Any], tile: int, *args: PyTree) -> Any:
-    """`whole`, written for a tile, over the tiles of the arguments."""
+def _by_chunks(whole: Callable[..., Any], vmap_chunk: int, *args: PyTree) -> Any:
+    """`whole`, written for a vmap chunk, over the vmap chunks of the arguments."""
     size = jax.tree.leaves(args)[0].shape[0]
-    if size == tile:
+    if size == vmap_chunk:
         return whole(*args)
-    cut = jax.tree.map(lambda a: a.reshape(size // tile, tile, *a.shape[1:]), args)
+    cut = jax.tree.map(lambda a: a.reshape(size // vmap_chunk, vmap_chunk, *a.shape[1:]), args)
     out = lax.map(lambda part: whole(*part), cut)
     return jax.tree.map(lambda a: a.reshape(size, *a.shape[2:]), out)
 
 
-def _chunk_of_tile(
-    spec: Spec,
+def _advance_chunk(
+    spec: RunSpec,
     data: Data,
     step: Array,
     records: Array,
     every: Array,
     inputs: Inputs,
-    lanes: Lane,
-) -> tuple[Lane, dict[str, Array]]:
-    """At most `records` records of the lanes of a tile; ends early once none is left."""
-    tile = lanes.stopped_at.shape[0]
-    one = _vectorised(lane.record, spec, data, inputs, tile)
-    shapes = jax.eval_shape(one, lanes, step, every)[1]
-    room = {k: jnp.zeros((tile, spec.capacity), v.dtype) for k, v in shapes.items()}
+    states: SweptRun,
+) -> tuple[SweptRun, dict[str, Array]]:
+    """At most `records` records of the runs of a vmap chunk; ends early once none is left."""
+    vmap_chunk = states.stopped_at.shape[0]
+    one = _vectorised(swept_run.advance, spec, data, inputs, vmap_chunk)
+    shapes = jax.eval_shape(one, states, step, every)[1]
+    room = {
+        name: jnp.zeros((vmap_chunk, spec.capacity, *kind.shape[1:]), kind.dtype)
+        for name, kind in shapes.items()
+    }
 
     def going(carry: Any) -> Array:
-        done, lanes, _ = carry
-        alive = lanes.stopped_at < 0
+        done, states, _ = carry
+        alive = states.stopped_at < 0
         if spec.drop_diverged:
-            alive &= lanes.run.diverged_at < 0
+            alive &= states.state.diverged_at < 0
         return (done < records) & jnp.any(alive)
 
     def go(carry: Any) -> Any:
-        done, lanes, room = carry
-        lanes, values = one(lanes, step + done * every, every)
+        done, states, room = carry
+        states, values = one(states, step + done * every, every)
         room = {
             name: lax.dynamic_update_slice_in_dim(room[name], value[:, None], done, 1)
             for name, value in values.items()
         }
-        return done + 1, lanes, room
+        return done + 1, states, room
 
-    _, lanes, room = lax.while_loop(going, go, (jnp.zeros((), jnp.int32), lanes, room))
-    return lanes, room
+    _, states, room = lax.while_loop(going, go, (jnp.zeros((), jnp.int32), states, room))
+    return states, room
 
 
 class Programs:
-    """The three programs of a bucket in one layout, each compiled when it is first called.
+    """The three programs of a group in one layout, each compiled when it is first called.
 
     Args:
-      spec: what a lane computes. layout: see `Layout`. devices: that the lanes are laid over.
-      data: of the problem; stacked where each lane's inputs say which are its own.
-      example: inputs and seeds of a block, for their shapes.
+      spec: what a run computes. layout: see `BatchLayout`. devices: that the runs are laid over.
+      data: of the problem; stacked where each run's inputs say which are its own.
+      example: inputs and seeds of a batch, for their shapes.
     """
 
     def __init__(
-        self, spec: Spec, layout: Layout, devices: list[Any], data: Data, example: PyTree
+        self, spec: RunSpec, layout: BatchLayout, devices: list[Any], data: Data, example: PyTree
     ) -> None:
         self.layout, self.devices = layout, devices
-        self.spec = dataclasses.replace(
-            spec, plan=dataclasses.replace(spec.plan, counts=layout.counts)
-        )
-        self.mesh = lanes_mesh(devices) if len(devices) > 1 or jax.process_count() > 1 else None
-        self.like, self.plain_like = lane.likes(self.spec, data, *example)
+        if layout.counts:
+            computation: Any = spec.computation
+            spec = dataclasses.replace(
+                spec, computation=dataclasses.replace(computation, counts=True)
+            )
+        self.spec = spec
+        self.mesh = runs_mesh(devices) if len(devices) > 1 or jax.process_count() > 1 else None
+        self.like, self.plain_like = swept_run.likes(self.spec, data, *example)
         self.data = self.put(data, replicated=True)
         self.inputs_like = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), example
@@ -138,23 +144,23 @@ class Programs:
         self.hasty = False  # whether compiling would take longer than running
 
     def start(self, inputs: Inputs, seeds: PyTree) -> PyTree:
-        """The lanes before their first step."""
+        """The runs before their first step."""
         return self._call("start", self._start, inputs, seeds)
 
-    def chunk(self, inputs: Inputs, lanes: PyTree, step: int, records: int, every: int) -> Any:
-        """(the lanes after at most `records` records, name → (block, capacity) values)."""
+    def chunk(self, inputs: Inputs, states: PyTree, step: int, records: int, every: int) -> Any:
+        """(the runs after at most `records` records, name → (batch, capacity) values)."""
         numbers = [np.int32(x) for x in (step, records, every)]
-        return self._call("chunk", self._chunk, inputs, lanes, *numbers)
+        return self._call("chunk", self._chunk, inputs, states, *numbers)
 
-    def outcome(self, inputs: Inputs, lanes: PyTree, step: int) -> Any:
-        """(what each lane has reached, name → what is kept of it)."""
-        return self._call("outcome", self._outcome, inputs, lanes, np.int32(step))
+    def finish(self, inputs: Inputs, states: PyTree, step: int) -> Any:
+        """(what each run has reached, name → what is kept of it)."""
+        return self._call("finish", self._finish, inputs, states, np.int32(step))
 
     def put(self, tree: PyTree, *, replicated: bool = False) -> PyTree:
-        """Arrays of the host on the devices, the first axis over the lanes unless `replicated`."""
+        """Arrays of the host on the devices, the first axis over the runs unless `replicated`."""
         if self.mesh is None:
             return jax.device_put(tree, self.devices[0])
-        over, whole = (NamedSharding(self.mesh, PartitionSpec(*p)) for p in (("lane",), ()))
+        over, whole = (NamedSharding(self.mesh, PartitionSpec(*p)) for p in (("run",), ()))
 
         def leaf(a: Any) -> Any:
             a = np.asarray(a)
@@ -165,8 +171,8 @@ class Programs:
         return jax.tree.map(leaf, tree)
 
     def operations(self) -> float:
-        """Operations of one step of a lane; see `counted`."""
-        return counted(self._lowered()) / self.layout.tile
+        """Operations of one step of a run; see `counted`."""
+        return counted(self._lowered()) / self.layout.vmap_chunk
 
     def memory(self) -> int | None:
         """Bytes that a chunk takes on a device: arguments, results and temporaries."""
@@ -208,12 +214,12 @@ class Programs:
 
     def prepare(self) -> None:
         """Compile all three programs, side by side, before their arguments are there."""
-        inputs, seeds, lanes = self._shapes()
+        inputs, seeds, states = self._shapes()
         step = np.int32(1)
         wanted = {
-            "chunk": (self._chunk, (inputs, lanes, step, step, step)),
+            "chunk": (self._chunk, (inputs, states, step, step, step)),
             "start": (self._start, (inputs, seeds)),
-            "outcome": (self._outcome, (inputs, lanes, step)),
+            "finish": (self._finish, (inputs, states, step)),
         }
         lowered = {}
         for name, (program, args) in wanted.items():
@@ -239,10 +245,10 @@ class Programs:
         return self._jitted(program, len(args)).lower(self.data, *args)
 
     def _jitted(self, program: Callable[..., Any], count: int) -> Any:
-        """A program of the data and so many arguments, the first two laid over the lanes."""
+        """A program of the data and so many arguments, the first two laid over the runs."""
         if self.mesh is None:
             return jax.jit(program)
-        over, whole = PartitionSpec("lane"), PartitionSpec()
+        over, whole = PartitionSpec("run"), PartitionSpec()
         function = jax.shard_map(
             program,
             mesh=self.mesh,
@@ -255,42 +261,44 @@ class Programs:
     def _lowered(self) -> Any:
         """The chunk, lowered for arguments of which only the shapes are known."""
         if self._chunk_lowered is None:
-            inputs, _, lanes = self._shapes()
-            self._chunk_lowered = self._lower(self._chunk, inputs, lanes, *[np.int32(1)] * 3)
+            inputs, _, states = self._shapes()
+            self._chunk_lowered = self._lower(self._chunk, inputs, states, *[np.int32(1)] * 3)
         return self._chunk_lowered
 
     def _shapes(self) -> tuple[PyTree, PyTree, PyTree]:
-        """Inputs, seeds and lanes of a block as shapes, laid over the devices."""
-        block = self.layout.block
-        over = self.put(np.zeros(block, np.int32)).sharding
-        empty = self.put(np.zeros((block, 0), np.int32)).sharding
+        """Inputs, seeds and runs of a batch as shapes, laid over the devices."""
+        batch = self.layout.batch
+        over = self.put(np.zeros(batch, np.int32)).sharding
+        empty = self.put(np.zeros((batch, 0), np.int32)).sharding
 
         def leaf(kind: Any) -> Any:
-            shape = (block, *kind.shape)
+            shape = (batch, *kind.shape)
             return jax.ShapeDtypeStruct(shape, kind.dtype, sharding=empty if 0 in shape else over)
 
         return jax.tree.map(leaf, (*self.inputs_like, self.plain_like))
 
     def _start(self, data: Data, inputs: Inputs, seeds: Array) -> PyTree:
-        def tile(inputs: Inputs, seeds: Array) -> Lane:
-            return _vectorised(lane.start, self.spec, data, inputs, self.layout.tile)(seeds)
+        def chunk(inputs: Inputs, seeds: Array) -> SweptRun:
+            return _vectorised(swept_run.start, self.spec, data, inputs, self.layout.vmap_chunk)(
+                seeds
+            )
 
-        return lane.plain(_by_tiles(tile, self.layout.tile, inputs, seeds))
+        return swept_run.plain(_by_chunks(chunk, self.layout.vmap_chunk, inputs, seeds))
 
     def _chunk(
-        self, data: Data, inputs: Inputs, lanes: PyTree, step: Array, records: Array, every: Array
+        self, data: Data, inputs: Inputs, states: PyTree, step: Array, records: Array, every: Array
     ) -> Any:
-        tile = functools.partial(_chunk_of_tile, self.spec, data, step, records, every)
-        lanes = lane.typed(lanes, self.like)
-        lanes, values = _by_tiles(tile, self.layout.tile, inputs, lanes)
-        return lane.plain(lanes), values
+        chunk = functools.partial(_advance_chunk, self.spec, data, step, records, every)
+        states = swept_run.typed(states, self.like)
+        states, values = _by_chunks(chunk, self.layout.vmap_chunk, inputs, states)
+        return swept_run.plain(states), values
 
-    def _outcome(self, data: Data, inputs: Inputs, lanes: PyTree, step: Array) -> Any:
-        def tile(inputs: Inputs, lanes: Lane) -> Any:
-            one = _vectorised(lane.outcome, self.spec, data, inputs, self.layout.tile)
-            return one(lanes, step)
+    def _finish(self, data: Data, inputs: Inputs, states: PyTree, step: Array) -> Any:
+        def chunk(inputs: Inputs, states: SweptRun) -> Any:
+            one = _vectorised(swept_run.finish, self.spec, data, inputs, self.layout.vmap_chunk)
+            return one(states, step)
 
-        return _by_tiles(tile, self.layout.tile, inputs, lane.typed(lanes, self.like))
+        return _by_chunks(chunk, self.layout.vmap_chunk, inputs, swept_run.typed(states, self.like))
 
 
 _CACHE: dict[Any, Any] = {}

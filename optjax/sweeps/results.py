@@ -13,12 +13,13 @@ from optjax.sweeps.grid import label
 STOPPED_BY_HALVING = 1000
 """`stopped_by` of a run that another did better than; the rules of single runs count from 0."""
 
-
 RUN = "run id"
 """The name of the runs' ids in the store; no metric's."""
 
 KEPT = "kept."
 """Before the name of what is kept of a run, in the store."""
+
+_ENDS = ("status", "diverged_at", "stopped_at", "stopped_by", "done")
 
 
 def real(values: np.ndarray, *, keep_whole: bool = False) -> np.ndarray:
@@ -35,15 +36,7 @@ def real(values: np.ndarray, *, keep_whole: bool = False) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def _room(old: np.ndarray | None, kind: np.dtype, *shape: int) -> np.ndarray:
-    """Where values of a kind go: what there is, widened where they are wider; NaN where new."""
-    if old is None:
-        return np.full(shape, np.nan, kind)
-    wider = np.promote_types(old.dtype, kind)
-    return old if wider == old.dtype else old.astype(wider)
-
-
-class Book:
+class Results:
     """Records and outcomes of N = P · S runs; run p · S + s is point p with seed s.
 
     Args:
@@ -51,6 +44,7 @@ class Book:
       steps: T of each point, (P,). every: steps from record to record.
       ids: (P, S) uint64, what the runs are called on disk.
       rules: names of the stop rules.
+      inner: what is kept of a run that has ended, each with the names of its own axes.
     """
 
     def __init__(
@@ -62,15 +56,15 @@ class Book:
         every: int,
         ids: np.ndarray,
         rules: Sequence[str] = (),
+        inner: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self.axes, self.columns, self.seeds = dict(axes), dict(columns), list(seeds)
-        self.every, self.rules = every, list(rules)
+        self.every, self.rules, self.inner = every, list(rules), dict(inner or {})
         self.steps = np.repeat(np.asarray(steps, np.int64), len(self.seeds))
         self.ids = np.asarray(ids, np.uint64).ravel()
         n = len(self.ids)
         self.records = int(self.steps.max()) // every
         self.values: dict[str, np.ndarray] = {}
-        self.final_loss: np.ndarray | None = None
         self.status = np.full(n, Status.RUNNING, np.int32)
         self.diverged_at = np.full(n, -1, np.int32)
         self.stopped_at = np.full(n, -1, np.int32)
@@ -89,40 +83,49 @@ class Book:
         runs = self._order[np.minimum(at, len(self) - 1)]
         return np.where(self.ids[runs] == ids, runs, -1)
 
-    def record(self, runs: np.ndarray, first: int, values: Mapping[str, np.ndarray]) -> None:
-        """Records `first`, first + 1, … of some runs: name → (L, c)."""
-        count = 0
+    def record(
+        self, runs: np.ndarray, first: int, count: int, values: Mapping[str, np.ndarray]
+    ) -> None:
+        """Records `first`, first + 1, … of some runs: name → (L, count, …)."""
+        self.records = max(self.records, first + count)
         for name, rows in values.items():
-            count = rows.shape[1]
-            self.values[name] = _room(self.values.get(name), rows.dtype, len(self), self.records)
-            self.values[name][runs, first : first + count] = rows
+            room = self._room(self.values.get(name), rows.dtype, self.records, *rows.shape[2:])
+            room[runs, first : first + count] = rows
+            self.values[name] = room
         self.done[runs] = np.maximum(self.done[runs], (first + count) * self.every)
 
     def end(self, runs: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
         """The outcomes of runs that have ended; what was recorded past their end is dropped.
 
         Args:
-          rows: name → (L, …): ``final_loss``, ``status``, ``diverged_at``, ``stopped_at``,
-            ``stopped_by``, ``done``, and what is kept of the runs, its names after `KEPT`.
+          rows: name → (L, …): ``status``, ``diverged_at``, ``stopped_at``, ``stopped_by``,
+            ``done``, and what is kept of the runs, its names after `KEPT`.
         """
-        final = rows["final_loss"]
-        self.final_loss = _room(self.final_loss, final.dtype, len(self))
-        self.final_loss[runs] = final
-        for name in ("status", "diverged_at", "stopped_at", "stopped_by", "done"):
+        for name in _ENDS:
             getattr(self, name)[runs] = rows[name]
         self.judged[runs] = True
         for name, values in rows.items():
             if name.startswith(KEPT):
-                self._keep(name.removeprefix(KEPT), runs, real(values, keep_whole=True))
+                name, values = name.removeprefix(KEPT), real(values, keep_whole=True)
+                room = self._room(self.kept.get(name), values.dtype, *values.shape[1:])
+                room[(runs, *map(slice, values.shape[1:]))] = values
+                self.kept[name] = room
         for run, last in zip(runs, rows["done"] // self.every, strict=True):
             for values in self.values.values():
-                values[run, last:] = np.nan
+                if values.dtype.kind == "f":
+                    values[run, last:] = np.nan
 
-    def _keep(self, name: str, runs: np.ndarray, values: np.ndarray) -> None:
-        if name not in self.kept:
-            empty = np.nan if values.dtype.kind == "f" else 0
-            self.kept[name] = np.full((len(self), *values.shape[1:]), empty, values.dtype)
-        self.kept[name][runs] = values
+    def _room(self, old: np.ndarray | None, kind: np.dtype, *shape: int) -> np.ndarray:
+        """Where values of a kind go: what there is, widened where they are wider; else empty."""
+        if old is None:
+            return np.full((len(self), *shape), np.nan if kind.kind == "f" else 0, kind)
+        kind = np.promote_types(old.dtype, kind)
+        wider = (len(self), *map(max, old.shape[1:], shape))
+        if kind == old.dtype and wider == old.shape:
+            return old
+        new = np.full(wider, np.nan if kind.kind == "f" else 0, kind)
+        new[tuple(map(slice, old.shape))] = old
+        return new
 
     def restore(self, facts: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
         """What a frame of the store says."""
@@ -130,30 +133,33 @@ class Book:
         known = runs >= 0
         rows = {name: a[known] for name, a in arrays.items() if name != RUN}
         if facts.get("kind") == "records":
-            first = int(facts["first"])
-            if first < 0:
-                raise ValueError(f"a record numbered {first}")
-            self.record(runs[known], first, rows)
+            first, count = int(facts["first"]), int(facts["count"])
+            if first < 0 or count < 0 or any(a.shape[1] != count for a in rows.values()):
+                raise ValueError(f"{count} records from record {first}")
+            self.record(runs[known], first, count, rows)
         else:
             self.end(runs[known], rows)
+
+    def reopen(self) -> None:
+        """Let runs that ended with fewer steps than they now have go on; keep those with more."""
+        self.steps = np.maximum(self.steps, self.done)
+        ended = (self.stopped_at >= 0) | (self.status == Status.DIVERGED)
+        self.judged &= ended | (self.done >= self.steps)
 
     def dataset(self) -> xr.Dataset:
         """Named axes: those of the grid, ``seed`` and ``step``."""
         shape = (*self.axes.values(), len(self.seeds))
         dims = (*self.axes, "seed")
-        final = self.final_loss
-        if final is None:
-            final = np.full(len(self), np.nan)
         names = ["", *self.rules]
         which = np.where(self.stopped_by < 0, 0, self.stopped_by + 1)
         which = np.where(self.stopped_by == STOPPED_BY_HALVING, len(names), which)
         reason = np.array([*names, "halving"])[np.minimum(which, len(names))]
         variables: dict[str, Any] = {
-            name: ((*dims, "step"), rows.reshape(*shape, self.records))
+            name: ((*dims, "step", *self._inner(name, rows.ndim - 2)),
+                   rows.reshape(*shape, *rows.shape[1:]))
             for name, rows in self.values.items()
-        }
+        }  # fmt: skip
         for name, values in {
-            "final_loss": final,
             "status": self.status,
             "diverged_at": self.diverged_at,
             "stopped_at": self.stopped_at,
@@ -162,8 +168,11 @@ class Book:
             variables[name] = (dims, values.reshape(shape))
         if self.rules or np.any(self.stopped_by >= 0):
             variables["stopped_by"] = (dims, reason.reshape(shape))
+        for name in self.inner.keys() - self.kept.keys():  # no run has ended
+            if not self.inner[name]:
+                variables[name] = (dims, np.full(shape, np.nan))
         for name, values in self.kept.items():
-            inner = [f"{name}_{i}" for i in range(values.ndim - 1)]
+            inner = self._inner(name, values.ndim - 1)
             variables[name] = ((*dims, *inner), values.reshape(*shape, *values.shape[1:]))
         coords: dict[str, Any] = {
             "seed": self.seeds,
@@ -179,11 +188,16 @@ class Book:
             flag_values=[int(s) for s in Status],
             flag_meanings=" ".join(s.name.lower() for s in Status),
         )
-        found["final_loss"].attrs["long_name"] = "loss over all training data, without l2 term"
+        if "final_loss" in found:
+            found["final_loss"].attrs["long_name"] = "loss over all training data, without l2 term"
         if "loss" in found:
             found["loss"].attrs["long_name"] = "mean mini-batch loss since the record before"
         found["step"].attrs["long_name"] = "updates done"
         return found
+
+    def _inner(self, name: str, count: int) -> list[str]:
+        """The names of a variable's own axes."""
+        return list(self.inner.get(name) or [f"{name}_{i}" for i in range(count)])
 
     def _along(self, axis: str, column: Sequence[Any]) -> np.ndarray:
         """The coordinate of a product's axis, out of its column of P values."""

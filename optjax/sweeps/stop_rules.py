@@ -150,7 +150,7 @@ def _steps(name: str, value: Any) -> None:
 
 def _real(value: Array) -> Array:
     """A metric as a number that can be compared with any: at least float32."""
-    from optjax.sweeps.lane import widened
+    from optjax.run.core import widened
 
     return value.astype(widened(value.dtype))
 

@@ -1,35 +1,19 @@
-"""What a mode will keep, in bytes, predicted by tracing two and three steps of the run."""
+"""The bytes that a run's derivative is made of, found by tracing two and three of its steps."""
 
 import dataclasses
 import functools
-import math
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
 
-from optjax.hypergradients.evolution import ES, PES
-from optjax.hypergradients.forward import Forward
-from optjax.hypergradients.job import Job, Mode, looks_inside, size
-from optjax.hypergradients.recursive import Recursive
-from optjax.hypergradients.reverse import Reverse
-from optjax.hypergradients.segmented import Segmented, segment_length
-from optjax.hypergradients.truncated import Truncated
+from optjax.hypergradients.job import Job, looks_inside, size
+from optjax.hypergradients.mode import Footprint, Mode
 from optjax.run import core
 from optjax.run.problems import Data
-from optjax.support.errors import UserError
 from optjax.support.types import HParams, PyTree
-
-
-class Footprint(NamedTuple):
-    """Bytes that a run's derivative is made of."""
-
-    state: int  # a state of the run
-    step: int  # what reverse mode keeps of a step
-    rest: int  # parameters, gradients and data, whatever the mode
-    reversible: bool = True  # whether a step has a reverse mode
 
 
 def footprint(job: Job, data: Data, theta: HParams, rest: HParams) -> Footprint:
@@ -100,29 +84,6 @@ def _itemsize(dtype: Any) -> int:
     return 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else dtype.itemsize
 
 
-def predicted(mode: Mode, job: Job, found: Footprint, numbers: int) -> int:
-    """Bytes of temporaries."""
-    steps = job.plan.steps
-    if isinstance(mode, Forward):
-        tangents = min(numbers, mode.tile)
-        return found.state * (1 + 2 * tangents) + found.step * (1 + tangents) + found.rest
-    if isinstance(mode, Reverse):
-        return found.step * steps + found.rest
-    if isinstance(mode, Segmented):
-        each = -(-steps // mode.segments) if mode.segments else segment_length(steps)
-        return found.state * -(-steps // each) + found.step * each + found.rest
-    if isinstance(mode, Recursive):
-        levels = max(1, math.ceil(math.log(steps, mode.branching)))
-        return found.state * levels * mode.branching + found.step + found.rest
-    if isinstance(mode, Truncated):
-        return found.step * mode.steps + found.rest
-    if isinstance(mode, ES):
-        return 2 * (found.state + found.step) * min(mode.tile, mode.pairs)
-    if isinstance(mode, PES):
-        return 2 * (found.state + found.step) * mode.pairs
-    return 8 * found.state + found.step + found.rest
-
-
 def available() -> float:
     """Bytes that a derivative may take: half of what the default device has free."""
     device = jax.devices()[0]
@@ -134,30 +95,12 @@ def available() -> float:
 
 def needed(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> int:
     """Bytes of temporaries of one hypergradient in a mode."""
-    return predicted(mode, job, footprint(job, data, theta, rest), size(theta))
+    return mode.bytes(job, footprint(job, data, theta, rest), size(theta))
 
 
-def lanes(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> int:
+def at_once(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> int:
     """How many hypergradients fit side by side, at least one."""
     return max(1, int(available() // needed(mode, job, data, theta, rest)))
-
-
-def check(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> None:
-    """Refuse a mode whose memory does not fit, and name one whose memory does."""
-    if not isinstance(mode, Reverse | Segmented | Recursive):
-        return
-    found, free = footprint(job, data, theta, rest), available()
-    numbers = size(theta)
-    needed = predicted(mode, job, found, numbers)
-    if needed <= free:
-        return
-    others = [Segmented(), Recursive(), Forward()]
-    fits = [m.name for m in others if predicted(m, job, found, numbers) <= free]
-    instead = f"mode {fits[0]!r} would" if fits else "no exact mode does; take fewer steps"
-    raise UserError(
-        f"mode {mode.name!r} needs about {readable(needed)} for {job.plan.steps} steps and "
-        f"{readable(free)} are free: {instead}"
-    )
 
 
 def readable(count: float) -> str:

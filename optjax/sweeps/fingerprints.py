@@ -17,29 +17,35 @@ from jax.core import Tracer
 from optjax.support import provenance
 from optjax.support.errors import UserError
 from optjax.support.files import plainly
-from optjax.sweeps.buckets import Point
 from optjax.sweeps.grid import Grid, label
+from optjax.sweeps.groups import Point
 
 _CORE = (
     "optjax.run.core",
     "optjax.run.trajectory",
-    "optjax.sweeps.lane",
-    "optjax.sweeps.program",
-    "optjax.sweeps.rules",
+    "optjax.sweeps.swept_run",
+    "optjax.sweeps.programs",
+    "optjax.sweeps.stop_rules",
 )
 
 
-def identity(points: Sequence[Point], grid: Grid, settings: Mapping[str, Any]) -> dict[str, Any]:
+def identity(
+    points: Sequence[Point],
+    grid: Grid,
+    settings: Mapping[str, Any],
+    code: Sequence[types.ModuleType] = (),
+) -> dict[str, Any]:
     """What must agree for results to belong together, as names and text.
 
     Args:
       settings: the sweep's own that change results: stop rules, whether diverged runs are kept.
+      code: modules that results depend on beside those of runs.
     """
     seen: dict[str, Point] = {}
     for point in points:
         seen.setdefault(", ".join(f"{k} = {label(v)}" for k, v in point.shape), point)
     facts: dict[str, Any] = {name: _functions(value) for name, value in settings.items()}
-    modules: set[types.ModuleType] = {sys.modules[name] for name in _CORE}
+    modules: set[types.ModuleType] = {sys.modules[name] for name in _CORE} | set(code)
     for value in settings.values():
         for part in jax.tree.leaves(value, is_leaf=callable):
             modules |= _modules(part)
@@ -48,6 +54,11 @@ def identity(points: Sequence[Point], grid: Grid, settings: Mapping[str, Any]) -
         facts[f"problem{at}"] = _functions(plan.init, plan.loss, plan.objective, plan.metrics)
         facts[f"optimizer{at}"] = _functions(plan.optimizer)
         facts[f"data{at}"] = _data_hash(point.run)
+        if point.gradient is not None:
+            fn = point.gradient
+            facts[f"objective{at}"] = f"{fn.job.name}: {_functions(fn.job.of)}"
+            facts[f"mode{at}"], facts[f"wrt{at}"] = _functions(fn.mode), str(fn.wrt)
+            modules |= _modules(fn.job.of) | {sys.modules[type(fn.mode).__module__]}
         for name in ("sampler", "record_every", "tolerance"):
             facts[f"{name}{at}"] = str(getattr(plan, name))
         if "steps" not in grid.columns:
@@ -82,8 +93,8 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
             changed.append(f"{name} was {_short(was)} and is {_short(now)}")
     if not changed:
         return None
-    more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
-    return "; ".join(changed[:3]) + more
+    more = f" (and {len(changed) - 1} more)" if len(changed) > 1 else ""
+    return changed[0] + more
 
 
 def run_ids(grid: Grid, steps: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
@@ -131,12 +142,12 @@ def _feed(digest: Any, value: Any, depth: int) -> None:
         return
     if isinstance(value, types.FunctionType):
         digest.update(f"{value.__module__}.{value.__qualname__}".encode())
+        _feed_code(digest, value.__code__)
         feed(value.__defaults__, value.__kwdefaults__)
         for cell in value.__closure__ or ():
             with contextlib.suppress(ValueError):
                 feed(cell.cell_contents)
         if not _has_file(value.__module__):
-            _feed_code(digest, value.__code__)
             known = (value.__globals__.get(name) for name in value.__code__.co_names)
             feed(*(k for k in known if getattr(k, "__module__", None) == value.__module__))
     elif isinstance(value, types.MethodType):

@@ -1,0 +1,223 @@
+"""Runs of one group that advance together, as batches on the devices."""
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+import numpy as np
+
+from optjax.run.computation import Finished
+from optjax.support.errors import UserError
+from optjax.support.types import PyTree
+from optjax.sweeps import layouts
+from optjax.sweeps.groups import Group
+from optjax.sweeps.processes import fetch
+from optjax.sweeps.programs import BatchLayout, Programs
+from optjax.sweeps.swept_run import Inputs
+
+NONE = -1
+"""In place of a run's number, of a run that only fills its batch up."""
+
+
+@dataclasses.dataclass
+class RunBatch:
+    """Runs of one call: which run each is, what it is given and its state."""
+
+    runs: np.ndarray  # (batch,) int64, or NONE
+    inputs: Inputs
+    states: PyTree
+
+
+@dataclasses.dataclass
+class Chunk:
+    """What was sent off: results that may not be there yet."""
+
+    first: int  # record
+    count: int  # records
+    batches: list[tuple[np.ndarray, PyTree, Any, Any, Any]]
+    # of each batch: runs, name → values (batch, capacity), stopped_at, stopped_by, diverged_at
+
+
+class ActiveRuns:
+    """Runs that are all at the same step.
+
+    Args:
+      name: of its file in the store. group, chosen: what runs, and how it is laid out.
+      seeds: of all runs of the sweep: run p · S + s has the s-th.
+      runs: their numbers. step: where they are.
+      saved: run → the leaves of its state, where they have begun.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        group: Group,
+        chosen: layouts.Chosen,
+        seeds: list[int],
+        runs: np.ndarray,
+        step: int,
+        saved: dict[int, list[np.ndarray]],
+    ) -> None:
+        self.name, self.group, self.programs = name, group, chosen.programs
+        self.seeds, self.step = seeds, step
+        self.records = 0  # of the chunk before
+        self.calm = False  # in the chunk before no run ended: the next may be sent off unseen
+        self.pace: float | None = None  # seconds a record
+        self.preparing = 0.0  # seconds that compiling took
+        self.batches = []
+        for part in _cut(runs, self.programs.layout.batch):
+            given, seeds_ = self.programs.put(inputs(group, seeds, part))
+            if step:
+                rows = [saved[int(r)] for r in np.where(part == NONE, part[0], part)]
+                leaves = [np.stack(column) for column in zip(*rows, strict=True)]
+                states = self.programs.put(_as_states(self.programs, leaves))
+            else:
+                states = self.programs.start(given, seeds_)
+            self.batches.append(RunBatch(part, given, states))
+
+    @property
+    def places(self) -> int:
+        """Runs that its batches hold, those that only fill up included."""
+        return self.programs.layout.batch * len(self.batches)
+
+    def runs(self) -> np.ndarray:
+        """The numbers of its runs."""
+        if not self.batches:
+            return np.empty(0, np.int64)
+        runs = np.concatenate([batch.runs for batch in self.batches])
+        return runs[runs != NONE]
+
+    def send(self, count: int, every: int) -> Chunk:
+        """Send `count` records off; the clock is at their end, whether they are there or not."""
+        sent = []
+        for batch in self.batches:
+            states, values = self.programs.chunk(
+                batch.inputs, batch.states, self.step, count, every
+            )
+            batch.states = states
+            sent.append(
+                (batch.runs, values, states.stopped_at, states.stopped_by, states.state.diverged_at)
+            )
+        chunk = Chunk(self.step // every, count, sent)
+        self.step += count * every
+        return chunk
+
+    def finished(self, batch: RunBatch, which: np.ndarray) -> Finished:
+        """What some runs of a batch have reached, and what is kept of them."""
+        out = fetch(self.programs.finish(batch.inputs, batch.states, self.step))
+        return jax.tree.map(lambda leaf: np.asarray(leaf)[which], out)
+
+    def keep(self, alive: np.ndarray, ahead: float) -> None:
+        """Compact the runs that are left into fewer batches, or into a smaller one where that pays.
+
+        Args:
+          alive: (N,) bool, over all runs of the sweep.
+          ahead: seconds that they would still take as they are.
+        """
+        going = [(b.runs != NONE) & alive[b.runs] for b in self.batches]
+        left = int(sum(g.sum() for g in going))
+        if not left:
+            self.batches = []
+            return
+        batch = self.programs.layout.batch
+        needed = -(-left // batch)
+        smaller = self._smaller(left, ahead) if needed == 1 else None
+        if needed >= len(self.batches) and smaller is None:
+            return
+        states = [
+            jax.tree.map(lambda leaf, g=g: np.asarray(leaf)[g], fetch(b.states))
+            for b, g in zip(self.batches, going, strict=True)
+            if g.any()
+        ]
+        states = jax.tree.map(lambda *leaves: np.concatenate(leaves), *states)
+        runs = np.concatenate([b.runs[g] for b, g in zip(self.batches, going, strict=True)])
+        before = self.places
+        if smaller is not None:
+            example = layouts.example(*inputs(self.group, self.seeds, runs))(smaller.batch)
+            old = self.programs
+            self.programs = Programs(old.spec, smaller, old.devices, self.group.data, example)
+        self.batches = []
+        size = self.programs.layout.batch
+        for i, part in enumerate(_cut(runs, size)):
+            at = np.minimum(np.arange(i * size, (i + 1) * size), len(runs) - 1)
+            state = jax.tree.map(lambda leaf, at=at: leaf[at], states)
+            given, _ = inputs(self.group, self.seeds, part)
+            self.batches.append(RunBatch(part, self.programs.put(given), self.programs.put(state)))
+        if self.pace is not None:
+            self.pace *= self.places / before
+
+    def _smaller(self, left: int, ahead: float) -> BatchLayout | None:
+        """A layout for one small batch, where the time that it saves exceeds its compilation."""
+        layout, devices = self.programs.layout, len(self.programs.devices)
+        each = 1 << math.ceil(math.log2(-(-left // devices)))
+        # A power of two divides another.
+        vmap_chunk = min(1 << int(math.log2(layout.vmap_chunk)), each)
+        candidate = BatchLayout(devices * each, vmap_chunk, layout.counts)
+        share = candidate.batch / self.places
+        if share <= 0.5 and ahead * (1 - share) > 2 * self.preparing:
+            return candidate
+        return None
+
+    def state(self) -> tuple[np.ndarray, list[np.ndarray]]:
+        """The numbers of its runs, and the leaves of their state in that order."""
+        parts = [(b.runs, fetch(b.states)) for b in self.batches]
+        runs = np.concatenate([r for r, _ in parts])
+        columns = zip(*(jax.tree.leaves(states) for _, states in parts), strict=True)
+        return runs[runs != NONE], [np.concatenate(c)[runs != NONE] for c in columns]
+
+    def park(self) -> None:
+        """Move to the host's memory, while other runs have the devices."""
+        for batch in self.batches:
+            batch.states, batch.inputs = fetch((batch.states, batch.inputs))
+
+    def unpark(self) -> None:
+        """Move back to the devices."""
+        for batch in self.batches:
+            if isinstance(jax.tree.leaves(batch.states)[0], np.ndarray):
+                batch.states = self.programs.put(batch.states)
+                batch.inputs = self.programs.put(batch.inputs)
+
+
+def form(request: layouts.Request, make: Any) -> tuple[ActiveRuns, layouts.Chosen]:
+    """Form runs in a layout of their own; and how it was chosen.
+
+    Args:
+      make: a layout → the runs in it.
+    """
+    begin = time.perf_counter()
+    chosen = layouts.choose(request)
+    active = make(chosen)
+    active.preparing = time.perf_counter() - begin
+    if chosen.rate is not None:
+        active.pace = chosen.rate * request.every * active.places
+    return active, chosen
+
+
+def inputs(group: Group, seeds: list[int], runs: np.ndarray) -> tuple[Inputs, np.ndarray]:
+    """What runs are given, and their seeds; those of the first where a run only fills up."""
+    runs = np.where(runs == NONE, runs[0], runs)
+    place = {int(p): i for i, p in enumerate(group.points)}
+    at = np.array([place[int(p)] for p in runs // len(seeds)])
+    chosen = np.array(seeds, np.int32)[runs % len(seeds)]
+    return Inputs(group.hparams_at(at), None if group.which is None else group.which[at]), chosen
+
+
+def _cut(runs: np.ndarray, batch: int) -> list[np.ndarray]:
+    """Cut runs into batches, the last filled up."""
+    padded = np.full(-(-len(runs) // batch) * batch, NONE, np.int64)
+    padded[: len(runs)] = runs
+    return list(padded.reshape(-1, batch))
+
+
+def _as_states(programs: Programs, leaves: list[np.ndarray]) -> PyTree:
+    """Saved leaves as the runs of a batch, checked against what the program takes."""
+    like, tree = jax.tree.flatten(programs.plain_like)
+    shapes = [(leaf.shape[1:], leaf.dtype) for leaf in leaves]
+    if shapes != [(kind.shape, kind.dtype) for kind in like]:
+        raise UserError(
+            f"the saved state has {len(leaves)} arrays that are not those of the run: it belongs "
+            "to other code; start over (overwrite=True, --overwrite)"
+        )
+    return jax.tree.unflatten(tree, leaves)

@@ -1,0 +1,425 @@
+"""The host's loop over a sweep: runs side by side, chunk by chunk, and what is between chunks."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from optjax.run.computation import Finished
+from optjax.run.core import Status
+from optjax.support.errors import UserError
+from optjax.sweeps import layouts
+from optjax.sweeps.active_runs import NONE, ActiveRuns, Chunk, form, inputs
+from optjax.sweeps.groups import Group
+from optjax.sweeps.processes import agreed, fetch
+from optjax.sweeps.progress import Interrupt, Meter, Progress
+from optjax.sweeps.results import KEPT, RUN, STOPPED_BY_HALVING, Results
+from optjax.sweeps.results import real as as_real
+from optjax.sweeps.stop_rules import Halving
+from optjax.sweeps.store import Store
+from optjax.sweeps.swept_run import RunSpec
+
+CAPACITY = 1024
+"""Records that one call holds at most."""
+
+_MOST = 128
+"""Hypergradients of a call on the CPU: more take no less time each, and show no progress."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How a sweep is carried out; changes no result beyond rounding."""
+
+    devices: list[Any]
+    layout: layouts.Arrangement = "auto"
+    vmap_chunk: int | None = None
+    chunk_steps: int | None = None
+    chunk_seconds: float = 10.0
+    checkpoint_seconds: float = 30.0
+    memory: float | None = None
+
+
+class Executor:
+    """Carries a sweep out.
+
+    Args:
+      results: what is known already. groups: what is to be run. rules, halving: see
+        `stop_rules.checked`.
+      drop_diverged: whether a run leaves once it has diverged.
+      store: where it is kept, or None.
+      weighted: whether batches may be taken as counts. keep_states: of runs that ended, too.
+      said: what progress says of it; by default how many runs have ended.
+    """
+
+    def __init__(
+        self,
+        results: Results,
+        groups: list[Group],
+        rules: tuple[Any, ...],
+        halving: Halving | None,
+        drop_diverged: bool,
+        store: Store | None,
+        settings: Settings,
+        progress: Progress,
+        weighted: bool = False,
+        keep_states: bool = False,
+        said: Callable[[], str] | None = None,
+    ) -> None:
+        self.results, self.groups, self.rules, self.halving = results, groups, rules, halving
+        self.drop_diverged, self.store, self.settings = drop_diverged, store, settings
+        self.weighted, self.keep_states = weighted, keep_states
+        self.notes: list[dict[str, Any]] = []
+        self.saved: dict[int, list[np.ndarray]] = {}  # run → its state
+        self.at = np.zeros(len(results), np.int64)  # the step of that state
+        self.interrupt = Interrupt()
+        self.meter = Meter(results, progress, said)
+        self._named = 0
+
+    def run(self) -> None:
+        """Everything that is not known yet.
+
+        Raises:
+          KeyboardInterrupt: after the chunk under way, with all of it kept.
+        """
+        old = self._restore()
+        last = int(self.results.steps.max())
+        stops = [] if self.halving is None else self.halving.steps(last, self.results.every)
+        with self.interrupt.listening():
+            planned = [active for group in self.groups for active in self._planned(group)]
+            started: dict[int, ActiveRuns] = {}
+            for until in [*stops, last]:
+                for i, plan in enumerate(planned):
+                    active = started.pop(i, None) or self._form(*plan)
+                    active.unpark()
+                    self._go(active, until)
+                    if stops:
+                        started[i] = active
+                    if stops and len(planned) > 1:
+                        active.park()
+                if until in stops:
+                    self._halve(list(started.values()), until)
+        for name in old:
+            self._drop(name)
+
+    # ---------------------------------------------------------------------------- forming them
+
+    def _restore(self) -> list[str]:
+        """Read the states of runs under way; the names of the files they were in."""
+        if self.store is None:
+            return []
+        found = self.store.states()
+        for facts, arrays in found.values():
+            try:
+                step = int(facts["step"])
+                leaves = [arrays[f"leaf{i}"] for i in range(len(arrays) - 1)]
+                runs = self.results.find(arrays[RUN]).tolist()
+                if step < 1 or any(len(leaf) != len(runs) for leaf in leaves):
+                    raise ValueError("shapes that do not fit")
+            except (KeyError, ValueError) as error:
+                raise UserError(
+                    f"a state in {str(self.store.folder)!r} is damaged ({error}): remove the "
+                    "state-* files to compute its runs again"
+                ) from None
+            for row, run in enumerate(runs):
+                # A state whose records were lost is of no use.
+                if run != NONE and self.at[run] < step <= self.results.done[run]:
+                    self.at[run] = step
+                    self.saved[run] = [leaf[row] for leaf in leaves]
+        self._named = 1 + max((int(name) for name in found), default=-1)
+        agreed(0)  # no process writes before all have read
+        return list(found)
+
+    def _planned(self, group: Group) -> Iterator[tuple[Group, np.ndarray, int, int | None]]:
+        """The group's runs that have not ended, cut by the step they are at and by memory.
+
+        Beside them, how many are vmapped together where that is known.
+        """
+        seeds = len(self.results.seeds)
+        runs = (group.points[:, None] * seeds + np.arange(seeds)[None]).ravel()
+        runs = runs[~self.results.judged[runs]]
+        most, vmap_chunk = self._most(group), self.settings.vmap_chunk
+        if group.bytes is not None and len(runs):
+            # What a run takes while it is under way is known: calls of one size, few places empty.
+            devices = len(self.settings.devices)
+            fit = max(1.0, self._memory() / group.bytes)
+            fit = min(fit, _MOST) if self.settings.devices[0].platform == "cpu" else fit
+            calls = -(-len(runs) // ((vmap_chunk or agreed(fit)[0]) * devices))
+            vmap_chunk = -(-len(runs) // (calls * devices))
+            most = vmap_chunk * devices
+        for step in sorted(set(self.at[runs].tolist()), reverse=True):
+            together = runs[self.at[runs] == step]
+            if len(together) > most and group.bytes is None:
+                self.notes.append(
+                    {
+                        "group": group.name,
+                        "split": f"into {-(-len(together) // most)}: the device's memory holds "
+                        f"the state of {most} runs",
+                    }
+                )
+            for begin in range(0, len(together), most):
+                yield group, together[begin : begin + most], step, vmap_chunk
+
+    def _memory(self) -> float:
+        return self.settings.memory or layouts.device_memory(self.settings.devices[0])
+
+    def _most(self, group: Group) -> int:
+        """How many runs' states the devices hold beside what a chunk takes, at most."""
+        spec = RunSpec(group.computation, self.rules, 1, self.drop_diverged)
+        one = inputs(group, self.results.seeds, group.points[:1] * len(self.results.seeds))
+        each = layouts.run_bytes(spec, group, one)
+        # Twice, since a chunk's input stays until its output is there; a third is left for it.
+        return max(1, int(len(self.settings.devices) * self._memory() / 3 // max(1, each)))
+
+    def _form(
+        self, group: Group, runs: np.ndarray, step: int, vmap_chunk: int | None
+    ) -> ActiveRuns:
+        """Choose the layout and put the runs on the devices."""
+        settings, results = self.settings, self.results
+        capacity = min(results.records, CAPACITY)
+        if settings.chunk_steps is not None:
+            capacity = min(capacity, max(1, settings.chunk_steps // results.every))
+        filled = runs
+        if group.bytes is not None and vmap_chunk is not None:
+            filled = np.resize(runs, max(len(runs), vmap_chunk * len(settings.devices)))
+        request = layouts.Request(
+            group=group,
+            spec=RunSpec(group.computation, self.rules, capacity, self.drop_diverged),
+            runs=len(filled),
+            steps=float(np.sum(results.steps[runs] - step)),
+            every=results.every,
+            devices=settings.devices,
+            memory=self._memory(),
+            how=settings.layout,
+            vmap_chunk=vmap_chunk,
+            weighted=self.weighted,
+            example=layouts.example(*inputs(group, results.seeds, filled)),
+        )
+        name = f"{self._named:04d}"
+        self._named += 1
+        formed, chosen = form(
+            request,
+            lambda chosen: ActiveRuns(name, group, chosen, results.seeds, runs, step, self.saved),
+        )
+        layout = formed.programs.layout
+        self._note(
+            {
+                "group": group.name,
+                "runs": len(runs),
+                "slots": group.plan.slots,
+                "calls": -(-len(runs) // layout.batch),
+                **group.notes,
+                "waste": round(group.waste, 4),
+                "layout": layouts.describe(layout, len(settings.devices)),
+                "why": chosen.why,
+                "tried": {name: float(f"{rate:.4g}") for name, rate in chosen.tried.items()},
+                "seconds to prepare": round(formed.preparing, 3),
+            }
+        )
+        if step:
+            self._checkpoint(formed)
+        return formed
+
+    def _note(self, note: dict[str, Any]) -> None:
+        """Say how runs are laid out; once for those of a group that follow each other alike."""
+        last = self.notes[-1] if self.notes else {}
+        if all(last.get(name) == note[name] for name in ("group", "layout", "slots")):
+            last["runs"] += note["runs"]
+            last["calls"] += note["calls"]
+        else:
+            self.notes.append(note)
+
+    # --------------------------------------------------------------------------- advancing them
+
+    def _go(self, active: ActiveRuns, until: int) -> None:
+        """Advance runs to a step, or until none of them is left."""
+        pending: Chunk | None = None
+        lap = saved = time.perf_counter()
+        cost = 0.0
+        while active.batches:
+            count = self._count(active, until)
+            sent = active.send(count, self.results.every) if count else None
+            if pending is not None:
+                lap = self._settle(active, pending, lap)
+            pending = sent
+            if pending is None:
+                break
+            # Saving is not to take more than a twentieth of the time, unless asked for always.
+            pause = self.settings.checkpoint_seconds
+            due = time.perf_counter() - saved >= (max(pause, 20 * cost) if pause else 0.0)
+            due, stop = agreed(due, self.interrupt.asked)
+            ends = np.any(self.results.steps[self._alive(active)] <= active.step)
+            if active.calm and not (due or stop or ends):
+                continue
+            lap = self._settle(active, pending, lap)
+            pending = None
+            self._clear(active)
+            if active.batches and (due or stop):
+                begin = time.perf_counter()
+                self._checkpoint(active)
+                saved = time.perf_counter()
+                cost = saved - begin
+            if stop:
+                raise KeyboardInterrupt
+        self._clear(active)
+        if active.batches:
+            self._checkpoint(active)
+        elif not self.keep_states:
+            self._drop(active.name)
+
+    def _count(self, active: ActiveRuns, until: int) -> int:
+        """Records of the next chunk: what takes about `chunk_seconds`, no run past its end."""
+        settings, every = self.settings, self.results.every
+        ends = self.results.steps[self._alive(active)]
+        left = (min(until, int(ends.min()) if ends.size else until) - active.step) // every
+        if left <= 0:
+            return 0
+        if settings.chunk_steps is not None:
+            wanted = max(1, settings.chunk_steps // every)
+        elif active.pace is None:
+            wanted = 1
+        else:
+            wanted = max(1, int(settings.chunk_seconds / max(active.pace, 1e-9)))
+            # A first guess may be far off, and rules drop runs between chunks.
+            wanted = agreed(min(wanted, 4 * max(1, active.records)))[0]
+        active.records = min(wanted, active.programs.spec.capacity, left)
+        return active.records
+
+    def _settle(self, active: ActiveRuns, chunk: Chunk, lap: float) -> float:
+        """Read a chunk's records, keep them, and see which runs have ended; the time now."""
+        results = self.results
+        told: list[tuple[np.ndarray, dict[str, np.ndarray]]] = []
+        for runs, *sent in chunk.batches:
+            values, stopped_at, stopped_by, diverged_at = fetch(sent)
+            here = (runs != NONE) & ~results.judged[runs]
+            runs = runs[here]
+            results.diverged_at[runs] = diverged_at[here]
+            results.stopped_at[runs] = stopped_at[here]
+            results.stopped_by[runs] = stopped_by[here]
+            last = self._last(runs) // results.every - chunk.first
+            beyond = np.arange(chunk.count)[None] >= last[:, None]
+            rows = {name: as_real(np.asarray(v)[here, : chunk.count]) for name, v in values.items()}
+            for row in rows.values():
+                row[beyond] = np.nan
+            results.record(runs, chunk.first, chunk.count, rows)
+            told.append((runs, rows))
+        if self.store is not None and told:
+            arrays = {n: np.concatenate([rows[n] for _, rows in told]) for n in told[0][1]}
+            runs = np.concatenate([runs for runs, _ in told])
+            facts = {"first": chunk.first, "count": chunk.count}
+            self.store.append("records", {RUN: results.ids[runs], **arrays}, **facts)
+        over = self._over(np.arange(len(results)))
+        active.calm = not over[self._alive(active)].any()
+        self.meter.show(over)
+        now = time.perf_counter()
+        pace = (now - lap) / chunk.count
+        active.pace = pace if active.pace is None else 0.5 * (active.pace + pace)
+        return now
+
+    def _alive(self, active: ActiveRuns) -> np.ndarray:
+        """Those that were not judged yet."""
+        runs = active.runs()
+        return runs[~self.results.judged[runs]]
+
+    def _over(self, runs: np.ndarray) -> np.ndarray:
+        """Which runs have stopped or, where that ends them, diverged."""
+        over = self.results.stopped_at[runs] >= 0
+        if self.drop_diverged:
+            over |= self.results.diverged_at[runs] >= 0
+        return over
+
+    def _last(self, runs: np.ndarray) -> np.ndarray:
+        """The step of the last record that counts."""
+        results = self.results
+        stopped, diverged = results.stopped_at[runs], results.diverged_at[runs]
+        last = np.where(stopped >= 0, np.minimum(results.steps[runs], stopped), results.steps[runs])
+        if self.drop_diverged:
+            # Up to the record that holds the step of the divergence.
+            record = (diverged // results.every + 1) * results.every
+            last = np.where(diverged >= 0, np.minimum(last, record), last)
+        return last
+
+    def _clear(self, active: ActiveRuns) -> None:
+        """Record the runs that ended and compact the rest."""
+        results = self.results
+        if self.keep_states and active.batches:
+            self._checkpoint(active)
+        for batch in active.batches:
+            runs = batch.runs
+            real = (runs != NONE) & ~results.judged[runs]
+            ended = real & (self._over(runs) | (results.steps[runs] <= active.step))
+            if ended.any():
+                self._end(runs[ended], active.finished(batch, ended))
+        ahead = (int(results.steps.max()) - active.step) // results.every * (active.pace or 0.0)
+        active.keep(~results.judged, ahead)
+
+    def _end(self, runs: np.ndarray, found: Finished) -> None:
+        """Keep what runs have reached."""
+        results = self.results
+        stopped = results.stopped_at[runs] >= 0
+        status, at, kept = np.asarray(found.status), np.asarray(found.diverged_at), found.kept
+        status = np.where(stopped & (status == Status.RUNNING), Status.STOPPED, status)
+        # A run that stopped stands still; the clock by which it was judged does not.
+        at = np.where((at >= 0) & stopped, results.stopped_at[runs], at)
+        at = np.where(results.diverged_at[runs] >= 0, results.diverged_at[runs], at)
+        if self.drop_diverged:
+            # How far a diverged run got depends on the chunk.
+            lost = status == Status.DIVERGED
+            kept = {name: _blank(np.asarray(values), lost) for name, values in kept.items()}
+        rows = {
+            "status": status.astype(np.int32),
+            "diverged_at": at.astype(np.int32),
+            "stopped_at": results.stopped_at[runs],
+            "stopped_by": results.stopped_by[runs],
+            "done": self._last(runs),
+        }
+        rows |= {KEPT + name: np.asarray(values) for name, values in kept.items()}
+        results.end(runs, rows)
+        if self.store is not None:
+            self.store.append("outcome", {RUN: results.ids[runs], **rows})
+
+    def _halve(self, actives: list[ActiveRuns], step: int) -> None:
+        """Successive halving at a step that all runs have reached."""
+        rule, results = self.halving, self.results
+        alive = [self._alive(active) for active in actives]
+        runs = np.sort(np.concatenate(alive or [[]])).astype(int)
+        if rule is None or not len(runs):
+            return
+        earlier = rule.steps(int(results.steps.max()), results.every).index(step)
+        # Of the runs that go beyond this step at all.
+        entered = int(np.sum(results.steps > step))
+        cohort = max(1, math.ceil(entered * rule.keep**earlier - 1e-9))
+        chosen = rule.select(results.values[rule.metric][runs, step // results.every - 1], cohort)
+        out = runs[~chosen]
+        results.stopped_at[out], results.stopped_by[out] = step, STOPPED_BY_HALVING
+        for active in actives:
+            active.unpark()
+            self._clear(active)
+            if active.batches:
+                self._checkpoint(active)
+            else:
+                self._drop(active.name)
+            if len(actives) > 1:
+                active.park()
+
+    def _checkpoint(self, active: ActiveRuns) -> None:
+        if self.store is None:
+            return
+        runs, leaves = active.state()
+        going = ~self.results.judged[runs]
+        arrays = {f"leaf{i}": leaf[going] for i, leaf in enumerate(leaves)}
+        arrays[RUN] = self.results.ids[runs[going]]
+        self.store.save_state(active.name, arrays, step=active.step)
+
+    def _drop(self, name: str) -> None:
+        if self.store is not None:
+            self.store.drop_state(name)
+
+
+def _blank(values: np.ndarray, where: np.ndarray) -> np.ndarray:
+    """NaN, or 0 for whole numbers, in some rows."""
+    values = as_real(values, keep_whole=True).copy()
+    values[where] = np.nan if values.dtype.kind == "f" else 0
+    return values
