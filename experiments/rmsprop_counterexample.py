@@ -1,5 +1,6 @@
 """Does RMSProp reach the minimum-norm solution, by the source's hand iterates and in general?"""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,13 +13,12 @@ from matplotlib.figure import Figure
 
 from optjax.report.claims import Claim, verdict
 from optjax.report.style import COLOURS, caption, figure
-from optjax.run.optimizers import rmsprop
 from optjax.run.problems import Data, least_squares
 from optjax.run.trajectory import Run, make_run
 from optjax.support.console import silent
 from optjax.support.types import PyTree
 from optjax.sweeps import sweep
-from optjax.sweeps.grid import zipped
+from optjax.sweeps.grid import zip_grid
 from optjax.theory import solutions
 
 SOURCE = {"w1": ("0.314", "0.311"), "v2": ("1.89", "0.47"), "w2": ("0.469", "0.463")}
@@ -26,6 +26,10 @@ SOURCE = {"w1": ("0.314", "0.311"), "v2": ("1.89", "0.47"), "w2": ("0.469", "0.4
 
 HALF_LIFE = 200
 """Steps in which the rate halves: at a constant rate RMSProp and Adam would not settle."""
+
+
+RMSPROP = functools.partial(optax.rmsprop, eps_in_sqrt=False)
+"""RMSProp as the source writes it: ε outside the root."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def _by_hand(progress: Callable[[str, float], None]) -> xr.Dataset:
         run = make_run(problem, factory, 60, sampler="full", record_path=True)
         return np.asarray(run(settings, jax.random.key(0)).path)
 
-    outside, inside = path(rmsprop), path(_inside)
+    outside, inside = path(RMSPROP), path(_inside)
     g = (outside[:2] @ x - t)[:, None] * x
     # v is read off the steps that were taken, w ← w − ηg/(√v + ε), not computed by its recursion.
     v = (-eta * g / np.diff(outside[:3], axis=0) - eps) ** 2
@@ -123,7 +127,7 @@ def _general(config: Config, progress: Callable[[str, float], None]) -> xr.Datas
         rates = 0.5 * n / largest**2 if rate is None else np.full(k, rate)
         runs = sweep(
             make,
-            zipped({"problem": range(k), "learning_rate": rates}),
+            zip_grid({"problem": range(k), "learning_rate": rates}),
             final=_ends,
             progress=lambda text, f, i=i, name=name: progress(
                 f"{name}: {text}", (1 + i + f) / (len(OPTIMISERS) + 1)

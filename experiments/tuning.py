@@ -20,8 +20,8 @@ from optjax.hypergradients.job import make_job
 from optjax.report.claims import Claim, mean_interval, verdict
 from optjax.report.style import COLOURS, MARKERS, caption, figure
 from optjax.run.optimizers import with_weight_decay
+from optjax.run.piecewise import Piecewise
 from optjax.run.problems import least_squares
-from optjax.run.schedules import Schedule
 from optjax.run.trajectory import Run, make_run
 from optjax.support.console import silent
 from optjax.sweeps import sweep
@@ -112,7 +112,7 @@ def _squares(config: Config) -> tuple[_Case, float]:
     best = np.linalg.lstsq(X, t, rcond=None)[0]
     floor = float(np.mean((X @ best - t) ** 2))
     start = {
-        "learning_rate": Schedule(np.full(config.pieces, cap / 10)),
+        "learning_rate": Piecewise(np.full(config.pieces, cap / 10)),
         "momentum": 0.3,
         "weight_decay": 1e-5,
     }
@@ -141,7 +141,7 @@ def _net(config: Config) -> _Case:
         (grey(tiles[:held]), labels[:held]),
     )
     start = {
-        "learning_rate": Schedule(np.full(config.net_pieces, 0.1)),
+        "learning_rate": Piecewise(np.full(config.net_pieces, 0.1)),
         "momentum": 0.5,
         "weight_decay": 1e-4,
     }
@@ -233,7 +233,7 @@ def _drawn(rng: np.random.Generator, case: _Case, count: int, *, scheduled: bool
     low, high = np.log(case.rate_range)
     rates = np.exp(rng.uniform(low, high, (count, case.pieces if scheduled else 1)))
     return {
-        "learning_rate": Schedule(np.broadcast_to(rates, (count, case.pieces)).copy()),
+        "learning_rate": Piecewise(np.broadcast_to(rates, (count, case.pieces)).copy()),
         "momentum": rng.uniform(0, 0.99, count),
         "weight_decay": np.exp(rng.uniform(np.log(1e-6), np.log(1e-2), count)),
     }

@@ -1,8 +1,11 @@
 """Independent references: slow, obviously right, built another way than what they check."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 
 def transposed_convolution(y, weight, stride, padding, output_padding):
@@ -42,6 +45,10 @@ def convolution(x, w, stride, before, out):
 def central_difference(f, x, step):
     """(f(x + h) − f(x − h)) / 2h."""
     return (f(x + step) - f(x - step)) / (2 * step)
+
+
+RMSPROP = functools.partial(optax.rmsprop, eps_in_sqrt=False)
+"""RMSProp as the source and PyTorch write it: ε outside the root."""
 
 
 def rmsprop_outside(gradient, w, learning_rate, decay, eps, steps):

@@ -1,5 +1,6 @@
 """Are an L2 penalty and weight decay the same thing, under SGD and under adaptive optimisers?"""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,10 +13,13 @@ import xarray as xr
 from optjax.experiments.weight_decay.claims import claims as claims
 from optjax.experiments.weight_decay.figures import figures as figures
 from optjax.hypergradients import hypergrad
-from optjax.run.optimizers import rmsprop, with_weight_decay
+from optjax.run.optimizers import with_weight_decay
 from optjax.run.problems import least_squares
 from optjax.run.trajectory import make_run
 from optjax.support.console import silent
+
+RMSPROP = functools.partial(optax.rmsprop, eps_in_sqrt=False)
+"""RMSProp as the source writes it: ε outside the root."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,7 @@ def _optax_decoupled(learning_rate, weight_decay):
 
 _sgd_decay = with_weight_decay(optax.sgd)
 ADAPTIVE = {
-    "RMSProp": (rmsprop, with_weight_decay(rmsprop)),
+    "RMSProp": (RMSPROP, with_weight_decay(RMSPROP)),
     "Adam": (optax.adam, with_weight_decay(optax.adam)),
 }
 

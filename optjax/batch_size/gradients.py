@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from optjax.run.batching import Batch
 from optjax.run.core import hyper_dtype, penalised
+from optjax.run.piecewise import Piecewise
 from optjax.run.problems import Data, LossFn, Problem
-from optjax.run.schedules import Schedule
 from optjax.support.errors import UserError, whole
 from optjax.support.types import Array, HParams, Key, PyTree
 
@@ -47,7 +47,7 @@ def point(problem: Problem, params: PyTree, model_state: PyTree, hparams: HParam
         )
     given = dict(hparams or {})
     for name, value in given.items():
-        if isinstance(value, Schedule):
+        if isinstance(value, Piecewise):
             raise UserError(f"{name} is a schedule: expected its value at these parameters")
     dtype = hyper_dtype(params)
     given.pop("initial_params", None)

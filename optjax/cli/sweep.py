@@ -16,7 +16,7 @@ from optjax.support.errors import UserError, nearest
 USAGE = """\
 usage: optjax sweep PROBLEM --optimizer adam --learning-rate 1e-4:1e-1:log:8 --batch-size 8,32
                     --seeds 16 --steps 2000 --out DIR
-       optjax sweep --resume DIR        go on where it stopped, with the words it was called by
+       optjax sweep --resume DIR        resume it, with the words it was called by
                                         (a PROBLEM of your own is imported again: know the folder)
        optjax sweep --show DIR          its best points and figures, finished or not
 
@@ -36,9 +36,10 @@ VALUES         0.1,0.2,0.5       these
 --sampler      replacement (the default), epochs, shuffle_once or full
 --record-every steps from record to record; by default about a hundred records
 --stop         target:0.1, target:METRIC:0.1, plateau:500, halving:100; several by commas
---keep-diverged  go on with runs that diverged
---out DIR      keeps the sweep: the same words again go on, or add points and seeds; --overwrite drops
---lanes        auto, vmap, map or loop; --vmap_chunk N lanes vmapped together
+--keep-diverged  advance runs that diverged, too
+--out DIR      keeps the sweep: the same words again resume it, or add points and seeds
+--overwrite    drops what DIR holds
+--layout       auto, vmap, map or loop; --vmap-chunk N runs vmapped together
 --batching     auto, static or masked
 --chunk-seconds, --checkpoint-seconds   (10, 30)
 --float64      double precision
@@ -101,7 +102,7 @@ def _sweep(name: str, groups: dict[str, list[str]], words: list[str]) -> int:
     try:
         dataset = sweep(run, grid, out=out, about={"command": _without_out(words)}, **how)
     except KeyboardInterrupt:
-        line = f"optjax: interrupted; go on with: optjax sweep --resume {shlex.quote(out)}"
+        line = f"optjax: interrupted; resume with: optjax sweep --resume {shlex.quote(out)}"
         print(line, file=sys.stderr)
         return 130
     return _shown(dataset, Path(out), sweep_page.summary(dataset))
@@ -125,7 +126,7 @@ def _how(groups: dict[str, list[str]]) -> dict[str, Any]:
     how["seeds"] = (
         typed("seeds", tuple[int, ...], [word]) if "," in word else typed("seeds", int, [word])
     )
-    for name in ("lanes", "batching"):
+    for name in ("layout", "batching"):
         if name in groups:
             how[name] = one(groups, name)
     if "vmap_chunk" in groups:
@@ -207,7 +208,7 @@ def _built(name: str, groups: dict[str, list[str]]) -> tuple[Any, Any]:
 
 def _runner(problem: Any, axes: dict[str, Any], options: dict[str, str]) -> Callable[..., Any]:
     from optjax.run.trajectory import make_run
-    from optjax.sweeps.grid import Span
+    from optjax.sweeps.grid import Uniform
 
     steps = [int(s) for s in axes["steps"]]
     sizes = axes.get("batch_size")
@@ -215,7 +216,7 @@ def _runner(problem: Any, axes: dict[str, Any], options: dict[str, str]) -> Call
         limit = None
     else:
         least, limit = (
-            (sizes.low, sizes.high) if isinstance(sizes, Span) else (min(sizes), max(sizes))
+            (sizes.low, sizes.high) if isinstance(sizes, Uniform) else (min(sizes), max(sizes))
         )
         for size in (least, limit):
             if not 1 <= size <= problem.n:
@@ -238,20 +239,19 @@ def _runner(problem: Any, axes: dict[str, Any], options: dict[str, str]) -> Call
 
 
 def _grid(axes: dict[str, Any], draw: dict[str, str], zipped: bool) -> Any:
-    from optjax.sweeps.grid import Span, drawn, product
-    from optjax.sweeps.grid import zipped as zip_axes
+    from optjax.sweeps.grid import Uniform, product, sample, zip_grid
 
     if not draw:
-        return zip_axes(axes) if zipped else product(axes)
+        return zip_grid(axes) if zipped else product(axes)
     if "draw" not in draw:
         raise UserError(f"--{flag(next(iter(draw)))} goes with --draw N")
     if zipped:
         raise UserError("--zip and --draw exclude each other: leave out one")
-    if not any(isinstance(values, Span) for values in axes.values()):
+    if not any(isinstance(values, Uniform) for values in axes.values()):
         raise UserError("--draw needs a range to draw from, as --learning-rate 1e-4:1e-1:log")
     count = number({"draw": [draw["draw"]]}, "draw")
     seed = number({"draw_seed": [draw.get("draw_seed", "0")]}, "draw_seed")
-    return drawn(count, axes, method=draw.get("method", "sobol"), seed=seed)  # pyright: ignore[reportArgumentType]
+    return sample(count, axes, method=draw.get("method", "sobol"), seed=seed)  # pyright: ignore[reportArgumentType]
 
 
 _WHOLE = ("batch_size", "steps")
@@ -267,7 +267,7 @@ def _values(name: str, words: list[str], drawn: bool) -> Any:
     """
     import numpy as np
 
-    from optjax.sweeps.grid import span
+    from optjax.sweeps.grid import loguniform, uniform
 
     text = one({flag(name): [",".join(words)]}, flag(name))
     if ":" not in text:
@@ -282,7 +282,8 @@ def _values(name: str, words: list[str], drawn: bool) -> Any:
             raise UserError(
                 f"--{flag(name)} got {text!r}: how many? {text}:8; or --draw N points from it"
             )
-        return span(low, high, log=log, whole=name in _WHOLE)
+        make = loguniform if log else uniform
+        return make(low, high, whole=name in _WHOLE)
     count = number({name: [parts[3]]}, name)
     if not 1 <= count <= 1_000_000 or (log and not (low > 0 and high > 0)):
         raise UserError(

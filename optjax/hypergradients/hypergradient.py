@@ -16,7 +16,7 @@ from optjax.hypergradients.evolution import ES
 from optjax.hypergradients.footprint import at_once
 from optjax.hypergradients.forward import Forward
 from optjax.hypergradients.implicit import Implicit
-from optjax.hypergradients.job import Job, Of, make_job
+from optjax.hypergradients.job import Job, Objective, make_job
 from optjax.hypergradients.mode import Choice, Mode
 from optjax.hypergradients.one_step import OneStep
 from optjax.hypergradients.recursive import Recursive
@@ -25,8 +25,8 @@ from optjax.hypergradients.segmented import Segmented
 from optjax.run import core
 from optjax.run.computation import Finished
 from optjax.run.core import Status
+from optjax.run.piecewise import plain
 from optjax.run.problems import Data
-from optjax.run.schedules import plain
 from optjax.run.trajectory import Run
 from optjax.support.console import Console
 from optjax.support.errors import UserError, nearest
@@ -55,7 +55,7 @@ class Hypergradient:
     """A value and its gradient; unpacks as ``value, gradient``.
 
     Attributes:
-      value: (), what `of` names.
+      value: (), the objective.
       gradient: a dict, each entry like the hyperparameter of that name.
       finite: () bool. False where the run diverged or the gradient overflowed: then every entry
         of the gradient is NaN.
@@ -286,7 +286,7 @@ def _mean_and_error(tree: PyTree, good: Array) -> tuple[PyTree, PyTree]:
 
 def hypergrad(
     run: Run,
-    of: Of = "final_loss",
+    objective: Objective = "final_loss",
     wrt: str | Iterable[str] | None = None,
     mode: str | Mode = "auto",
     *,
@@ -296,11 +296,11 @@ def hypergrad(
 
     Args:
       run: from `oj.make_run`.
-      of: F. "final_loss"; "mean_loss", the mean of the mini-batch losses along the run; a metric
-        of the problem, at the end ("validation_loss"); or any function Trajectory → (). Each new
-        function object is a new program: define it once.
+      objective: F. "final_loss"; "mean_loss", the mean of the mini-batch losses along the run; a
+        metric of the problem, at the end ("validation_loss"); or any function Trajectory → ().
+        Each new function object is a new program: define it once.
       wrt: names of hyperparameters; all that are given, but the batch size, by default. A value
-        may be a number, an array, a `Schedule`, a tree (``initial_params``), ``example_weights``.
+        may be a number, an array, a `Piecewise`, a tree (``initial_params``), ``example_weights``.
       mode: how, by name or as an object with settings (`optjax.hypergradients`):
 
         ============  ===========================================  ====================
@@ -364,7 +364,7 @@ def hypergrad(
     if wrt is not None and not isinstance(wrt, str | Iterable):
         raise UserError(f"wrt is {wrt!r}: expected a name, or several")
     names = None if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
-    job = make_job(run.plan, of, _metrics(run))
+    job = make_job(run.plan, objective, _metrics(run))
     return HypergradFn(run, job, names, chosen, explain)
 
 

@@ -22,14 +22,14 @@ _FACTORS = frozenset({"momentum", "b1", "b2", "b3", "decay", "decay_rate", "rho"
 
 
 class OnlineState(NamedTuple):
-    """What `online` keeps from update to update."""
+    """What `hypergradient_descent` keeps from update to update."""
 
     hyperparams: dict[str, Array]  # () each, the parameters' dtype or float32: θ_t, last in use
     slopes: tuple[PyTree, ...]  # a tree like the parameters for each name of wrt: ∂u_t/∂θ
     inner: PyTree  # the state of the optimiser that is adapted
 
 
-def online(
+def hypergradient_descent(
     factory: optimizers.Factory,
     wrt: str | Iterable[str] = ("learning_rate",),
     rule: Rule = "additive",
@@ -74,7 +74,7 @@ def online(
 
     >>> import jax, optax, optjax as oj
     >>> problem = oj.least_squares([[2.0, 1.0], [0.0, 1.0]], [2.0, 1.0])
-    >>> run = oj.make_run(problem, online(optax.sgd), steps=50)
+    >>> run = oj.make_run(problem, hypergradient_descent(optax.sgd), steps=50)
     >>> hparams = {"learning_rate": 0.001, "hyper_rate": 0.01}
     >>> (state, records), = run.chunks(hparams, jax.random.key(0), 50)
     >>> bool(state.opt_state.hyperparams["learning_rate"] > 0.1)  # 100 times what it started from
@@ -182,7 +182,9 @@ def _names(factory: optimizers.Factory, wrt: str | Iterable[str]) -> tuple[str, 
         raise UserError("wrt names no hyperparameter: give one at least, as in ('learning_rate',)")
     known = optimizers.keywords(factory)
     if "hyper_rate" in known:
-        raise UserError("factory takes a hyper_rate already: apply online once, with every name")
+        raise UserError(
+            "factory takes a hyper_rate already: apply hypergradient_descent once, with every name"
+        )
     for name in names:
         if name in known:
             continue
@@ -197,9 +199,7 @@ def _names(factory: optimizers.Factory, wrt: str | Iterable[str]) -> tuple[str, 
 
 def _number(name: str, value: Any) -> None:
     if isinstance(value, bool | str) or value is None or callable(value):
-        raise UserError(
-            f"{name} is {value!r}: expected a number, online adapts no flag or schedule"
-        )
+        raise UserError(f"{name} is {value!r}: expected a number, not a flag or schedule")
     if np.ndim(value):
         raise UserError(f"{name} has shape {np.shape(value)}: expected a number; vmap over several")
 

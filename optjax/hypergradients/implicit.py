@@ -63,7 +63,7 @@ class Implicit(Mode):
     )
 
     def check(self, job: Job, names: frozenset[str]) -> None:
-        """What is minimised must depend on the hyperparameters, and `of` on the end alone."""
+        """What is minimised must depend on the hyperparameters, and the objective on the end."""
         if self.solver not in get_args(Solver):
             raise UserError(f"solver is {self.solver!r}: expected {', '.join(get_args(Solver))}")
         if self.direction not in ("auto", "tangent", "adjoint"):
@@ -74,7 +74,7 @@ class Implicit(Mode):
             whole("Implicit: iterations", self.iterations, 1)
         if job.averages:
             raise UserError(
-                "mode 'implicit' and of 'mean_loss': expected a number of the run's end"
+                "mode 'implicit' and objective 'mean_loss': expected a number of the run's end"
             )
         for name in sorted(names):
             if name in job.plan.own or name in ("initial_params", "batch_size"):
@@ -173,9 +173,9 @@ class Implicit(Mode):
         limit = self._tolerance(dtype)
         if float(aux["elsewhere"]) > 0:
             return (
-                "mode 'implicit': of depends on the run before its end, or on a model state "
-                "(running averages) that follows the parameters, which the solution does not tell; "
-                "take mode 'segmented'"
+                "mode 'implicit': the objective depends on the run before its end, or on a model "
+                "state (running averages) that follows the parameters, which the solution does not "
+                "tell; take mode 'segmented'"
             )
         if not residual <= limit and status != core.Status.CONVERGED:
             return (
@@ -203,7 +203,7 @@ def _relative(rest: Array, b: Array) -> Array:
 
 
 def _seen_along_the_run(job: Job, data: Data, hparams: HParams, trajectory: Trajectory) -> Array:
-    """The size of `of`'s derivative by what the final parameters do not decide."""
+    """The size of the objective's derivative by what the final parameters do not decide."""
     metrics = {name: rows[:-1] for name, rows in trajectory.metrics.items()}
     path = None
     if trajectory.path is not None:

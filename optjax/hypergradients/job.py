@@ -13,7 +13,7 @@ from optjax.run.problems import Data
 from optjax.support.errors import UserError, nearest
 from optjax.support.types import Array, HParams, Key, PyTree
 
-Of = str | Callable[[Trajectory], Array]
+Objective = str | Callable[[Trajectory], Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,14 +21,14 @@ class Job:
     """The static part of a hypergradient: hashable, so that equal jobs share a program.
 
     Attributes:
-      plan: of the run; of one record where `of` looks at nothing else.
-      of: what is differentiated, a number of the trajectory.
-      averages: `of` is the mean loss along the run, a sum over its parts.
-      name: of `of`, for messages.
+      plan: of the run; of one record where the objective looks at nothing else.
+      objective: what is differentiated, a number of the trajectory.
+      averages: the objective is the mean loss along the run, a sum over its parts.
+      name: of the objective, for messages.
     """
 
     plan: Plan
-    of: Callable[[Trajectory], Array]
+    objective: Callable[[Trajectory], Array]
     averages: bool
     name: str
 
@@ -40,35 +40,35 @@ class Job:
 
     def judge(self, trajectory: Trajectory) -> tuple[Array, Outcome]:
         """The number that a trajectory makes, and how it ended."""
-        value = jnp.asarray(self.of(trajectory))
+        value = jnp.asarray(self.objective(trajectory))
         if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
-            raise UserError(
-                f"of gives {value.dtype} of shape {value.shape}: expected one real number"
-            )
+            given = f"{value.dtype} of shape {value.shape}"
+            raise UserError(f"the objective gives {given}: expected one real number")
         ended = Outcome(trajectory.final_loss, trajectory.status, trajectory.diverged_at)
         return value, jax.tree.map(jax.lax.stop_gradient, ended)
 
 
-def make_job(plan: Plan, of: Of, metrics: set[str]) -> Job:
-    """The job of differentiating what `of` names.
+def make_job(plan: Plan, objective: Objective, metrics: set[str]) -> Job:
+    """The job of differentiating what the objective names.
 
     Raises:
       UserError: an unknown name.
     """
-    if callable(of):
-        return Job(plan, of, False, getattr(of, "__name__", "of"))
+    if callable(objective):
+        return Job(plan, objective, False, getattr(objective, "__name__", "objective"))
     known = {"final_loss", "mean_loss", *metrics}
-    if of not in known:
+    if objective not in known:
         raise UserError(
-            f"unknown of {of!r}: {nearest(str(of), known)}; or a function of Trajectory"
+            f"unknown objective {objective!r}: {nearest(str(objective), known)}; or a function of "
+            "Trajectory"
         )
     # Numbers of the end alone, and the mean of all steps, need one record.
     plan = dataclasses.replace(plan, record_every=plan.steps, record_path=False)
-    if of == "final_loss":
-        return Job(plan, _final_loss, False, of)
-    if of == "mean_loss":
-        return Job(plan, _mean_loss, True, of)
-    return Job(plan, _LastMetric(of), False, of)
+    if objective == "final_loss":
+        return Job(plan, _final_loss, False, objective)
+    if objective == "mean_loss":
+        return Job(plan, _mean_loss, True, objective)
+    return Job(plan, _LastMetric(objective), False, objective)
 
 
 def _final_loss(trajectory: Trajectory) -> Array:
@@ -94,7 +94,9 @@ def with_records(job: Job, every: int) -> Job:
 
 def looks_inside(job: Job) -> bool:
     """Whether the number may depend on more than the end and the mean of the run."""
-    return not (job.of in (_final_loss, _mean_loss) or isinstance(job.of, _LastMetric))
+    return not (
+        job.objective in (_final_loss, _mean_loss) or isinstance(job.objective, _LastMetric)
+    )
 
 
 def ends_in(job: Job) -> str | None:

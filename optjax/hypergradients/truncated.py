@@ -30,7 +30,7 @@ class Truncated(Mode):
     """The last `steps` steps alone (Shaban et al. 2019, K-RMD). O(k) memory.
 
     Args:
-      steps: k, 1 … T; where `of` is a function, a multiple of the run's record_every.
+      steps: k, 1 … T; where the objective is a function, a multiple of the run's record_every.
     """
 
     steps: int

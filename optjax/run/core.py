@@ -15,8 +15,8 @@ import optax
 from optjax.run import batching, optimizers
 from optjax.run.batching import Batch, Sampler
 from optjax.run.computation import Finished
+from optjax.run.piecewise import Piecewise
 from optjax.run.problems import Data
-from optjax.run.schedules import Schedule
 from optjax.support.errors import UserError
 from optjax.support.types import Array, HParams, Key, PyTree
 
@@ -173,7 +173,7 @@ def hparams_at(plan: Plan, hparams: HParams, params: PyTree, step: Array) -> dic
     dtype = hyper_dtype(params)
 
     def at(name: str, value: Any) -> Any:
-        value = value.at(step, plan.steps) if isinstance(value, Schedule) else value
+        value = value.at(step, plan.steps) if isinstance(value, Piecewise) else value
         kind = jnp.int32 if name == "batch_size" and plan.n else dtype
         return jax.tree.map(lambda v: jnp.asarray(v).astype(kind), value)
 
@@ -353,7 +353,7 @@ def steps_of(
     every = plan.record_every
     # A schedule goes in step by step: the derivative by it is then a row a step, and not a sum of
     # T arrays of length K.
-    moving = {name: value for name, value in hparams.items() if isinstance(value, Schedule)}
+    moving = {name: value for name, value in hparams.items() if isinstance(value, Piecewise)}
     fixed = {name: value for name, value in hparams.items() if name not in moving}
     when = state.step + jnp.arange(steps, dtype=jnp.int32)
     rows = {

@@ -144,46 +144,6 @@ def _evaluate(jaxpr: Any, consts: list[Any], args: list[Any]) -> list[Any]:
     return [read(v) for v in jaxpr.outvars]
 
 
-def rmsprop(
-    learning_rate: Any,
-    decay: Any = 0.9,
-    eps: Any = 1e-8,
-    initial_scale: Any = 0.0,
-    momentum: Any = None,
-) -> optax.GradientTransformation:
-    """RMSProp with ε outside the root, as the source and PyTorch write it.
-
-    .. math:: v ← β v + (1 − β) g², \\qquad w ← w − η g / (√v + ε)
-
-    Args:
-      learning_rate: η.
-      decay: β of the running mean of squares.
-      eps: ε, in the units of the gradient (optax's default form has it inside the root, in the
-        units of its square).
-      initial_scale: v₀.
-      momentum: heavy-ball momentum, applied after the rate, or None.
-
-    The textbook form corrects no bias: from v₀ = 0 the first step has length η/√(1 − β) a
-    coordinate, 3.2 η at β = 0.9.
-
-    >>> import jax.numpy as jnp
-    >>> tx = rmsprop(0.1, decay=0.9, eps=0.01)
-    >>> g = jnp.array([-4.0, -2.0])
-    >>> [round(float(u), 6) for u in tx.update(g, tx.init(g))[0]]
-    [0.313747, 0.311306]
-
-    Source: Tieleman and Hinton (2012), lecture 6.5; the source document, section 1.
-    """
-    return optax.rmsprop(
-        learning_rate,
-        decay=decay,
-        eps=eps,
-        initial_scale=initial_scale,
-        eps_in_sqrt=False,
-        momentum=momentum,
-    )
-
-
 def with_weight_decay(factory: Factory) -> Factory:
     """A factory that decays the weights by λ a step beside `factory`'s own step.
 
@@ -228,8 +188,8 @@ def _named(factory: Factory) -> list[inspect.Parameter]:
 def keywords(factory: Factory) -> set[str]:
     """The hyperparameter names of an optimiser factory: its keyword names.
 
-    >>> sorted(keywords(partial(rmsprop, momentum=0.9)))
-    ['decay', 'eps', 'initial_scale', 'learning_rate']
+    >>> sorted(keywords(partial(optax.sgd, momentum=0.9)))
+    ['accumulator_dtype', 'learning_rate', 'nesterov']
     """
     return {p.name for p in _named(factory)}
 
@@ -237,7 +197,7 @@ def keywords(factory: Factory) -> set[str]:
 def required(factory: Factory) -> set[str]:
     """Those of them that have no default.
 
-    >>> required(rmsprop)
+    >>> required(optax.rmsprop)
     {'learning_rate'}
     """
     return {p.name for p in _named(factory) if p.default is inspect.Parameter.empty}

@@ -6,10 +6,11 @@ run. `jit` compiles it, `vmap` batches it, `grad` differentiates it.
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast, get_args
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.core import Tracer
@@ -17,8 +18,8 @@ from jax.core import Tracer
 from optjax.run import core, optimizers
 from optjax.run.batching import Sampler
 from optjax.run.core import Plan, Records, RunState, Trajectory
+from optjax.run.piecewise import Piecewise
 from optjax.run.problems import Data, Problem
-from optjax.run.schedules import Schedule
 from optjax.support.errors import UserError, nearest, whole
 from optjax.support.types import HParams, Key
 
@@ -114,10 +115,10 @@ class Run:
 
     def _check_shapes(self, hparams: HParams) -> None:
         size, weights = hparams.get("batch_size"), hparams.get("example_weights")
-        if isinstance(size, Schedule | dict) or np.ndim(cast(Any, size)):
+        if isinstance(size, Piecewise | dict) or np.ndim(cast(Any, size)):
             raise UserError("batch_size is no single number: expected one; vmap over several")
         l2 = hparams.get("l2")
-        if l2 is not None and not isinstance(l2, Schedule) and not _is_number(l2):
+        if l2 is not None and not isinstance(l2, Piecewise) and not _is_number(l2):
             self._check_like_params("l2", l2, alone=((),))
         if "initial_params" in hparams:
             self._check_like_params("initial_params", hparams["initial_params"])
@@ -159,9 +160,11 @@ def _described(tree: Any) -> str:
 
 
 def _value(name: str, value: Any, steps: int) -> Any:
-    """A hyperparameter as it enters the program: numbers, trees of them, schedules."""
-    if isinstance(value, Schedule):
+    """A hyperparameter as it enters the program: numbers, trees of them, values along the run."""
+    if isinstance(value, Piecewise):
         return _schedule(name, value, steps)
+    if callable(value) and not isinstance(value, type):
+        return _of_steps(name, value, steps)
     if isinstance(value, Mapping | list | tuple) and _is_tree(value):
         return jax.tree.map(lambda leaf: _number(name, leaf), value)
     return _number(name, value)
@@ -172,7 +175,7 @@ def _is_tree(value: Any) -> bool:
     return isinstance(value, Mapping) or any(np.ndim(leaf) for leaf in jax.tree.leaves(value))
 
 
-def _schedule(name: str, schedule: Schedule, steps: int) -> Schedule:
+def _schedule(name: str, schedule: Piecewise, steps: int) -> Piecewise:
     values, linear = _number(name, schedule.values), schedule.linear
     count = np.size(values)
     if np.ndim(values) != 1 or count < 1 + linear:
@@ -185,15 +188,33 @@ def _schedule(name: str, schedule: Schedule, steps: int) -> Schedule:
             f"the schedule of {name} has {count} values: expected a divisor of steps = {steps}, or "
             "linear=True"
         )
-    return Schedule(values, linear)
+    return Piecewise(values, linear)
+
+
+def _of_steps(name: str, schedule: Callable[[Any], Any], steps: int) -> Piecewise:
+    """What a schedule of optax, or any function of the step, gives at every step."""
+    try:
+        with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+            values = jax.vmap(lambda t: jnp.asarray(schedule(t), float))(jnp.arange(steps))
+    except Exception as error:
+        said = " ".join(str(error).split())[:120]
+        raise UserError(
+            f"{name} is a function that gives no number for a step ({said}): expected one of "
+            "optax's schedules, or its like"
+        ) from None
+    if values.shape != (steps,):
+        raise UserError(
+            f"{name} is a function that gives {values.shape[1:]} for a step: expected a number"
+        )
+    return Piecewise(values)
 
 
 def _number(name: str, value: Any) -> Any:
     """A hyperparameter as it enters the program: one type for all Python and NumPy numbers."""
     if isinstance(value, (bool, str)) or value is None or callable(value):
         raise UserError(
-            f"{name} is {value!r}: expected a number; give a flag or a schedule to the optimiser "
-            f"with functools.partial(factory, {name}=...)"
+            f"{name} is {value!r}: expected a number; give a flag to the optimiser with "
+            f"functools.partial(factory, {name}=...)"
         )
     if isinstance(value, jax.Array):
         return value
@@ -232,8 +253,8 @@ def make_run(
       tolerance: a run whose last gradient has no entry above it is `Status.CONVERGED`.
 
     Returns:
-      The run. ``hparams`` is a dict. Every value may be traced, and a `Schedule` in place of a
-      number changes along the run:
+      The run. ``hparams`` is a dict. Every value may be traced. In place of a number a
+      `Piecewise`, or a schedule of optax, changes along the run:
 
       * the factory's keyword names; flags that shape the program (``nesterov``) go in by
         `functools.partial`;

@@ -22,4 +22,4 @@ Array = jax.Array
 Key = jax.Array
 PyTree = Any
 HParams = Mapping[str, Any]
-"""Numbers and arrays by name; a `Schedule` or a tree like the parameters where a run takes one."""
+"""Numbers and arrays by name; a `Piecewise` or a tree like the parameters where a run takes one."""

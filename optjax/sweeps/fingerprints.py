@@ -17,7 +17,7 @@ from jax.core import Tracer
 from optjax.support import provenance
 from optjax.support.errors import UserError
 from optjax.support.files import plainly
-from optjax.sweeps.grid import Grid, label
+from optjax.sweeps.grid import Grid, Labelled, label
 from optjax.sweeps.groups import Point
 
 _CORE = (
@@ -56,9 +56,9 @@ def identity(
         facts[f"data{at}"] = _data_hash(point.run)
         if point.gradient is not None:
             fn = point.gradient
-            facts[f"objective{at}"] = f"{fn.job.name}: {_functions(fn.job.of)}"
+            facts[f"objective{at}"] = f"{fn.job.name}: {_functions(fn.job.objective)}"
             facts[f"mode{at}"], facts[f"wrt{at}"] = _functions(fn.mode), str(fn.wrt)
-            modules |= _modules(fn.job.of) | {sys.modules[type(fn.mode).__module__]}
+            modules |= _modules(fn.job.objective) | {sys.modules[type(fn.mode).__module__]}
         for name in ("sampler", "record_every", "tolerance"):
             facts[f"{name}{at}"] = str(getattr(plan, name))
         if "steps" not in grid.columns:
@@ -117,7 +117,11 @@ def _short(value: Any) -> str:
 
 
 def _named(value: Any) -> str:
-    """A value of a point as text, 1 and 1.0 alike."""
+    """A value of a point as text, 1 and 1.0 alike; of arrays and functions, what is in them."""
+    if isinstance(value, Labelled):
+        return _functions(value.value)
+    if callable(value):
+        return _functions(value)
     known = label(value)
     return repr(float(known)) if isinstance(known, int | float) else repr(known)
 

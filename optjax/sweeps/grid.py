@@ -1,4 +1,4 @@
-"""Which points a sweep visits: a product of axes, axes zipped, a table, or draws from ranges.
+"""The points that a sweep visits: a product of axes, axes zipped, a list, or a sample of ranges.
 
 Every grid comes to the same thing: named columns of P values each, and the axes by which the P
 results are laid out.
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from optjax.run.schedules import Schedule
+from optjax.run.piecewise import Piecewise
 from optjax.support.errors import UserError, nearest
 from optjax.support.files import plainly
 
@@ -47,8 +47,8 @@ class Labelled:
 
 
 @dataclasses.dataclass(frozen=True)
-class Span:
-    """A range to draw from, low to high, on a linear or logarithmic scale."""
+class Uniform:
+    """A range to draw from, low to high, uniform or uniform in the logarithm."""
 
     low: float
     high: float
@@ -64,20 +64,32 @@ class Span:
         return np.rint(values).astype(int) if self.whole else values
 
 
-def span(low: float, high: float, *, log: bool = False, whole: bool = False) -> Span:
-    """A range for `drawn`; `whole` rounds to whole numbers.
+def uniform(low: float, high: float, *, whole: bool = False) -> Uniform:
+    """Describe a range for `sample`, uniform from low to high; `whole` rounds to whole numbers.
 
     Raises:
-      UserError: no finite low below high, or a logarithmic scale from 0 or below.
+      UserError: no finite low below high.
 
-    >>> span(1e-4, 1e-1, log=True).at(np.array([0.0, 0.5])).round(5).tolist()
-    [0.0001, 0.00316]
+    >>> uniform(0, 8, whole=True).at(np.array([0.0, 0.55])).tolist()
+    [0, 4]
     """
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise UserError(f"span from {low} to {high}: expected finite numbers, the first smaller")
-    if log and low <= 0:
-        raise UserError(f"span from {low} on a log scale: expected a start above 0; or log=False")
-    return Span(float(low), float(high), log, whole)
+        raise UserError(f"range from {low} to {high}: expected finite numbers, the first smaller")
+    return Uniform(float(low), float(high), False, whole)
+
+
+def loguniform(low: float, high: float, *, whole: bool = False) -> Uniform:
+    """Describe a range for `sample`, uniform in the logarithm; `whole` rounds to whole numbers.
+
+    Raises:
+      UserError: no finite low above 0 and below high.
+
+    >>> loguniform(1e-4, 1e-1).at(np.array([0.0, 0.5])).round(5).tolist()
+    [0.0001, 0.00316]
+    """
+    if low <= 0:
+        raise UserError(f"range from {low} on a log scale: expected a start above 0; or uniform")
+    return dataclasses.replace(uniform(low, high, whole=whole), log=True)
 
 
 def product(axes: Mapping[str, Any]) -> Grid:
@@ -104,10 +116,10 @@ def product(axes: Mapping[str, Any]) -> Grid:
     return Grid(columns, lengths)
 
 
-def zipped(axes: Mapping[str, Any]) -> Grid:
+def zip_grid(axes: Mapping[str, Any]) -> Grid:
     """The first values of every axis together, then the second, …; one axis, ``point``.
 
-    >>> zipped({"learning_rate": [0.1, 0.2], "batch_size": [4, 8]}).point(1)
+    >>> zip_grid({"learning_rate": [0.1, 0.2], "batch_size": [4, 8]}).point(1)
     {'learning_rate': 0.2, 'batch_size': 8}
     """
     columns = {name: _axis(name, given) for name, given in axes.items()}
@@ -118,38 +130,38 @@ def zipped(axes: Mapping[str, Any]) -> Grid:
     return _points(columns)
 
 
-def table(rows: Iterable[Mapping[str, Any]]) -> Grid:
+def points(rows: Iterable[Mapping[str, Any]]) -> Grid:
     """Points given one by one; one axis, ``point``.
 
-    >>> len(table([{"learning_rate": 0.1}, {"learning_rate": 0.5}]))
+    >>> len(points([{"learning_rate": 0.1}, {"learning_rate": 0.5}]))
     2
     """
     rows = [dict(row) for row in rows]
     if not rows:
-        raise UserError("the table of points is empty: expected at least one row")
+        raise UserError("the list of points is empty: expected at least one row")
     names = list(rows[0])
     for i, row in enumerate(rows):
         if row.keys() != rows[0].keys():
-            raise UserError(f"row {i} of the table has {sorted(row)}: expected {sorted(names)}")
+            raise UserError(f"row {i} of the points has {sorted(row)}: expected {sorted(names)}")
     return _points({name: _axis(name, [row[name] for row in rows]) for name in names})
 
 
-def drawn(
+def sample(
     count: int,
     ranges: Mapping[str, Any],
     *,
     method: Literal["sobol", "random"] = "sobol",
     seed: int = 0,
 ) -> Grid:
-    """Points drawn from ranges; one axis, ``point``.
+    """Draw points from ranges; one axis, ``point``.
 
     Args:
-      count: P. ranges: name → a `span`, or a list to choose from.
+      count: P. ranges: name → `uniform` or `loguniform`, or a list to choose from.
       method: ``"sobol"``, a scrambled quasi-random sequence, whose first points are the same for
         every count; or ``"random"``, independent and uniform.
       seed: of the draw.
 
-    >>> grid = drawn(8, {"learning_rate": span(1e-4, 1e-1, log=True), "batch_size": [8, 32]})
+    >>> grid = sample(8, {"learning_rate": loguniform(1e-4, 1e-1), "batch_size": [8, 32]})
     >>> sorted(set(grid.columns["batch_size"]))
     [8, 32]
 
@@ -170,7 +182,7 @@ def drawn(
         raise UserError(f"unknown method {method!r}: {nearest(str(method), ['sobol', 'random'])}")
     columns: dict[str, Sequence[Any]] = {}
     for (name, given), part in zip(ranges.items(), u.T, strict=True):
-        if isinstance(given, Span):
+        if isinstance(given, Uniform):
             columns[name] = given.at(part).tolist()
         else:
             axis = _axis(name, given)
@@ -185,8 +197,8 @@ def as_grid(given: Any) -> Grid:
     if isinstance(given, Mapping):
         return product(given)
     raise UserError(
-        f"grid is a {type(given).__name__}: expected a dict of axes, or oj.zipped, oj.table, "
-        "oj.drawn"
+        f"grid is a {type(given).__name__}: expected a dict of axes, or oj.zip_grid, oj.points, "
+        "oj.sample"
     )
 
 
@@ -206,8 +218,8 @@ def _axis(name: str, given: Any) -> list[Any]:
     """The values of an axis as plain Python values."""
     if not isinstance(name, str) or name in ("seed", "step", "point"):
         raise UserError(f"an axis is named {name!r}: expected a hyperparameter's name")
-    if isinstance(given, Span):
-        raise UserError(f"{name} is a span: draw from it with oj.drawn(count, {{...}})")
+    if isinstance(given, Uniform):
+        raise UserError(f"{name} is a range: draw from it with oj.sample(count, {{...}})")
     if isinstance(given, str | bytes | Mapping) or callable(given):
         raise UserError(f"{name} is {given!r}: expected a list of values")
     try:
@@ -227,7 +239,7 @@ def _axis(name: str, given: Any) -> list[Any]:
 
 
 def _is_tree(value: Any) -> bool:
-    return isinstance(value, Mapping | Schedule) or (
+    return isinstance(value, Mapping | Piecewise) or (
         hasattr(value, "__array__") and np.ndim(value) > 0
     )
 

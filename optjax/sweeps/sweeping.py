@@ -62,7 +62,7 @@ def sweep(
       run: a run, as `make_run` gives; or a function that makes one from some of the grid's names
         (an optimiser, a width): each combination of these has a program of its own. Or a
         hypergradient, as `hypergrad` gives, or a function that makes one: see below.
-      grid: name → values, all combinations; or `zipped`, `table` or `drawn` points. The names are
+      grid: name → values, all combinations; or `zip_grid`, `points` or `sample`. The names are
         hyperparameters of the run, ``steps``, or parameters of the function.
       seeds: how many, 0, 1, …; or which.
       stop: rules by which a run ends early: `Target`, `Plateau`, `Halving`.

@@ -14,7 +14,7 @@ import optax
 
 from optjax.hypergradients import hypergrad
 from optjax.hypergradients.footprint import at_once
-from optjax.hypergradients.job import Of
+from optjax.hypergradients.job import Objective
 from optjax.hypergradients.mode import Mode
 from optjax.run.trajectory import Run
 from optjax.support import provenance
@@ -79,7 +79,7 @@ class TuningInterrupted(KeyboardInterrupt):
 
 def tune(
     run: Run,
-    of: Of,
+    objective: Objective,
     hparams: HParams,
     outer: optax.GradientTransformation | None = None,
     *,
@@ -106,8 +106,8 @@ def tune(
     tuned learning_rate or max_learning_rate is made smaller by a factor of e.
 
     Args:
-      run, of, mode: as `oj.hypergrad`; F is its value, averaged over the seeds.
-      hparams: the start; what is not tuned stays. A rate that changes along a run: `Schedule`.
+      run, objective, mode: as `oj.hypergrad`; F is its value, averaged over the seeds.
+      hparams: the start; what is not tuned stays. A rate that changes along a run: `Piecewise`.
       outer: descends on u; Adam of rate 0.1 by default (a tenth of θ a step, at first). A new
         object is a new program: make it once, to tune several times.
       steps: outer steps.
@@ -149,7 +149,7 @@ def tune(
     checks.others(constraints, progress)
     outer = _ADAM if outer is None else outer
     checks.optimiser(outer)
-    gradient = hypergrad(run, of, names, mode)
+    gradient = hypergrad(run, objective, names, mode)
     theta, rest = gradient.parted(hparams)
     space = spaces.make_space(theta, constraints or {})
     checks.columns(theta)

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from optjax.run.schedules import plain
+from optjax.run.piecewise import plain
 from optjax.support.errors import UserError, nearest
 from optjax.support.types import Array, HParams, PyTree
 

@@ -14,8 +14,8 @@ from optjax.colourisation.networks import MODELS, model
 from optjax.colourisation.problem import colourisation_problem
 from optjax.convnets.layers import Conv, ConvTranspose
 from optjax.hypergradients import ES, PES, Truncated
-from optjax.sweeps.swept_run import Inputs, RunSpec
 from optjax.sweeps.programs import BatchLayout, Programs
+from optjax.sweeps.swept_run import Inputs, RunSpec
 
 PLATFORMS = ("cuda", "rocm", "tpu")
 RUNS, DEVICES = 8, 4

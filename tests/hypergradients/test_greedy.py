@@ -45,7 +45,7 @@ def test_it_is_the_run_with_the_rates_that_it_chose(squares, batch_size):
     hparams = {} if batch_size is None else {"batch_size": batch_size}
     found = greedy_learning_rates(problem, T, hparams, KEY)
     run = oj.make_run(problem, optax.sgd, T)
-    again = run({**hparams, "learning_rate": oj.Schedule(found.rates)}, KEY)
+    again = run({**hparams, "learning_rate": oj.Piecewise(found.rates)}, KEY)
     np.testing.assert_allclose(again.params, found.params, rtol=1e-12)
     np.testing.assert_allclose(again.final_loss, found.losses[-1], rtol=1e-12)
 

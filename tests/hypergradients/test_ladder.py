@@ -11,7 +11,7 @@ import optax.contrib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import central_difference
+from oracles import RMSPROP, central_difference
 
 import optjax as oj
 from optjax.hypergradients import Forward, Recursive
@@ -105,7 +105,7 @@ def _optimizers():
             if rated and (module is optax.contrib or "alias" in factory.__module__):
                 found[name] = factory
     noisy = functools.partial(optax.noisy_sgd, key=jax.random.key(0))
-    return found | {"our rmsprop": oj.rmsprop, "noisy_sgd": noisy}
+    return found | {"our rmsprop": RMSPROP, "noisy_sgd": noisy}
 
 
 OPTIMIZERS = _optimizers()
@@ -192,8 +192,8 @@ def test_every_kind_of_hyperparameter_in_every_mode():
     run = oj.make_run(oj.least_squares(X, t), oj.with_weight_decay(optax.sgd), 12, sampler="epochs")
     rng = np.random.default_rng(1)
     hparams = {
-        "learning_rate": oj.Schedule(np.array([0.05, 0.04, 0.02, 0.01])),
-        "weight_decay": oj.Schedule(np.array([0.01, 0.02, 0.005]), linear=True),
+        "learning_rate": oj.Piecewise(np.array([0.05, 0.04, 0.02, 0.01])),
+        "weight_decay": oj.Piecewise(np.array([0.01, 0.02, 0.005]), linear=True),
         "momentum": 0.4,
         "l2": rng.uniform(0.01, 0.2, size=5),
         "example_weights": rng.uniform(0, 2, size=6) * np.array([1, 0, 1, 1, -1, 1]),
@@ -211,10 +211,10 @@ def test_every_kind_of_hyperparameter_in_every_mode():
     def final(name, index):
         def at(v):
             value = hparams[name]
-            if isinstance(value, oj.Schedule):
+            if isinstance(value, oj.Piecewise):
                 values = np.array(value.values)
                 values[index] = v
-                value = oj.Schedule(values, value.linear)
+                value = oj.Piecewise(values, value.linear)
             elif np.ndim(value):
                 value = np.array(value)
                 value[index] = v
@@ -225,8 +225,8 @@ def test_every_kind_of_hyperparameter_in_every_mode():
         return at
 
     for name, slope in found[0].items():
-        slope = slope.values if isinstance(slope, oj.Schedule) else slope
-        value = hparams[name].values if isinstance(hparams[name], oj.Schedule) else hparams[name]
+        slope = slope.values if isinstance(slope, oj.Piecewise) else slope
+        value = hparams[name].values if isinstance(hparams[name], oj.Piecewise) else hparams[name]
         for index in np.ndindex(np.shape(value)):
             middle = float(np.asarray(value)[index])
             numeric = central_difference(final(name, index), middle, 1e-5)
@@ -245,7 +245,7 @@ def test_a_metric_sees_a_schedule_as_the_last_step_did(mode):
     )  # fmt: skip
     run = oj.make_run(problem, optax.sgd, 6, record_every=3)
     theta = np.array([0.7, 0.3])
-    hparams = {"learning_rate": 0.2, "theta": oj.Schedule(theta)}
+    hparams = {"learning_rate": 0.2, "theta": oj.Piecewise(theta)}
 
     def of(trajectory):
         return jnp.sum(trajectory.metrics["m"])
@@ -255,9 +255,9 @@ def test_a_metric_sees_a_schedule_as_the_last_step_did(mode):
         for _ in range(3):
             w = w - 0.2 * 2 * (w - value)
         total += np.sum(w**2) * value
-    found, slope = oj.hypergrad(run, of=of, wrt="theta", mode=mode)(hparams, KEY)
+    found, slope = oj.hypergrad(run, objective=of, wrt="theta", mode=mode)(hparams, KEY)
     np.testing.assert_allclose(found, total, rtol=1e-12)
-    _, forward = oj.hypergrad(run, of=of, wrt="theta", mode="reverse")(hparams, KEY)
+    _, forward = oj.hypergrad(run, objective=of, wrt="theta", mode="reverse")(hparams, KEY)
     np.testing.assert_allclose(slope["theta"].values, forward["theta"].values, rtol=1e-10)
 
 
@@ -268,10 +268,10 @@ def test_a_function_that_is_called_as_a_number_is_not_that_number():
     def final_loss(trajectory):
         return jnp.log(trajectory.final_loss)
 
-    auto = oj.hypergrad(run, of=final_loss)({"learning_rate": 0.1}, KEY)
-    reverse = oj.hypergrad(run, of=final_loss, mode="reverse")({"learning_rate": 0.1}, KEY)
+    auto = oj.hypergrad(run, objective=final_loss)({"learning_rate": 0.1}, KEY)
+    reverse = oj.hypergrad(run, objective=final_loss, mode="reverse")({"learning_rate": 0.1}, KEY)
     np.testing.assert_allclose(auto.gradient["learning_rate"], reverse.gradient["learning_rate"])
-    for rate in (oj.Schedule([0.1]), np.full(3, 0.1)):  # the closed form is for one number
+    for rate in (oj.Piecewise([0.1]), np.full(3, 0.1)):  # the closed form is for one number
         _, slope = oj.hypergrad(run)({"learning_rate": rate}, KEY)
         exact = gradient_descent.one_step_hypergradient(X, t, w0, 0.1)
         total = sum(np.sum(leaf) for leaf in jax.tree.leaves(slope))
@@ -282,14 +282,14 @@ def test_a_schedule_is_the_steps_it_names():
     X, t, w0 = _data(4, 3, 2)
     rates = np.array([0.1, 0.02, 0.05])
     run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 6, sampler="full", record_path=True)
-    path = run({"learning_rate": oj.Schedule(rates)}, KEY).path
+    path = run({"learning_rate": oj.Piecewise(rates)}, KEY).path
     w = w0
     for step in range(6):
         w = w - rates[step // 2] * 2 / 4 * X.T @ (X @ w - t)
         np.testing.assert_allclose(path[step + 1], w, rtol=1e-12)
-    state = run.init({"learning_rate": oj.Schedule(rates)}, KEY)
+    state = run.init({"learning_rate": oj.Piecewise(rates)}, KEY)
     for _ in range(3):  # in chunks, a schedule goes on where it was
-        state, _ = run.advance(state, {"learning_rate": oj.Schedule(rates)}, 2)
+        state, _ = run.advance(state, {"learning_rate": oj.Piecewise(rates)}, 2)
     np.testing.assert_allclose(state.params, path[-1], rtol=1e-12)
 
 
@@ -317,8 +317,8 @@ def test_any_function_of_the_trajectory(mode):
         return jnp.sum(trajectory.loss[1:] ** 2) + jnp.sum(trajectory.path[2] * trajectory.params)
 
     hparams = {"learning_rate": 0.1}
-    _, gradient = oj.hypergrad(run, of=of, mode=mode)(hparams, KEY)
+    _, gradient = oj.hypergrad(run, objective=of, mode=mode)(hparams, KEY)
     numeric = central_difference(lambda v: of(run({"learning_rate": v}, KEY)), 0.1, 1e-6)
     np.testing.assert_allclose(gradient["learning_rate"], numeric, rtol=1e-6)
-    mean = oj.hypergrad(run, of="mean_loss", mode=mode)(hparams, KEY)
+    mean = oj.hypergrad(run, objective="mean_loss", mode=mode)(hparams, KEY)
     np.testing.assert_allclose(mean.value, jnp.mean(run(hparams, KEY).loss), rtol=1e-12)

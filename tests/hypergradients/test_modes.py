@@ -52,11 +52,11 @@ def test_truncated_under_momentum_is_the_derivative_with_the_first_rates_fixed()
     run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 12, max_batch_size=3)
     last = Truncated(4)
     for of in ("final_loss", "mean_loss", lambda trajectory: jnp.sum(trajectory.loss[-3:])):
-        _, gradient = oj.hypergrad(run, of=of, wrt="learning_rate", mode=last)(
+        _, gradient = oj.hypergrad(run, objective=of, wrt="learning_rate", mode=last)(
             {"learning_rate": 0.05, "momentum": 0.5}, KEY
         )
-        schedule = oj.Schedule(np.full(12, 0.05))
-        _, each = oj.hypergrad(run, of=of, wrt="learning_rate", mode="reverse")(
+        schedule = oj.Piecewise(np.full(12, 0.05))
+        _, each = oj.hypergrad(run, objective=of, wrt="learning_rate", mode="reverse")(
             {"learning_rate": schedule, "momentum": 0.5}, KEY
         )
         expected = each["learning_rate"].values[-4:].sum()
@@ -134,9 +134,9 @@ def test_pes_is_unbiased_on_a_quadratic(of, segment):
     """A quadratic in all segments' perturbations together; θ = 0.7 is far from any minimum."""
     run = oj.make_run(_linear_in_theta(), optax.sgd, 12, record_every=3)
     hparams = {"learning_rate": 0.2, "theta": 0.7}
-    exact = oj.hypergrad(run, of=of, wrt="theta", mode="forward")(hparams, KEY)
+    exact = oj.hypergrad(run, objective=of, wrt="theta", mode="forward")(hparams, KEY)
     mode = PES(segment, pairs=4000, sigma={"theta": 0.5})
-    found = oj.hypergrad(run, of=of, wrt="theta", mode=mode)(hparams, KEY)
+    found = oj.hypergrad(run, objective=of, wrt="theta", mode=mode)(hparams, KEY)
     error = found.aux["standard_error"]["theta"]
     assert abs(_z(found.gradient["theta"], error, exact.gradient["theta"])) < 3.5
     assert error < 0.2 * abs(exact.gradient["theta"])
@@ -194,7 +194,7 @@ def test_implicit_is_the_ridge_derivative_down_to_the_singular_limit(penalty):
     def of(trajectory):
         return jnp.dot(v, trajectory.params)
 
-    found = oj.hypergrad(run, of=of, wrt="l2", mode="implicit")(hparams, KEY)
+    found = oj.hypergrad(run, objective=of, wrt="l2", mode="implicit")(hparams, KEY)
     np.testing.assert_allclose(found.gradient["l2"], v @ expected, rtol=1e-7)
     assert found.aux["residual"] < 1e-10
 
@@ -209,7 +209,7 @@ def test_implicit_at_zero_penalty_is_the_limit():
     def of(trajectory):
         return jnp.sum(trajectory.params**3)
 
-    found = oj.hypergrad(run, of=of, wrt="l2", mode="implicit")(
+    found = oj.hypergrad(run, objective=of, wrt="l2", mode="implicit")(
         {"learning_rate": rate, "l2": 0.0}, KEY
     )
     w = X.T @ inverse @ t
@@ -232,8 +232,8 @@ def test_implicit_by_data_weights_agrees_with_reverse_and_differences(solver, di
     hparams = {"learning_rate": 0.2, "example_weights": weights, "l2": 0.05}
     wrt = ("example_weights", "l2")
     mode = Implicit(solver=solver, direction=direction)
-    found = oj.hypergrad(run, of=of, wrt=wrt, mode=mode)(hparams, KEY).gradient
-    through = oj.hypergrad(run, of=of, wrt=wrt, mode="segmented")(hparams, KEY).gradient
+    found = oj.hypergrad(run, objective=of, wrt=wrt, mode=mode)(hparams, KEY).gradient
+    through = oj.hypergrad(run, objective=of, wrt=wrt, mode="segmented")(hparams, KEY).gradient
     for name in wrt:
         np.testing.assert_allclose(found[name], through[name], rtol=1e-6, atol=1e-10)
 
@@ -270,9 +270,11 @@ def test_implicit_refuses_what_the_end_does_not_decide():
     hparams = {"learning_rate": 0.1, "l2": 0.5}
     for of in (lambda run: run.loss[-2], lambda run: jnp.sum(run.path[-2] ** 2)):
         with pytest.raises(oj.UserError, match="before its end"):
-            oj.hypergrad(run, of=of, wrt="l2", mode="implicit")(hparams, KEY)
-    last = oj.hypergrad(run, of=lambda run: jnp.sum(run.path[-1] ** 2), wrt="l2", mode="implicit")
-    params = oj.hypergrad(run, of=lambda run: jnp.sum(run.params**2), wrt="l2")
+            oj.hypergrad(run, objective=of, wrt="l2", mode="implicit")(hparams, KEY)
+    last = oj.hypergrad(
+        run, objective=lambda run: jnp.sum(run.path[-1] ** 2), wrt="l2", mode="implicit"
+    )
+    params = oj.hypergrad(run, objective=lambda run: jnp.sum(run.params**2), wrt="l2")
     np.testing.assert_allclose(
         last(hparams, KEY).gradient["l2"], params(hparams, KEY).gradient["l2"], rtol=1e-6
     )
@@ -302,15 +304,15 @@ def test_implicit_with_no_slope_a_warm_start_and_many_numbers():
 
     rate = 0.9 * 18 / np.linalg.norm(X, 2) ** 2 / 2
     hparams = {"learning_rate": rate, "example_weights": np.ones(18), "l2": 0.0}
-    many = oj.hypergrad(run, of=of, wrt="example_weights", mode="implicit")(hparams, KEY)
+    many = oj.hypergrad(run, objective=of, wrt="example_weights", mode="implicit")(hparams, KEY)
     one = Implicit(direction="tangent")
-    few = oj.hypergrad(run, of=of, wrt="example_weights", mode=one)(hparams, KEY)
+    few = oj.hypergrad(run, objective=of, wrt="example_weights", mode=one)(hparams, KEY)
     np.testing.assert_allclose(
         many.gradient["example_weights"], few.gradient["example_weights"], atol=1e-10
     )
     warm = {"learning_rate": rate, "l2": 0.0, "initial_params": run(hparams, KEY).params}
-    found = oj.hypergrad(run, of=of, wrt="l2", mode="implicit")(warm, KEY)
-    cold = oj.hypergrad(run, of=of, wrt="l2", mode="implicit")(hparams, KEY)
+    found = oj.hypergrad(run, objective=of, wrt="l2", mode="implicit")(warm, KEY)
+    cold = oj.hypergrad(run, objective=of, wrt="l2", mode="implicit")(hparams, KEY)
     np.testing.assert_allclose(found.gradient["l2"], cold.gradient["l2"], rtol=1e-6)
 
 
@@ -445,13 +447,13 @@ def test_no_second_program_for_other_values():
         (lambda r: oj.hypergrad(r, mode="truncated"), {}, r"Truncated\(k\)"),
         (lambda r: oj.hypergrad(r, mode=Truncated(99)), {}, "expected 1 to"),
         (lambda r: oj.hypergrad(r, mode="one_step"), {}, "expected a run of one"),
-        (lambda r: oj.hypergrad(r, of="loss"), {}, "unknown of"),
-        (lambda r: oj.hypergrad(r, of=lambda run: run.params), {}, "one real number"),
+        (lambda r: oj.hypergrad(r, objective="loss"), {}, "unknown objective"),
+        (lambda r: oj.hypergrad(r, objective=lambda run: run.params), {}, "one real number"),
         (lambda r: oj.hypergrad(r, wrt="learning_rate", mode="implicit"), {}, "has no part"),
         (lambda r: oj.hypergrad(r, mode=ES(pairs=1)), {}, "at least 2"),
         (lambda r: oj.hypergrad(r, mode=PES(3)), {}, "divisor"),
         (lambda r: oj.hypergrad(r, mode=ES(sigma={"rate": 0.1})), {}, "sigma names"),
-        (lambda r: oj.hypergrad(r), {"learning_rate": oj.Schedule(np.ones(3))}, "3 values"),
+        (lambda r: oj.hypergrad(r), {"learning_rate": oj.Piecewise(np.ones(3))}, "3 values"),
         (lambda r: oj.hypergrad(r), {"example_weights": np.ones(4)}, "expected \\(6,\\)"),
         (lambda r: oj.hypergrad(r), {"l2": np.ones(3)}, r"shape \(3,\).*like the"),
         (lambda r: oj.hypergrad(r), {"initial_params": np.ones(3)}, "initial_params"),

@@ -5,14 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from oracles import central_difference
+from oracles import RMSPROP, central_difference
 
 import optjax as oj
 
 TABLE = {
     "adam": (optax.adam, {"learning_rate": 0.1, "b1": 0.9, "b2": 0.99, "eps": 1e-8}),
     "adamw": (optax.adamw, {"learning_rate": 0.1, "weight_decay": 0.01}),
-    "rmsprop": (oj.rmsprop, {"learning_rate": 0.1, "decay": 0.9, "eps": 1e-6}),
+    "rmsprop": (RMSPROP, {"learning_rate": 0.1, "decay": 0.9, "eps": 1e-6}),
     "adagrad": (optax.adagrad, {"learning_rate": 0.1, "initial_accumulator_value": 0.0}),
     "adabelief": (optax.adabelief, {"learning_rate": 0.1}),
     "momentum": (optax.sgd, {"learning_rate": 0.1, "momentum": 0.9}),

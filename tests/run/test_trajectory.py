@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from oracles import central_difference, rmsprop_outside
+from oracles import RMSPROP, central_difference, rmsprop_outside
 
 import optjax as oj
 from optjax.theory import gradient_descent
@@ -42,7 +42,7 @@ def test_gradient_descent_equals_its_closed_form(data, problem, steps):
 
 def test_rmsprop_is_the_sources(data):
     X, t, w0 = data
-    run = oj.make_run(oj.least_squares(X, t, w0), oj.rmsprop, 5, sampler="full", record_path=True)
+    run = oj.make_run(oj.least_squares(X, t, w0), RMSPROP, 5, sampler="full", record_path=True)
     hparams = {"learning_rate": 0.1, "decay": 0.9, "eps": 0.01}
     expected = rmsprop_outside(lambda w: 2 / N * X.T @ (X @ w - t), w0, 0.1, 0.9, 0.01, 5)
     np.testing.assert_allclose(run(hparams, KEY).path[1:], expected, rtol=1e-12)
@@ -100,7 +100,7 @@ def test_a_draw_is_the_prefix_of_a_larger_draw():
     np.testing.assert_array_equal(small, large[:7])
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd, optax.adam, oj.rmsprop])
+@pytest.mark.parametrize("optimizer", [optax.sgd, optax.adam, RMSPROP])
 def test_vmapped_runs_equal_looped_runs(problem, optimizer):
     run = oj.make_run(problem, optimizer, 10, sampler="epochs")
     rates, sizes = jnp.array([0.01, 0.03, 0.1]), jnp.array([1, 3, 6])

@@ -80,14 +80,14 @@ def test_a_product_is_a_loop_of_single_calls(slope):
 def test_points_zipped_drawn_and_listed(slope):
     rows = {"learning_rate": [0.1, 0.2], "momentum": [0.0, 0.9], "batch_size": [3, 12]}
     for grid in (
-        oj.zipped(rows),
-        oj.table(dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)),
+        oj.zip_grid(rows),
+        oj.points(dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)),
     ):
         found = oj.sweep(slope, grid, 2, batching="masked")
         assert found.sizes == {"point": 2, "seed": 2}
         _same(found.isel(point=1, seed=1), slope, {n: v[1] for n, v in rows.items()}, 1)
-    ranges = {"learning_rate": oj.span(0.01, 0.1, log=True), "momentum": [0.5]}
-    drawn = oj.drawn(4, {**ranges, "batch_size": [2, 12]})
+    ranges = {"learning_rate": oj.loguniform(0.01, 0.1), "momentum": [0.5]}
+    drawn = oj.sample(4, {**ranges, "batch_size": [2, 12]})
     found = oj.sweep(slope, drawn, batching="masked")
     _same(found.isel(point=3, seed=0), slope, drawn.point(3), 0)
 
@@ -109,7 +109,7 @@ def test_arrays_schedules_and_trees_have_axes_of_their_own():
         net, rng.normal(size=(N, 3)), rng.normal(size=N), lambda y, t: (y[:, 0] - t) ** 2
     )
     start = jax.tree.map(lambda w: rng.normal(size=w.shape), problem.init(key(0), problem.data)[0])
-    short, long = oj.Schedule([0.1, 0.05, 0.02]), oj.Schedule([0.1, 0.1, 0.05, 0.02])
+    short, long = oj.Piecewise([0.1, 0.05, 0.02]), oj.Piecewise([0.1, 0.1, 0.05, 0.02])
     weights = [np.ones(N), np.linspace(0.5, 1.5, N)]
     grid = {
         "learning_rate": [short, long],
@@ -262,6 +262,6 @@ def test_names_and_values_that_cannot_be(run, slope):
         oj.sweep(slope, {"learning_rate": [0.1]})
     with pytest.raises(oj.UserError, match="runs and hypergradients"):
         oj.sweep(lambda a: slope if a else run, {"a": [0, 1], "learning_rate": [0.1]})
-    axis = [0.1, oj.Schedule([0.1, 0.2])]
+    axis = [0.1, oj.Piecewise([0.1, 0.2])]
     with pytest.raises(oj.UserError, match="shapes"):
         oj.sweep(slope, {"learning_rate": axis, "momentum": [0.5]})

@@ -15,8 +15,8 @@ import pytest
 import xarray as xr
 
 import optjax as oj
-from optjax.sweeps.store import Store
 from optjax.sweeps.active_runs import ActiveRuns
+from optjax.sweeps.store import Store
 
 GRID = {"learning_rate": [0.02, 0.1, 30.0], "batch_size": [2, 6]}
 
@@ -58,7 +58,13 @@ def _counted(monkeypatch):
 
 @pytest.mark.parametrize("stop", [(), oj.Target(0.3), oj.Halving(8, keep=0.5)], ids=str)
 def test_killed_after_any_chunk_and_resumed_it_is_the_whole(run, tmp_path, stop):
-    how = {"stop": stop, "chunk_steps": 8, "checkpoint_seconds": 0, "batching": "static", "vmap_chunk": 4}
+    how = {
+        "stop": stop,
+        "chunk_steps": 8,
+        "checkpoint_seconds": 0,
+        "batching": "static",
+        "vmap_chunk": 4,
+    }
     whole = oj.sweep(run, GRID, 3, **how)
     for after in (1, 4):
         _stopped_and_resumed(run, tmp_path / str(after), after, how, whole)

@@ -13,8 +13,8 @@ import pytest
 
 import optjax as oj
 from optjax.sweeps import layouts
-from optjax.sweeps.swept_run import Inputs, RunSpec
 from optjax.sweeps.programs import BatchLayout, Programs
+from optjax.sweeps.swept_run import Inputs, RunSpec
 
 N, D, T = 12, 6, 24
 RATES, SIZES, SEEDS = [0.01, 0.05, 0.2], [1, 5, 12], 3
@@ -85,7 +85,9 @@ def test_batches_as_counts_are_the_same_batches(run, problem):
     spec = RunSpec(run.plan, (), 4, True)
     ends = []
     for counted in (False, True):
-        programs = Programs(spec, BatchLayout(3, 3, counted), jax.devices()[:1], problem.data, example)
+        programs = Programs(
+            spec, BatchLayout(3, 3, counted), jax.devices()[:1], problem.data, example
+        )
         lanes = programs.start(*example)
         ends.append(programs.chunk(example[0], lanes, 0, 4, 2))
     np.testing.assert_allclose(ends[0][1]["loss"], ends[1][1]["loss"], rtol=TOLERANCE)
@@ -146,7 +148,9 @@ def _many_problems():
     ]
 
 
-@pytest.mark.parametrize("how", [{}, {"vmap_chunk": 1}, {"layout": "map", "vmap_chunk": 2}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{}, {"vmap_chunk": 1}, {"layout": "map", "vmap_chunk": 2}], ids=str
+)
 def test_problems_of_one_shape_are_lanes_of_one_program(how):
     problems = _many_problems()
 
@@ -186,16 +190,16 @@ def test_what_is_kept_of_a_run_is_of_its_end(noisy, tmp_path):
 
 
 def test_zipped_and_drawn_points_lie_on_one_axis(run):
-    zipped = oj.sweep(run, oj.zipped({"learning_rate": [0.01, 0.2], "batch_size": [1, 12]}), 2)
+    zipped = oj.sweep(run, oj.zip_grid({"learning_rate": [0.01, 0.2], "batch_size": [1, 12]}), 2)
     assert zipped.loss.dims == ("point", "seed", "step")
     whole = oj.sweep(run, GRID, 2)
     np.testing.assert_allclose(
         zipped.final_loss[1], whole.final_loss.sel(learning_rate=0.2, batch_size=12), rtol=TOLERANCE
     )
-    points = oj.drawn(5, {"learning_rate": oj.span(1e-3, 1e-1, log=True)})
+    points = oj.sample(5, {"learning_rate": oj.loguniform(1e-3, 1e-1)})
     drawn = oj.sweep(run, points)
     assert ((drawn.learning_rate >= 1e-3) & (drawn.learning_rate <= 1e-1)).all()
-    first = oj.drawn(2, {"learning_rate": oj.span(1e-3, 1e-1, log=True)})
+    first = oj.sample(2, {"learning_rate": oj.loguniform(1e-3, 1e-1)})
     np.testing.assert_array_equal(first.columns["learning_rate"], drawn.learning_rate[:2])
 
 
@@ -332,8 +336,8 @@ for count in (1, 2, 8):
     data = oj.sweep(run, grid, 3, devices=devices, stop=oj.Target(1e-9), **kind)
     found[count] = data.loss.values.tolist()
 example = (Inputs({"learning_rate": np.full(16, 0.1)}, None), np.arange(16, dtype=np.int32))
-programs = Programs(RunSpec(run.plan, (), 4, True), BatchLayout(16, 2), jax.devices(), run.problem.data,
-                    example)
+spec, layout = RunSpec(run.plan, (), 4, True), BatchLayout(16, 2)
+programs = Programs(spec, layout, jax.devices(), run.problem.data, example)
 put = programs.put(example)
 lanes = programs.start(*put)
 programs.chunk(put[0], lanes, 0, 4, 2)
@@ -474,7 +478,7 @@ def test_batch_sizes_share_a_program_or_have_one_each(run):
         ({"learning_rate": [0.1]}, {"batching": "mask"}, "unknown batching 'mask'"),
         ({"learning_rate": [0.1]}, {"vmap_chunk": 0}, "vmap_chunk is 0"),
         ({"learning_rate": [0.1]}, {"chunk_steps": 1}, "chunk_steps is 1: expected at least"),
-        ({"learning_rate": oj.span(0, 1)}, {}, "learning_rate is a span: draw from it"),
+        ({"learning_rate": oj.uniform(0, 1)}, {}, "learning_rate is a span: draw from it"),
         ([0.1], {}, "grid is a list: expected a dict of axes"),
     ],
 )

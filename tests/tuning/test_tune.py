@@ -164,13 +164,13 @@ def test_a_second_tuning_compiles_nothing():
 
 def test_schedules_and_trees_come_back_as_they_are():
     hparams = {
-        "learning_rate": oj.Schedule(np.full(3, 0.05)),
+        "learning_rate": oj.Piecewise(np.full(3, 0.05)),
         "l2": 1e-3,
         "initial_params": np.array([1.0, -2.0, 0.5, 0.0]),
         "example_weights": np.linspace(0.5, 1.5, 12),
     }
     found = oj.tune(_run(), "mean_loss", hparams, steps=4, progress=_quiet)
-    assert isinstance(found.hparams["learning_rate"], oj.Schedule)
+    assert isinstance(found.hparams["learning_rate"], oj.Piecewise)
     assert found.hparams["learning_rate"].values.shape == (3,)
     again = _run()(found.hparams, KEY)
     np.testing.assert_allclose(np.mean(again.loss), found.value, rtol=1e-8)
@@ -305,7 +305,7 @@ def test_a_hyperparameter_must_not_overwrite_a_column():
 
 def test_leaves_have_names_of_their_own():
     Params = collections.namedtuple("Params", ["kernel", "bias"])
-    theta = {"initial_params": Params(1.0, 2.0), "rate": oj.Schedule(np.ones(2)), "a/b": 3.0}
+    theta = {"initial_params": Params(1.0, 2.0), "rate": oj.Piecewise(np.ones(2)), "a/b": 3.0}
     assert list(named_leaves(theta)) == [
         "a.b", "initial_params.kernel", "initial_params.bias", "rate"
     ]  # fmt: skip

@@ -11,7 +11,7 @@ from optjax.support.types import Array, PyTree
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Schedule:
+class Piecewise:
     """A hyperparameter of K values over the T steps of a run, in place of one number.
 
     Each value is held for T/K steps: step t has values[⌊tK/T⌋]. With ``linear`` the values are
@@ -27,8 +27,8 @@ class Schedule:
     >>> import jax, optax, optjax as oj
     >>> problem = oj.least_squares([[2.0, 1.0], [0.0, 1.0]], [2.0, 1.0])
     >>> run = oj.make_run(problem, optax.sgd, steps=100)
-    >>> falling = oj.Schedule([0.3, 0.1, 0.03, 0.01])
-    >>> slope = oj.hypergrad(run, of="final_loss")({"learning_rate": falling}, jax.random.key(0))
+    >>> falling = oj.Piecewise([0.3, 0.1, 0.03, 0.01])
+    >>> slope = oj.hypergrad(run)({"learning_rate": falling}, jax.random.key(0))
     >>> slope.gradient["learning_rate"].values.shape
     (4,)
     """
@@ -43,9 +43,9 @@ class Schedule:
     def at(self, step: Array, steps: int) -> Array:
         """The values at the given steps, of any shape, of a run of `steps`; past its end the last.
 
-        >>> Schedule(jnp.array([1.0, 2.0])).at(jnp.array([0, 1, 2, 3, 4]), 4).tolist()
+        >>> Piecewise(jnp.array([1.0, 2.0])).at(jnp.array([0, 1, 2, 3, 4]), 4).tolist()
         [1.0, 1.0, 2.0, 2.0, 2.0]
-        >>> Schedule(jnp.array([1.0, 2.0]), linear=True).at(jnp.array([0, 1, 2]), 3).tolist()
+        >>> Piecewise(jnp.array([1.0, 2.0]), linear=True).at(jnp.array([0, 1, 2]), 3).tolist()
         [1.0, 1.5, 2.0]
         """
         values, step = jnp.asarray(self.values), jnp.minimum(step, steps - 1)
@@ -61,11 +61,11 @@ class Schedule:
 def plain(tree: PyTree) -> PyTree:
     """A tree with each schedule's values in its place.
 
-    >>> plain({"learning_rate": Schedule([0.1, 0.2])})["learning_rate"].tolist()
+    >>> plain({"learning_rate": Piecewise([0.1, 0.2])})["learning_rate"].tolist()
     [0.1, 0.2]
     """
     return jax.tree.map(
-        lambda v: v.values if isinstance(v, Schedule) else v,
+        lambda v: v.values if isinstance(v, Piecewise) else v,
         tree,
-        is_leaf=lambda v: isinstance(v, Schedule),
+        is_leaf=lambda v: isinstance(v, Piecewise),
     )
