@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from optjax.hypergradients.footprint import available, footprint, readable
+from optjax.hypergradients import footprint
 from optjax.hypergradients.forward import Forward
 from optjax.hypergradients.job import Job, size
 from optjax.hypergradients.mode import Choice, Found, Mode, Option
@@ -29,7 +29,7 @@ class Auto(Mode):
         if steps == 1:
             reason = "one_step: the run has one step, no second derivative is needed"
             return Choice(OneStep(), reason)
-        found, free = footprint(job, data, theta, rest), available()
+        found, free = footprint.of_run(job, data, theta, rest), footprint.available()
         options = tuple(
             Option(m, m.bytes(job, found, numbers), m.cost(job, found, numbers))
             for m in EXACT
@@ -39,12 +39,14 @@ class Auto(Mode):
         best = min(fits, key=lambda o: o.runs)
         loops = "" if found.reversible else "; its while loop has no reverse mode"
         others = ", ".join(
-            f"{o.mode.name} {o.runs:.1f} and {readable(o.bytes)}" for o in options if o is not best
+            f"{o.mode.name} {o.runs:.1f} and {footprint.readable(o.bytes)}"
+            for o in options
+            if o is not best
         )
         many = "1 number" if numbers == 1 else f"{numbers} numbers"
         reason = (
             f"{best.mode.name}: by {many} through {steps} steps it is predicted to take the time "
-            f"of {best.runs:.1f} runs and {readable(best.bytes)} (of {readable(free)} free){loops}"
+            f"of {best.runs:.1f} runs and {footprint.readable(best.bytes)} (of {footprint.readable(free)} free){loops}"
             f"; {others or 'no other serves'}"
         )
         return Choice(best.mode, reason, options)

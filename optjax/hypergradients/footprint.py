@@ -16,7 +16,7 @@ from optjax.run.problems import Data
 from optjax.support.types import HParams, PyTree
 
 
-def footprint(job: Job, data: Data, theta: HParams, rest: HParams) -> Footprint:
+def of_run(job: Job, data: Data, theta: HParams, rest: HParams) -> Footprint:
     """Traced once for runs of a shape."""
     shapes = tuple(jax.tree.map(jax.typeof, (data, theta, rest)))
     leaves, structure = jax.tree.flatten(shapes)
@@ -95,7 +95,7 @@ def available() -> float:
 
 def needed(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> int:
     """Bytes of temporaries of one hypergradient in a mode."""
-    return mode.bytes(job, footprint(job, data, theta, rest), size(theta))
+    return mode.bytes(job, of_run(job, data, theta, rest), size(theta))
 
 
 def at_once(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> int:

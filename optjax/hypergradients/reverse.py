@@ -9,7 +9,7 @@ import dataclasses
 
 import jax
 
-from optjax.hypergradients.footprint import available, footprint, readable
+from optjax.hypergradients import footprint
 from optjax.hypergradients.job import Job, size
 from optjax.hypergradients.mode import Choice, Footprint, Found, Mode
 from optjax.run.core import Loop, Outcome
@@ -50,7 +50,7 @@ class ReverseMode(Mode):
         """As `Mode.choice`; where it does not fit, name one that does."""
         from optjax.hypergradients.auto import EXACT
 
-        found, free = footprint(job, data, theta, rest), available()
+        found, free = footprint.of_run(job, data, theta, rest), footprint.available()
         numbers = size(theta)
         needed = self.bytes(job, found, numbers)
         if needed <= free:
@@ -59,8 +59,8 @@ class ReverseMode(Mode):
         fits = [m.name for m in others if m.bytes(job, found, numbers) <= free]
         instead = f"mode {fits[0]!r} would" if fits else "no exact mode does; take fewer steps"
         raise UserError(
-            f"mode {self.name!r} needs about {readable(needed)} for {job.plan.steps} steps and "
-            f"{readable(free)} are free: {instead}"
+            f"mode {self.name!r} needs about {footprint.readable(needed)} for {job.plan.steps} steps and "
+            f"{footprint.readable(free)} are free: {instead}"
         )
 
 

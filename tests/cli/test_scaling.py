@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from optjax import cli
+from optjax.cli import main as cli
 from optjax.cli import scaling as command
 from optjax.scaling import table
 

@@ -74,7 +74,7 @@ def test_an_interrupt_says_how_to_go_on(out, capsys, monkeypatch):
 
     monkeypatch.setattr(Meter, "show", interrupting)
     assert main([*WORDS.split(), "--out", out, "--chunk-seconds", "0.001"]) == 130
-    assert f"go on with: optjax sweep --resume {out}" in capsys.readouterr().err
+    assert f"resume with: optjax sweep --resume {out}" in capsys.readouterr().err
     monkeypatch.setattr(Meter, "show", show)
     assert main(["sweep", "--resume", out]) == 0
 
@@ -140,7 +140,7 @@ def test_values():
         (WORDS + " --method sobol --out x", "--method goes with --draw N"),
         (WORDS + " --record-every 3 --out x", "record_every is 3: expected a divisor"),
         (WORDS + " --sampler epoch --out x", "did you mean 'epochs'"),
-        (WORDS + " --lanes all --out x", "unknown layout 'all'"),
+        (WORDS + " --layout all --out x", "unknown layout 'all'"),
         ("sweep --show nowhere", "no sweep in 'nowhere'"),
         ("sweep --resume nowhere", "no sweep in 'nowhere'"),
         ("sweep --show nowhere --seeds 3", "--show takes a folder alone"),

@@ -12,7 +12,7 @@ from oracles import RMSPROP, central_difference
 
 import optjax as oj
 from optjax.hypergradients.hypergradient_descent import hypergradient_descent as online
-from optjax.run import core
+from optjax.run import core, optimizers
 
 KEY = jax.random.key(0)
 CURVATURE, W0 = np.array([1.0, 4.0, 0.3]), np.array([1.0, -0.5, 3.0])  # lopsided
@@ -139,7 +139,9 @@ def test_the_multiplicative_rule_is_its_own_recursion():
 
 
 @pytest.mark.parametrize("rule", ["additive", "multiplicative"])
-@pytest.mark.parametrize("factory", [optax.sgd, optax.adam, RMSPROP], ids=str)
+@pytest.mark.parametrize(
+    "factory", [optax.sgd, optax.adam, RMSPROP], ids=["sgd", "adam", "rmsprop"]
+)
 def test_without_a_rate_of_its_own_it_is_the_inner_optimiser_to_the_bit(factory, rule):
     with jax.numpy_dtype_promotion("standard"):
         plain = _path(factory(0.03))[0]
@@ -314,7 +316,7 @@ def test_optax_tools_read_the_hyperparameters():
         ),
         (lambda: online(functools.partial(optax.sgd, 0.1)), "learning_rate is bound by"),
         (lambda: online(optax.sgd, "momentum")(0.1, hyper_rate=0.1), "momentum is None: expected"),
-        (lambda: online(optax.sgd)(lambda step: 0.1, hyper_rate=0.1), "no flag or schedule"),
+        (lambda: online(optax.sgd)(lambda step: 0.1, hyper_rate=0.1), "not a flag or schedule"),
         (
             lambda: online(optax.sgd)(0.1, hyper_rate=None),
             "the hyper_rate of learning_rate is None",

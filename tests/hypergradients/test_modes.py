@@ -18,6 +18,7 @@ from optjax.hypergradients import (
     Reverse,
     Segmented,
     Truncated,
+    footprint,
 )
 from optjax.run.problems import Data, Problem
 from optjax.theory import gradient_descent
@@ -354,7 +355,7 @@ def test_predicted_memory_is_what_is_compiled():
 def test_reverse_that_does_not_fit_names_the_bytes_and_another_mode(monkeypatch):
     X, t, w0 = _data(8, 64, 9)
     run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 5000, max_batch_size=2)
-    monkeypatch.setattr(memory, "available", lambda: 2.0**18)
+    monkeypatch.setattr(footprint, "available", lambda: 2.0**18)
     with pytest.raises(oj.UserError, match=r"needs about [\d.]+ MiB.*'segmented' would"):
         oj.hypergrad(run, mode="reverse")({"learning_rate": 0.1}, KEY)
     many = oj.hypergrad(run, wrt="example_weights")

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from optjax import cli
+from optjax.cli import main as cli
 from optjax.report import catalogue, runner
 from optjax.report.claims import Claim, read_claims, write_claims
 from optjax.support import files, provenance
