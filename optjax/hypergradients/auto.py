@@ -46,8 +46,8 @@ class Auto(Mode):
         many = "1 number" if numbers == 1 else f"{numbers} numbers"
         reason = (
             f"{best.mode.name}: by {many} through {steps} steps it is predicted to take the time "
-            f"of {best.runs:.1f} runs and {footprint.readable(best.bytes)} (of {footprint.readable(free)} free){loops}"
-            f"; {others or 'no other serves'}"
+            f"of {best.runs:.1f} runs and {footprint.readable(best.bytes)} (of "
+            f"{footprint.readable(free)} free){loops}; {others or 'no other serves'}"
         )
         return Choice(best.mode, reason, options)
 

@@ -59,8 +59,8 @@ class ReverseMode(Mode):
         fits = [m.name for m in others if m.bytes(job, found, numbers) <= free]
         instead = f"mode {fits[0]!r} would" if fits else "no exact mode does; take fewer steps"
         raise UserError(
-            f"mode {self.name!r} needs about {footprint.readable(needed)} for {job.plan.steps} steps and "
-            f"{footprint.readable(free)} are free: {instead}"
+            f"mode {self.name!r} needs about {footprint.readable(needed)} for {job.plan.steps} "
+            f"steps and {footprint.readable(free)} are free: {instead}"
         )
 
 
