@@ -246,7 +246,7 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
 
 
 def _es(dataset: xr.Dataset) -> tuple[np.ndarray, np.ndarray]:
-    """z of every estimate, and of their mean in units of what they should be, for each T."""
+    """Z of every estimate, and of their mean in units of what they should be, for each T."""
     mean, error, exact = dataset.es.values.reshape(3, dataset.sizes["steps"], -1)
     ratio = mean / exact - 1
     return (mean - exact) / error, ratio.mean(1) / (ratio.std(1, ddof=1) / ratio.shape[1] ** 0.5)

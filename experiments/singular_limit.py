@@ -48,7 +48,7 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
 
 
 def _limit(config: Config) -> xr.Dataset:
-    """v · dw/dλ at the minimum of ‖Xw − t‖² + λ‖w‖², more parameters than examples."""
+    """V · dw/dλ at the minimum of ‖Xw − t‖² + λ‖w‖², more parameters than examples."""
     n, d = shape = config.rows, config.rows + 2
     X, t, _ = draw(config.seed, config.problems, 3.0, shape)
     penalties = np.array([0.0, *sorted(config.penalties)])

@@ -16,7 +16,16 @@ from rich.table import Table
 
 from optjax.support.errors import UserError
 
-from . import accounts, hypergradients, least_squares, nets, quadratic, scaling, start_up, sweeps
+from . import (
+    accounts,
+    hypergradients,
+    least_squares,
+    nets,
+    quadratic,
+    scaling_fits,
+    start_up,
+    sweeps,
+)
 from .measure import Entry
 from .runner import Bench, Parser, carry_out, chosen
 
@@ -61,13 +70,15 @@ def _span(values: dict[str, float]) -> str:
 def _chosen(only: list[str] | None, quick: bool) -> list[Entry]:
     known = [
         *start_up.entries(),
-        *least_squares.entries(least_squares.QUICK if quick else least_squares.Sizes()),
-        *sweeps.entries(sweeps.QUICK if quick else sweeps.Sizes()),
+        *least_squares.entries(least_squares.QUICK if quick else least_squares.LeastSquaresSizes()),
+        *sweeps.entries(sweeps.QUICK if quick else sweeps.SweepSizes()),
         *accounts.entries(2 if quick else 100),
-        *nets.entries(nets.QUICK if quick else nets.Sizes()),
-        *quadratic.entries(quadratic.QUICK if quick else quadratic.Sizes()),
-        *scaling.entries(scaling.QUICK if quick else scaling.Sizes()),
-        *hypergradients.entries(hypergradients.QUICK if quick else hypergradients.Sizes()),
+        *nets.entries(nets.QUICK if quick else nets.NetSizes()),
+        *quadratic.entries(quadratic.QUICK if quick else quadratic.QuadraticSizes()),
+        *scaling_fits.entries(scaling_fits.QUICK if quick else scaling_fits.ScalingSizes()),
+        *hypergradients.entries(
+            hypergradients.QUICK if quick else hypergradients.HypergradientSizes()
+        ),
     ]
     return chosen(known, only)
 

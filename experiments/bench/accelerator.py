@@ -29,7 +29,7 @@ from . import device_limits, hypergradients, nets, sweeps
 from .measure import Entry, Side, summary
 from .peers import NO_TORCH, NoPeerError, alone
 from .runner import Bench, Parser, carry_out, chosen
-from .trainings import NAMES, QUICK, ROUNDS, Sizes, training_data, trainings
+from .trainings import NAMES, QUICK, ROUNDS, TrainingSizes, training_data, trainings
 
 TARGET, TRAININGS = 6.0, 64
 """Seconds that so many trainings of the source's protocol may take on an H100 or H200."""
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def make() -> Bench:
         options = _parse(argv)
-        sizes = QUICK if options.quick else Sizes()
+        sizes = QUICK if options.quick else TrainingSizes()
         sizes = sizes._replace(
             epochs=options.epochs or sizes.epochs, seeds=options.seeds or sizes.seeds
         )
@@ -60,17 +60,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     return carry_out(make, show)
 
 
-def _entries(sizes: Sizes, quick: bool, data: tuple[np.ndarray, np.ndarray]) -> list[Entry]:
+def _entries(sizes: TrainingSizes, quick: bool, data: tuple[np.ndarray, np.ndarray]) -> list[Entry]:
     on_cpu = jax.default_backend() == "cpu"
-    device = device_limits.CPU if on_cpu else device_limits.Sizes()
+    device = device_limits.CPU if on_cpu else device_limits.LimitSizes()
     limits = device_limits.entries(device_limits.QUICK if quick else device)
 
     def limit(name: str) -> float | None:
         found = [entry.values[name] for entry in limits if name in entry.values]
         return summary(found[0])["median"] if found else None
 
-    squares = sweeps.QUICK if quick else sweeps.Sizes()
-    gradients = hypergradients.QUICK if quick else hypergradients.Sizes()
+    squares = sweeps.QUICK if quick else sweeps.SweepSizes()
+    gradients = hypergradients.QUICK if quick else hypergradients.HypergradientSizes()
     return [
         *limits,
         *(training.entry() for training in trainings(sizes, data, limit)),
@@ -108,7 +108,7 @@ def _entries(sizes: Sizes, quick: bool, data: tuple[np.ndarray, np.ndarray]) -> 
     ]
 
 
-def _torch(entry: Entry, name: str, compiled: bool, sizes: Sizes) -> list[Side]:
+def _torch(entry: Entry, name: str, compiled: bool, sizes: TrainingSizes) -> list[Side]:
     backend, net = jax.default_backend(), sizes.net
     if find_spec("torch") is None or backend not in ("cpu", "gpu"):
         entry.missing = NO_TORCH if backend in ("cpu", "gpu") else f"no PyTorch for {backend}"
@@ -189,10 +189,10 @@ def _text(value: Any, form: str) -> str:
 
 def verdicts(bench: Bench) -> list[str]:
     """A line for each network that was trained from so many seeds: was the target met?"""
-    what = f"{TRAININGS} trainings of {Sizes().epochs} epochs"
+    what = f"{TRAININGS} trainings of {TrainingSizes().epochs} epochs"
     goal = f"(target {TARGET:g} s on an H100 or H200)"
     found = []
-    for entry in bench.entries if bench.facts["protocol"] == str(Sizes()) else ():
+    for entry in bench.entries if bench.facts["protocol"] == str(TrainingSizes()) else ():
         if entry.values and entry.facts.get("seeds") == TRAININGS:
             taken = summary(entry.values["oj.sweep"])["median"]
             met = "met" if taken <= TARGET else "missed"

@@ -18,7 +18,7 @@ PRECISIONS: dict[str, tuple[Any, str | None]] = {
 }
 
 
-class Sizes(NamedTuple):
+class LimitSizes(NamedTuple):
     """Bytes that are copied, the side of the matrices, seconds of a measurement."""
 
     copied: int = 1 << 30  # many times what a cache holds
@@ -26,11 +26,11 @@ class Sizes(NamedTuple):
     seconds: float = 0.2
 
 
-CPU = Sizes(copied=1 << 28, side=1024)
-QUICK = Sizes(copied=1 << 20, side=64, seconds=0.01)
+CPU = LimitSizes(copied=1 << 28, side=1024)
+QUICK = LimitSizes(copied=1 << 20, side=64, seconds=0.01)
 
 
-def entries(sizes: Sizes) -> list[Entry]:
+def entries(sizes: LimitSizes) -> list[Entry]:
     """The copy bandwidth and the matrix peaks."""
     return [
         Entry(
@@ -52,7 +52,7 @@ def entries(sizes: Sizes) -> list[Entry]:
     ]
 
 
-def _copy(sizes: Sizes) -> Side:
+def _copy(sizes: LimitSizes) -> Side:
     x = jax.random.normal(jax.random.key(0), (sizes.copied // 4,), jnp.float32)
     # In place: fresh pages of memory would cost the CPU more than writing them.
     negative = jax.jit(jnp.negative, donate_argnums=0)
@@ -65,7 +65,7 @@ def _copy(sizes: Sizes) -> Side:
     return _rate("copy", call, 2 * x.nbytes / 1e9, sizes.seconds)
 
 
-def product(sizes: Sizes, name: str) -> Side:
+def product(sizes: LimitSizes, name: str) -> Side:
     """TFLOP/s of a large matrix product in one of the `PRECISIONS`."""
     dtype, precision = PRECISIONS[name]
     shape = (2, sizes.side, sizes.side)

@@ -32,7 +32,7 @@ HPARAMS = {"learning_rate": 0.05, "weight_decay": 1e-3}
 PEER_ROUNDS = 2
 
 
-class Sizes(NamedTuple):
+class HypergradientSizes(NamedTuple):
     """An MLP d-h-1 on n examples, batches of B, T steps."""
 
     inputs: int = 64
@@ -48,10 +48,12 @@ class Sizes(NamedTuple):
         return f"MLP {self.inputs}-{self.hidden}-1, batch {self.batch_size}"
 
 
-QUICK = Sizes(inputs=6, hidden=8, n=16, batch_size=4, steps=(40, 80), longest=160, checked=40)
+QUICK = HypergradientSizes(
+    inputs=6, hidden=8, n=16, batch_size=4, steps=(40, 80), longest=160, checked=40
+)
 
 
-def entries(sizes: Sizes) -> list[Entry]:
+def entries(sizes: HypergradientSizes) -> list[Entry]:
     """Seconds and MiB of the gradient, for every number of steps."""
     what = f"gradient of the final loss by learning rate and weight decay, T = {{}} ({sizes})"
     found = []
@@ -90,7 +92,7 @@ def _squared(out: Array, target: Array) -> Array:
     return (out - target) ** 2
 
 
-def data(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
+def data(sizes: HypergradientSizes) -> tuple[np.ndarray, np.ndarray]:
     """Standard normal inputs (n, d) and a noisy function of one direction (n,), float32."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(sizes.n, sizes.inputs))
@@ -100,7 +102,7 @@ def data(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
 
 
 @functools.cache
-def _run(sizes: Sizes, steps: int) -> Run:
+def _run(sizes: HypergradientSizes, steps: int) -> Run:
     problem = flax_problem(MLP(sizes.hidden), *data(sizes), _squared, chunk=sizes.n)
     return make_run(
         problem,
@@ -111,36 +113,38 @@ def _run(sizes: Sizes, steps: int) -> Run:
     )
 
 
-class Program(NamedTuple):
+class UnrolledProgram(NamedTuple):
     """A compiled gradient, or the run alone."""
 
     call: Callable[[], Any]
     mib: float  # of temporaries
 
 
-def _compile(f: Callable[..., Any], run: Run) -> Program:
+def _compile(f: Callable[..., Any], run: Run) -> UnrolledProgram:
     hparams = {name: jnp.asarray(value, jnp.float32) for name, value in HPARAMS.items()}
     arguments = run.problem.data, hparams, jax.random.key(0)
     compiled = jax.jit(f).lower(*arguments).compile()
     stats = compiled.memory_analysis()
     mib = math.nan if stats is None else stats.temp_size_in_bytes / 2**20  # not every device says
-    return Program(lambda: compiled(*arguments), mib)
+    return UnrolledProgram(lambda: compiled(*arguments), mib)
 
 
 @functools.cache
-def _bare(sizes: Sizes, steps: int) -> Program:
+def _bare(sizes: HypergradientSizes, steps: int) -> UnrolledProgram:
     run = _run(sizes, steps)
     return _compile(lambda *at: run.pure(*at).final_loss, run)
 
 
 @functools.cache
-def _mode(sizes: Sizes, steps: int, mode: str) -> Program:
+def _mode(sizes: HypergradientSizes, steps: int, mode: str) -> UnrolledProgram:
     run = _run(sizes, steps)
     gradient = hypergrad(run, "final_loss", tuple(HPARAMS), mode)
     return _compile(lambda *at: tuple(gradient.pure(*at)), run)
 
 
-def _modes(entry: Entry, sizes: Sizes, steps: int) -> Iterator[tuple[str, Program]]:
+def _modes(
+    entry: Entry, sizes: HypergradientSizes, steps: int
+) -> Iterator[tuple[str, UnrolledProgram]]:
     """The modes that fit, each checked against the first."""
     expected = None
     for mode in MODES if steps < sizes.longest else ("forward", "segmented", "auto"):
@@ -166,7 +170,7 @@ def _agree(found: list[float], expected: list[float], rtol: float) -> bool:
 
 
 @functools.cache
-def _reference(sizes: Sizes) -> list[float]:
+def _reference(sizes: HypergradientSizes) -> list[float]:
     """Plain reverse mode of JAX through the run, of few steps: what every peer has to give."""
     run = _run(sizes, sizes.checked)
     value, gradient = jax.value_and_grad(
@@ -175,7 +179,7 @@ def _reference(sizes: Sizes) -> list[float]:
     return _numbers(value, gradient)
 
 
-def times(entry: Entry, sizes: Sizes, steps: int) -> list[Side]:
+def times(entry: Entry, sizes: HypergradientSizes, steps: int) -> list[Side]:
     """The bare run and every mode that fits."""
     bare = _bare(sizes, steps)
     bare.call()
@@ -188,11 +192,11 @@ def times(entry: Entry, sizes: Sizes, steps: int) -> list[Side]:
     return sides
 
 
-def _beside(entry: Entry, sizes: Sizes, steps: int) -> list[Side]:
+def _beside(entry: Entry, sizes: HypergradientSizes, steps: int) -> list[Side]:
     return [*times(entry, sizes, steps), *_torch_times(entry, sizes, steps)]
 
 
-def _memory(entry: Entry, sizes: Sizes, steps: int) -> list[Side]:
+def _memory(entry: Entry, sizes: HypergradientSizes, steps: int) -> list[Side]:
     sides = [Side("bare run", lambda: _bare(sizes, steps).mib, 1)]
     for mode, program in _modes(entry, sizes, steps):
         sides.append(Side(mode, lambda mib=program.mib: mib, 1))
@@ -211,7 +215,7 @@ _UNROLLED = (
 
 
 @functools.cache
-def _arrays(sizes: Sizes, steps: int) -> dict[str, np.ndarray]:
+def _arrays(sizes: HypergradientSizes, steps: int) -> dict[str, np.ndarray]:
     """The run's data, first weights and batches, for those who do not draw their own."""
     run, key = _run(sizes, steps), jax.random.key(0)
     x, y = data(sizes)
@@ -232,7 +236,7 @@ def _arrays(sizes: Sizes, steps: int) -> dict[str, np.ndarray]:
 
 
 @functools.cache
-def _alone(sizes: Sizes, name: str, steps: int) -> dict[str, Any]:
+def _alone(sizes: HypergradientSizes, name: str, steps: int) -> dict[str, Any]:
     """What a peer finds in a process of its own, and the MiB by which that grew."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.npz"
@@ -241,7 +245,7 @@ def _alone(sizes: Sizes, name: str, steps: int) -> dict[str, Any]:
 
 
 @functools.cache
-def _refused(sizes: Sizes, name: str) -> str | None:
+def _refused(sizes: HypergradientSizes, name: str) -> str | None:
     """Why a peer is not measured: it is not here, fails, or gives other numbers than JAX.
 
     First in a process of its own, since a peer may crash, then in this one.
@@ -253,7 +257,7 @@ def _refused(sizes: Sizes, name: str) -> str | None:
     steps, expected = sizes.checked, _reference(sizes)
     try:
         alone = _alone(sizes, name, steps)
-        work = torch_unrolled.Work.of(_arrays(sizes, steps), steps)
+        work = torch_unrolled.TorchWork.of(_arrays(sizes, steps), steps)
         loss, slopes = torch_unrolled.derivatives(name, work)
     except NoPeerError as reason:
         return str(reason)
@@ -264,7 +268,7 @@ def _refused(sizes: Sizes, name: str) -> str | None:
     return None
 
 
-def _peers(entry: Entry, sizes: Sizes, steps: int) -> Iterator[str]:
+def _peers(entry: Entry, sizes: HypergradientSizes, steps: int) -> Iterator[str]:
     """Those that are here, run, give the right numbers and fit."""
     if find_spec("torch") is None:
         entry.notes.append(NO_TORCH)
@@ -286,14 +290,14 @@ def _peers(entry: Entry, sizes: Sizes, steps: int) -> Iterator[str]:
             entry.notes.append(reason)
 
 
-def _torch_times(entry: Entry, sizes: Sizes, steps: int) -> Iterator[Side]:
+def _torch_times(entry: Entry, sizes: HypergradientSizes, steps: int) -> Iterator[Side]:
     for name in _peers(entry, sizes, steps):
         from . import torch_unrolled
 
         part = min(steps, sizes.slow) if name == "PyTorch, forward mode" else steps
         if part < steps:
             entry.notes.append(f"{name}: {part} of {steps} steps are run and their time is scaled")
-        work = torch_unrolled.Work.of(_arrays(sizes, part), part)
+        work = torch_unrolled.TorchWork.of(_arrays(sizes, part), part)
 
         def measure(name=name, work=work, factor=steps / part) -> float:
             taken = factor * seconds(lambda: torch_unrolled.derivatives(name, work))
@@ -304,7 +308,7 @@ def _torch_times(entry: Entry, sizes: Sizes, steps: int) -> Iterator[Side]:
         yield Side(name, measure, None if fast and steps < sizes.longest else PEER_ROUNDS)
 
 
-def _torch_memory(entry: Entry, sizes: Sizes, steps: int) -> Iterator[Side]:
+def _torch_memory(entry: Entry, sizes: HypergradientSizes, steps: int) -> Iterator[Side]:
     for name in _peers(entry, sizes, steps):
         if name == "PyTorch, forward mode" and steps > sizes.slow:
             continue  # as the compiled one: it keeps nothing of a step

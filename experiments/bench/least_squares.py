@@ -17,7 +17,7 @@ from optjax.support.types import Array, Key
 from .measure import Entry, Side, seconds
 
 
-class Sizes(NamedTuple):
+class LeastSquaresSizes(NamedTuple):
     """What is run: n examples of d numbers, T steps on batches."""
 
     n: int = 32
@@ -29,10 +29,10 @@ class Sizes(NamedTuple):
         return f"n = {self.n}, d = {self.d}, {self.steps} steps, batch {self.batch_size}"
 
 
-QUICK = Sizes(n=8, d=6, steps=40, batch_size=4)
+QUICK = LeastSquaresSizes(n=8, d=6, steps=40, batch_size=4)
 
 
-def entries(sizes: Sizes) -> list[Entry]:
+def entries(sizes: LeastSquaresSizes) -> list[Entry]:
     """The gradients and the compile time."""
     return [
         Entry(
@@ -52,19 +52,19 @@ def entries(sizes: Sizes) -> list[Entry]:
     ]
 
 
-def _data(sizes: Sizes) -> tuple[np.ndarray, np.ndarray]:
+def _data(sizes: LeastSquaresSizes) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     X = rng.normal(size=(sizes.n, sizes.d)).astype(np.float32)
     return X, rng.normal(size=sizes.n).astype(np.float32)
 
 
-def _rate(sizes: Sizes) -> float:
+def _rate(sizes: LeastSquaresSizes) -> float:
     """A tenth of 1/max‖x‖²: no mini-batch, of any size, diverges up to the whole of it."""
     X = _data(sizes)[0]
     return float(0.1 / np.max(np.sum(X**2, axis=1)))
 
 
-def _run(sizes: Sizes) -> tuple[Run, float]:
+def _run(sizes: LeastSquaresSizes) -> tuple[Run, float]:
     problem = least_squares(*_data(sizes))
     run = make_run(
         problem,
@@ -76,7 +76,7 @@ def _run(sizes: Sizes) -> tuple[Run, float]:
     return run, _rate(sizes)
 
 
-def _by_hand(sizes: Sizes) -> Callable[[Array, Key], Array]:
+def _by_hand(sizes: LeastSquaresSizes) -> Callable[[Array, Key], Array]:
     """The same run as one writes it with optax alone: the final loss."""
     X, t = (jnp.asarray(a) for a in _data(sizes))
 
@@ -97,7 +97,7 @@ def _by_hand(sizes: Sizes) -> Callable[[Array, Key], Array]:
     return run
 
 
-def _gradient(sizes: Sizes) -> list[Side]:
+def _gradient(sizes: LeastSquaresSizes) -> list[Side]:
     run, rate = _run(sizes)
     at, one = jnp.asarray(rate, jnp.float32), jnp.ones((), jnp.float32)
     key = jax.random.key(0)
@@ -130,7 +130,7 @@ def _mean_time(call: Callable, count: int, factor: float) -> float:
     return factor / count * seconds(lambda: [jax.block_until_ready(call()) for _ in range(count)])
 
 
-def _compile(sizes: Sizes) -> list[Side]:
+def _compile(sizes: LeastSquaresSizes) -> list[Side]:
     def ours() -> Callable:
         run, rate = _run(sizes)
         return lambda: run({"learning_rate": rate}, jax.random.key(0))

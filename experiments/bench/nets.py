@@ -27,7 +27,7 @@ RATE = 1e-3
 _RSS_UNIT = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss in a MiB
 
 
-class Sizes(NamedTuple):
+class NetSizes(NamedTuple):
     """What is trained: batches of b pictures of s × s, NF filters, NC colours."""
 
     batch_size: int = 100
@@ -38,13 +38,13 @@ class Sizes(NamedTuple):
     slow_steps: int = 2  # of the side that takes seconds a step; XLA would inline a scan of one
     slow_rounds: int = 2
     models: int = 8  # in one sweep
-    product: device_limits.Sizes = device_limits.CPU
+    product: device_limits.LimitSizes = device_limits.CPU
 
     def __str__(self) -> str:
         return f"batch {self.batch_size}, {self.side} × {self.side}, {self.filters} filters"
 
 
-QUICK = Sizes(
+QUICK = NetSizes(
     batch_size=4,
     side=8,
     filters=2,
@@ -56,7 +56,7 @@ QUICK = Sizes(
 )
 
 
-def entries(sizes: Sizes) -> list[Entry]:
+def entries(sizes: NetSizes) -> list[Entry]:
     """A step of each network, many models of each, the memory they take, the time to compile."""
     steps = [
         Entry(
@@ -98,7 +98,7 @@ def entries(sizes: Sizes) -> list[Entry]:
     return [*steps, *models, memory, compiling]
 
 
-def pictures(sizes: Sizes, batches: int = 10) -> tuple[np.ndarray, np.ndarray]:
+def pictures(sizes: NetSizes, batches: int = 10) -> tuple[np.ndarray, np.ndarray]:
     """Grey pictures (n, s, s, 1) and labels (n, s, s), batches of noise."""
     rng = np.random.default_rng(0)
     shape = (batches * sizes.batch_size, sizes.side, sizes.side)
@@ -106,7 +106,7 @@ def pictures(sizes: Sizes, batches: int = 10) -> tuple[np.ndarray, np.ndarray]:
     return grey, rng.integers(0, sizes.colours, shape).astype(np.int32)
 
 
-def _make(name: str, sizes: Sizes, steps: int) -> tuple[Run, RunState]:
+def _make(name: str, sizes: NetSizes, steps: int) -> tuple[Run, RunState]:
     net = model(name, filters=sizes.filters, colours=sizes.colours)
     run = make_run(
         colourisation_problem(net, pictures(sizes)),
@@ -119,13 +119,13 @@ def _make(name: str, sizes: Sizes, steps: int) -> tuple[Run, RunState]:
     return run, run.init({"learning_rate": RATE}, jax.random.key(0))
 
 
-def _advance(name: str, sizes: Sizes, steps: int | None = None) -> Callable[[], Any]:
+def _advance(name: str, sizes: NetSizes, steps: int | None = None) -> Callable[[], Any]:
     steps = steps or sizes.steps
     run, state = _make(name, sizes, steps)
     return lambda: run.advance(state, {"learning_rate": RATE}, steps)
 
 
-def _step(entry: Entry, name: str, sizes: Sizes) -> list[Side]:
+def _step(entry: Entry, name: str, sizes: NetSizes) -> list[Side]:
     ours = _advance(name, sizes)
     jax.block_until_ready(ours())
     sides = [Side("optjax", lambda: 1000 / sizes.steps * seconds(ours)), _floor(name, sizes)]
@@ -146,7 +146,7 @@ def _step(entry: Entry, name: str, sizes: Sizes) -> list[Side]:
     return [*sides, Side("jax.lax convolutions", measure, sizes.slow_rounds)]
 
 
-def _floor(name: str, sizes: Sizes) -> Side:
+def _floor(name: str, sizes: NetSizes) -> Side:
     """The step's arithmetic at the rate of a large product: its ratio is the part of the peak."""
     net = model(name, filters=sizes.filters, colours=sizes.colours)
     counts = account(net, (sizes.side, sizes.side, 1), batch=sizes.batch_size)
@@ -158,7 +158,7 @@ def _floor(name: str, sizes: Sizes) -> Side:
 # ---------------------------------------------------------------------------- many models at once
 
 
-def _swept(name: str, sizes: Sizes, models: int) -> Callable[[], Any]:
+def _swept(name: str, sizes: NetSizes, models: int) -> Callable[[], Any]:
     """A sweep of so many seeds, over two batches of pictures: each run scores them at its end."""
     net = model(name, filters=sizes.filters, colours=sizes.colours)
     run = make_run(
@@ -172,7 +172,7 @@ def _swept(name: str, sizes: Sizes, models: int) -> Callable[[], Any]:
     return lambda: sweep(run, {"learning_rate": [RATE]}, models, progress=silent)
 
 
-def _models(entry: Entry, name: str, sizes: Sizes) -> list[Side]:
+def _models(entry: Entry, name: str, sizes: NetSizes) -> list[Side]:
     ours = _swept(name, sizes, sizes.models)
     ours()
     each = 1000 / (sizes.steps * sizes.models)
@@ -184,11 +184,11 @@ def _models(entry: Entry, name: str, sizes: Sizes) -> list[Side]:
     return sides
 
 
-def _memory(sizes: Sizes, models: int) -> float:
+def _memory(sizes: NetSizes, models: int) -> float:
     """MiB that a process takes at most in a sweep, beyond what it held before."""
     program = (
         "import psutil, resource; from optjax.experiments.bench import nets\n"
-        "from optjax.experiments.bench.device_limits import Sizes\n"
+        "from optjax.experiments.bench.device_limits import NetSizes\n"
         f"call = nets._swept('conv-transpose', nets.{sizes!r}, {models})\n"
         "start = psutil.Process().memory_info().rss / 2**20; call()\n"
         f"print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / {_RSS_UNIT} - start)"
@@ -214,7 +214,7 @@ def _lax_convolutions():
 # -------------------------------------------------------------------------------------- PyTorch
 
 
-def _torch(name: str, sizes: Sizes) -> Side:
+def _torch(name: str, sizes: NetSizes) -> Side:
     try:
         from . import torch_nets
     except ModuleNotFoundError as error:

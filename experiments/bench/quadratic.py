@@ -15,7 +15,7 @@ from .measure import Entry, Side
 TARGET, MAX_STEPS = 0.01, 2**24
 
 
-class Sizes(NamedTuple):
+class QuadraticSizes(NamedTuple):
     """Curvatures, and the table's three axes; NumPy does every `part`-th rate, scaled."""
 
     spectrum: int = 10_000
@@ -25,10 +25,10 @@ class Sizes(NamedTuple):
     part: int = 10
 
 
-QUICK = Sizes(spectrum=200, powers=(0.0, 0.5), batches=3, rates=10, part=2)
+QUICK = QuadraticSizes(spectrum=200, powers=(0.0, 0.5), batches=3, rates=10, part=2)
 
 
-def entries(sizes: Sizes) -> list[Entry]:
+def entries(sizes: QuadraticSizes) -> list[Entry]:
     """Ours, compiled, and NumPy's closed form by bisection, plain and with our savings."""
     what = (
         f"steps to a target of {len(sizes.powers)} preconditioners × {sizes.batches} batch sizes × "
@@ -37,7 +37,7 @@ def entries(sizes: Sizes) -> list[Entry]:
     return [Entry("quadratic", what, "s", "ours", lambda entry: _prepare(entry, sizes))]
 
 
-def _prepare(entry: Entry, sizes: Sizes) -> list[Side]:
+def _prepare(entry: Entry, sizes: QuadraticSizes) -> list[Side]:
     h = 1 / np.arange(1, sizes.spectrum + 1.0)
     batches, rates = 2.0 ** np.arange(2, 2 + sizes.batches), np.logspace(-5, 0.5, sizes.rates)
 
@@ -67,7 +67,7 @@ def _prepare(entry: Entry, sizes: Sizes) -> list[Side]:
     return sides
 
 
-def _numpy(count: Callable[..., float], h: np.ndarray, sizes: Sizes) -> float:
+def _numpy(count: Callable[..., float], h: np.ndarray, sizes: QuadraticSizes) -> float:
     batches, rates = 2.0 ** np.arange(2, 2 + sizes.batches), np.logspace(-5, 0.5, sizes.rates)
     chosen = rates[sizes.part // 2 :: sizes.part]
     start = time.perf_counter()

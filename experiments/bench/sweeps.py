@@ -26,7 +26,7 @@ from .measure import Entry, Side, seconds
 from .peers import NO_TORCH
 
 
-class Sizes(NamedTuple):
+class SweepSizes(NamedTuple):
     """Least squares of n × d; `runs` runs of T steps at batch b; and the other sweeps' sizes."""
 
     n: int = 64
@@ -51,14 +51,14 @@ class Sizes(NamedTuple):
         return f"n = {self.n}, d = {self.d}, batch {self.batch_size}, {self.steps} steps"
 
 
-QUICK = Sizes(
+QUICK = SweepSizes(
     n=8, d=6, batch_size=4, steps=40, runs=8, part=2, alone=2, tile=4, net_seeds=1,
     net_batches=(2, 4), net_steps=2, side=8, filters=2, largest_batch=8, early_runs=10,
     early_steps=400, long_steps=80,
 )  # fmt: skip
 
 
-def entries(sizes: Sizes) -> list[Entry]:
+def entries(sizes: SweepSizes) -> list[Entry]:
     """The sweeps, each beside its peers."""
     return [
         Entry(
@@ -126,7 +126,7 @@ class _Squares(NamedTuple):
         return self.run({"learning_rate": rate}, key).final_loss
 
     @classmethod
-    def of(cls, sizes: Sizes) -> "_Squares":
+    def of(cls, sizes: SweepSizes) -> "_Squares":
         run = make_run(
             least_squares(*data(sizes.n, sizes.d)), optax.rmsprop, sizes.steps,
             max_batch_size=sizes.batch_size, record_every=sizes.steps,
@@ -138,7 +138,7 @@ class _Squares(NamedTuple):
         return cls(run, grid, seeds, rates, keys)
 
 
-def squares(sizes: Sizes) -> list[Side]:
+def squares(sizes: SweepSizes) -> list[Side]:
     """All least-squares runs by `oj.sweep` and by plain vmap."""
     run, grid, seeds, rates, keys = work = _Squares.of(sizes)
     naive = jax.jit(jax.vmap(work.one))
@@ -151,7 +151,7 @@ def squares(sizes: Sizes) -> list[Side]:
     return [Side(name, lambda call=call: seconds(call)) for name, call in calls.items()]
 
 
-def _squares(entry: Entry, sizes: Sizes) -> list[Side]:
+def _squares(entry: Entry, sizes: SweepSizes) -> list[Side]:
     ours = squares(sizes)
     work, (X, t) = _Squares.of(sizes), data(sizes.n, sizes.d)
     alone = jax.jit(work.one)
@@ -205,7 +205,7 @@ def _numpy_rmsprop(w, v, rate, g):
     return w - rate[:, None] * g / np.sqrt(v + np.float32(1e-8)), v
 
 
-def _numpy(step, X, t, rates, sizes: Sizes, steps: int) -> None:
+def _numpy(step, X, t, rates, sizes: SweepSizes, steps: int) -> None:
     rng = np.random.default_rng(1)
     w = np.zeros((len(rates), sizes.d), np.float32)
     v = np.zeros_like(w)
@@ -214,7 +214,7 @@ def _numpy(step, X, t, rates, sizes: Sizes, steps: int) -> None:
         w, v = step(w, v, rates, picks, X, t)
 
 
-def _torch(entry: Entry, sizes: Sizes, X, t, rates: np.ndarray, part: int) -> list[Side]:
+def _torch(entry: Entry, sizes: SweepSizes, X, t, rates: np.ndarray, part: int) -> list[Side]:
     try:
         from . import torch_squares
     except ModuleNotFoundError as error:
@@ -239,7 +239,7 @@ def _torch(entry: Entry, sizes: Sizes, X, t, rates: np.ndarray, part: int) -> li
     return sides
 
 
-def _floor(sizes: Sizes) -> float:
+def _floor(sizes: SweepSizes) -> float:
     """Seconds that the products of all steps take at the speed of a large matrix product."""
     a = jnp.ones((1024, 1024), jnp.float32)
     product = jax.jit(jnp.dot)
@@ -252,7 +252,7 @@ def _floor(sizes: Sizes) -> float:
 # ------------------------------------------------------------------------------------- networks
 
 
-def _network(sizes: Sizes) -> list[Side]:
+def _network(sizes: SweepSizes) -> list[Side]:
     rng = np.random.default_rng(0)
     shape = (2 * max(sizes.net_batches), sizes.side, sizes.side)
     grey = rng.uniform(size=(*shape, 1)).astype(np.float32)
@@ -287,7 +287,7 @@ def _network(sizes: Sizes) -> list[Side]:
 # ------------------------------------------------------------------------- groups and survivors
 
 
-def _batches(sizes: Sizes) -> list[Side]:
+def _batches(sizes: SweepSizes) -> list[Side]:
     problem = least_squares(*data(sizes.largest_batch, 64))
     batches = [2**i for i in range(sizes.largest_batch.bit_length())]
     steps, seeds, rate = sizes.steps, 16, 1e-3
@@ -319,7 +319,7 @@ def _batches(sizes: Sizes) -> list[Side]:
     ]
 
 
-def _early(sizes: Sizes) -> list[Side]:
+def _early(sizes: SweepSizes) -> list[Side]:
     problem = least_squares(*data(sizes.n, sizes.d))
     run = make_run(
         problem, optax.sgd, sizes.early_steps, max_batch_size=sizes.batch_size, record_every=20
@@ -342,7 +342,7 @@ def _early(sizes: Sizes) -> list[Side]:
     ]
 
 
-def _overhead(sizes: Sizes) -> list[Side]:
+def _overhead(sizes: SweepSizes) -> list[Side]:
     problem = least_squares(*data(sizes.n, sizes.d))
     run = make_run(
         problem, optax.rmsprop, sizes.long_steps, max_batch_size=sizes.batch_size,
@@ -370,7 +370,7 @@ def _overhead(sizes: Sizes) -> list[Side]:
     ]
 
 
-def _compiling(sizes: Sizes) -> list[Side]:
+def _compiling(sizes: SweepSizes) -> list[Side]:
     problem: Problem = least_squares(*data(sizes.n, sizes.d))
     run = make_run(problem, optax.rmsprop, 2, max_batch_size=sizes.batch_size)
     rates = np.geomspace(1e-4, 1e-2, 256)

@@ -55,7 +55,7 @@ def conv_transpose(nf: int, nc: int) -> nn.Module:
     )
 
 
-class UNet(nn.Module):
+class TorchUNet(nn.Module):
     """`conv_transpose` with skip connections from stage 1 and from the input."""
 
     def __init__(self, nf: int, nc: int) -> None:
@@ -74,7 +74,7 @@ class UNet(nn.Module):
 NETS: dict[str, Callable[[int, int], nn.Module]] = {
     "pool-upsample": pool_upsample,
     "conv-transpose": conv_transpose,
-    "unet": UNet,
+    "unet": TorchUNet,
 }
 
 

@@ -23,7 +23,7 @@ COMPILED = {"cpp_wrapper": True}  # the call between the kernels in C++, not in 
 Found = tuple[float, list[float]]  # final loss; its derivatives by the rate and by the decay
 
 
-class Work(NamedTuple):
+class TorchWork(NamedTuple):
     """A run of w ← w − η g − λ w: everything drawn beforehand."""
 
     x: Any  # (n, d)
@@ -34,7 +34,7 @@ class Work(NamedTuple):
     decay: float
 
     @classmethod
-    def of(cls, arrays: dict[str, np.ndarray], steps: int) -> "Work":
+    def of(cls, arrays: dict[str, np.ndarray], steps: int) -> "TorchWork":
         """From the arrays of a run of at least so many steps."""
         tensors = {name: torch.from_numpy(np.array(a)) for name, a in arrays.items()}
         weights = tuple(tensors[f"w{i}"] for i in range(4))
@@ -43,7 +43,7 @@ class Work(NamedTuple):
         return cls(tensors["x"], tensors["y"], weights, picks, rate, decay)
 
 
-def derivatives(name: str, work: Work) -> Found:
+def derivatives(name: str, work: TorchWork) -> Found:
     """The final loss and its two derivatives, by the way of that name."""
     with _one_thread():
         return WAYS[name](work)
@@ -65,7 +65,7 @@ def _loss(w, x, y):
     return F.mse_loss(torch.addmm(w[3], hidden, w[2])[:, 0], y)
 
 
-def _leaves(work: Work) -> tuple[Any, Any]:
+def _leaves(work: TorchWork) -> tuple[Any, Any]:
     rate, decay = torch.tensor(work.rate), torch.tensor(work.decay)
     return rate.requires_grad_(), decay.requires_grad_()
 
@@ -77,7 +77,7 @@ def _read(loss: Any, leaves: tuple[Any, Any]) -> Found:
 # ------------------------------------------------------------------------------ unrolled graph
 
 
-def unrolled(work: Work) -> Found:
+def unrolled(work: TorchWork) -> Found:
     """SGD by hand with create_graph=True, and backward through all of it."""
     rate, decay = _leaves(work)
     w = tuple(a.clone().requires_grad_() for a in work.weights)
@@ -94,7 +94,7 @@ def _reverse_steps(w, rate, decay, picks, x, y):
     return w
 
 
-def unrolled_compiled(work: Work) -> Found:
+def unrolled_compiled(work: TorchWork) -> Found:
     """The same by `torch.func.grad`, compiled: autograd sees a node for each eight steps."""
     rate, decay = _leaves(work)
     steps = _compiled(_reverse_steps)
@@ -140,7 +140,7 @@ def _forward_steps(w, dw, rate, decay, picks, x, y):
     return w, dw
 
 
-def _forward(work: Work, steps: Callable, chunk: int) -> Found:
+def _forward(work: TorchWork, steps: Callable, chunk: int) -> Found:
     with torch.no_grad():
         rate, decay = torch.tensor(work.rate), torch.tensor(work.decay)
         w = work.weights
@@ -155,12 +155,12 @@ def _forward(work: Work, steps: Callable, chunk: int) -> Found:
         return loss.item(), slopes.tolist()
 
 
-def forward(work: Work) -> Found:
+def forward(work: TorchWork) -> Found:
     """`torch.func.jvp` of the gradient under `torch.vmap`."""
     return _forward(work, _forward_steps, 1)
 
 
-def forward_compiled(work: Work) -> Found:
+def forward_compiled(work: TorchWork) -> Found:
     """The same, compiled."""
     return _forward(work, _compiled(_forward_steps), CHUNK)
 
@@ -168,7 +168,7 @@ def forward_compiled(work: Work) -> Found:
 # ----------------------------------------------------------------------------------- libraries
 
 
-def _module(work: Work) -> nn.Module:
+def _module(work: TorchWork) -> nn.Module:
     d, h = work.weights[0].shape
     net = nn.Sequential(nn.Linear(d, h), nn.ReLU(), nn.Linear(h, 1))
     with torch.no_grad():
@@ -177,7 +177,7 @@ def _module(work: Work) -> nn.Module:
     return net
 
 
-def torchopt(work: Work) -> Found:
+def torchopt(work: TorchWork) -> Found:
     """`torchopt.MetaOptimizer` of `torchopt.sgd` with a tensor for its rate.
 
     `MetaSGD` refuses a tensor for the weight decay ("argument 'alpha' must be Number"): it is
@@ -198,7 +198,7 @@ def torchopt(work: Work) -> Found:
     return _read(F.mse_loss(net(work.x)[:, 0], work.y), (rate, decay))
 
 
-def higher(work: Work) -> Found:
+def higher(work: TorchWork) -> Found:
     """`higher.innerloop_ctx` of SGD, whose weight decay λ/η its rate multiplies to λ."""
     import higher  # pyright: ignore[reportMissingImports]
 
@@ -212,7 +212,7 @@ def higher(work: Work) -> Found:
         return _read(F.mse_loss(inner(work.x)[:, 0], work.y), (rate, decay))
 
 
-WAYS: dict[str, Callable[[Work], Found]] = {
+WAYS: dict[str, Callable[[TorchWork], Found]] = {
     "PyTorch, unrolled graph": unrolled,
     "PyTorch, unrolled graph, torch.compile": unrolled_compiled,
     "PyTorch, forward mode": forward,
@@ -237,7 +237,7 @@ def _resident(which: str) -> float:
 def main(name: str, file: str, steps: str) -> None:
     """Take the derivatives; print them and the growth of the resident memory meanwhile."""
     with np.load(file) as arrays:
-        work = Work.of(dict(arrays), int(steps))
+        work = TorchWork.of(dict(arrays), int(steps))
     derivatives(name, work._replace(picks=work.picks[: 2 * CHUNK]))
     peak = Path("/proc/self/clear_refs")
     before = None

@@ -36,10 +36,10 @@ ROUNDS, LONG = 3, 5.0
 """How often a training is measured; once if it takes more seconds than this."""
 
 
-class Sizes(NamedTuple):
+class TrainingSizes(NamedTuple):
     """The source's protocol: 25 epochs of 50 batches."""
 
-    net: nets.Sizes = nets.Sizes()
+    net: nets.NetSizes = nets.NetSizes()
     batches: int = 50
     epochs: int = 25
     seeds: tuple[int, ...] = (1, 8, 64, 256)
@@ -48,10 +48,10 @@ class Sizes(NamedTuple):
         return f"{self.epochs} epochs of {self.batches} steps, {self.net}"
 
 
-QUICK = Sizes(nets.QUICK, batches=2, epochs=2, seeds=(2,))
+QUICK = TrainingSizes(nets.QUICK, batches=2, epochs=2, seeds=(2,))
 
 
-def training_data(sizes: Sizes) -> tuple[tuple[np.ndarray, np.ndarray], str]:
+def training_data(sizes: TrainingSizes) -> tuple[tuple[np.ndarray, np.ndarray], str]:
     """Grey pictures and labels, and what they are: OPTJAX_DATA's horses, or noise."""
     folder, count = os.environ.get("OPTJAX_DATA"), sizes.batches * sizes.net.batch_size
     if folder and sizes.net.side == 32 and (Path(folder) / PICTURES).is_file():
@@ -73,7 +73,7 @@ class Training:
     name: str
     seeds: int
     dtype: str
-    sizes: Sizes
+    sizes: TrainingSizes
     data: tuple[np.ndarray, np.ndarray]
     limits: Callable[[str], float | None]
     earlier: list["Training"]
@@ -158,7 +158,7 @@ class Training:
 
 
 def trainings(
-    sizes: Sizes,
+    sizes: TrainingSizes,
     data: tuple[np.ndarray, np.ndarray],
     limits: Callable[[str], float | None],
 ) -> list[Training]:

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from scipy import stats
 
-from optjax.experiments.noise_scale.problems import TRUTH
+from optjax.experiments.noise_scale.families import TRUTH
 from optjax.report.claims import Claim, verdict
 
 FACTOR = 3.0
@@ -46,7 +46,7 @@ def _ranks(x: np.ndarray, y: np.ndarray) -> tuple[float, list[float]]:
 
 
 def _slope(x: np.ndarray, y: np.ndarray) -> tuple[float, list[float]]:
-    """d log y/d log x by least squares, and Student's interval."""
+    """D log y/d log x by least squares, and Student's interval."""
     fit: Any = stats.linregress(np.log(x), np.log(y))
     half = stats.t.ppf(0.975, len(x) - 2) * fit.stderr
     return float(fit.slope), [float(fit.slope - half), float(fit.slope + half)]

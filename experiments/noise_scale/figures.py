@@ -6,7 +6,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from optjax.experiments.noise_scale.claims import COVERAGE, FACTOR, FAMILIES, LABELS, known
-from optjax.experiments.noise_scale.problems import TRUTH
+from optjax.experiments.noise_scale.families import TRUTH
 from optjax.report.style import COLOURS, MARKERS, band, caption, figure
 
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import xarray as xr
 
-from optjax.experiments.noise_scale import problems
+from optjax.experiments.noise_scale import families
 from optjax.experiments.noise_scale.claims import claims as claims
 from optjax.experiments.noise_scale.figures import figures as figures
 from optjax.support.console import silent
@@ -82,19 +82,19 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
         raise UserError("noises or net_targets are empty: expected at least one of each")
     progress("noisy quadratic", 0.0)
     with jax.enable_x64(True):
-        points = problems.quadratics(config)
+        points = families.quadratics(config)
     found = xr.Dataset()
     for i, noise in enumerate(config.noises):
         at = 0.1 + 0.4 * i / len(config.noises)
-        point, seen = problems.squares(
+        point, seen = families.squares(
             config, noise, lambda text, f, at=at: progress(text, at + 0.02 * f)
         )
         points.append(point)
         if i == len(config.noises) // 2:
             found = seen
-    more, net = problems.net(config, lambda text, f: progress(f"network: {text}", 0.5 + 0.4 * f))
+    more, net = families.net(config, lambda text, f: progress(f"network: {text}", 0.5 + 0.4 * f))
     progress("estimators", 0.95)
-    parts = [_table(points + more), found, net, problems.ratios(config), problems.coverage(config)]
+    parts = [_table(points + more), found, net, families.ratios(config), families.coverage(config)]
     runs = (
         len(config.noises) * len(config.squares_batches) * config.squares_rates
         * config.squares_seeds
@@ -104,7 +104,7 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
     return xr.merge(parts, join="outer").assign_attrs(found.attrs | net.attrs | attrs)
 
 
-def _table(points: list[problems.Point]) -> xr.Dataset:
+def _table(points: list[families.Measurement]) -> xr.Dataset:
     """All points, those with fewer batch sizes filled up with NaN."""
     most = max(len(p.sizes) for p in points)
     sizes, steps = np.full((2, len(points), most), np.nan)
@@ -112,7 +112,7 @@ def _table(points: list[problems.Point]) -> xr.Dataset:
         sizes[i, : len(p.sizes)], steps[i, : len(p.sizes)] = p.sizes, p.steps
     unknown = np.full(3, np.nan)
     rows = {"critical": np.array([p.fit for p in points])}
-    rows |= {s: np.array([p.scales.get(s, unknown) for p in points]) for s in problems.SCALES}
+    rows |= {s: np.array([p.scales.get(s, unknown) for p in points]) for s in families.SCALES}
     found: dict[str, Any] = {}
     for name, values in rows.items():
         found[name] = ("point", values[:, 0])
@@ -120,4 +120,4 @@ def _table(points: list[problems.Point]) -> xr.Dataset:
     found |= {"size": (("point", "nth"), sizes), "steps": (("point", "nth"), steps)}
     found["S_min"] = ("point", [p.S_min for p in points])
     coords = {"point": [p.name for p in points], "family": ("point", [p.family for p in points])}
-    return xr.Dataset(found, coords | {"bound": problems.BOUND})
+    return xr.Dataset(found, coords | {"bound": families.BOUND})

@@ -111,7 +111,7 @@ def exponents(budgets: Floats, best: Floats) -> Floats:
 
 
 def last_gains(curves: Floats, steps: Floats) -> Floats:
-    """log of the loss before each width's last doubling of steps over that after, (widths, seeds).
+    """Log of the loss before each width's last doubling of steps over that after, (widths, seeds).
 
     >>> curve = 2.0 * np.array([[[8.0, 4.0, 3.0, 2.0]]]) ** 1
     >>> round(float(np.exp(last_gains(curve, np.array([1.0, 2.0, 3.0, 4.0]))[0, 0])), 6)

@@ -257,7 +257,7 @@ class Layout:
 
 
 def _more(a: Dim, b: Dim) -> bool:
-    """a > b, for large values of the symbols."""
+    """A > b, for large values of the symbols."""
     difference = sympy.sympify(a - b)
     return bool(difference.subs(dict.fromkeys(difference.free_symbols, sys.maxsize)) > 0)
 

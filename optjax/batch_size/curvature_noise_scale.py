@@ -111,7 +111,7 @@ def _sampled(
 
 
 def hessian_product(objective: Any, at: Point) -> Callable[[Array], Array]:
-    """v ↦ Hv for H the Hessian of the penalised objective, (d,) → (d,)."""
+    """V ↦ Hv for H the Hessian of the penalised objective, (d,) → (d,)."""
     dtype = hyper_dtype(at.params)
 
     def value(params: PyTree) -> Array:

@@ -91,7 +91,7 @@ def can_draw(problem: Problem) -> None:
 def drawn_gradients(
     loss: LossFn, n: int, b: int, m: int, at: Point, key: Key, index: Array
 ) -> Callable[[Array], Array]:
-    """k ↦ the gradient (d,) of the k-th of the m batches of draw `index`."""
+    """K ↦ the gradient (d,) of the k-th of the m batches of draw `index`."""
     draws, noise = jax.random.fold_in(key, _DRAW), jax.random.fold_in(key, _NOISE)
     noise = jax.random.fold_in(noise, index)
     batches = None
@@ -186,7 +186,7 @@ def per_example_noise_scale(
 def single_gradients(
     loss: LossFn, n: int, count: int, drawn: bool, at: Point, key: Key
 ) -> Callable[[Array], Array]:
-    """i ↦ the gradient (d,) of the i-th example: of the data, or of `count` draws from them."""
+    """I ↦ the gradient (d,) of the i-th example: of the data, or of `count` draws from them."""
     if drawn:
         return drawn_gradients(loss, n, 1, count, at, key, jnp.zeros((), jnp.int32))
     noise = jax.random.fold_in(key, _NOISE)

@@ -22,7 +22,7 @@ class Regime(enum.IntEnum):
 
 
 def local_slope(sizes: ArrayLike, steps: ArrayLike) -> np.ndarray:
-    """d log S/d log B from measured steps, (…, B): centred differences, one-sided at the ends.
+    """D log S/d log B from measured steps, (…, B): centred differences, one-sided at the ends.
 
     Args:
       sizes: (B,) rising. steps: (…, B); where a neighbour's are infinite or NaN, the slope is NaN.
@@ -41,7 +41,7 @@ def local_slope(sizes: ArrayLike, steps: ArrayLike) -> np.ndarray:
 
 
 def fitted_slope(sizes: ArrayLike, B_crit: ArrayLike) -> np.ndarray:
-    """d log S/d log B by the law, (…, B).
+    """D log S/d log B by the law, (…, B).
 
     −1/(1 + B/B_crit)
 

@@ -35,7 +35,7 @@ _COUNTS = ("weights", "biases", "outputs", "connections", "connections_exact", "
 
 
 def account(model_words: list[str], groups: dict[str, list[str]]) -> int:
-    """optjax account: the table of a network's layers and totals."""
+    """Optjax account: the table of a network's layers and totals."""
     if len(model_words) != 1:
         raise UserError(
             "account needs one MODEL: pool-upsample, conv-transpose, unet or package.module:Class"

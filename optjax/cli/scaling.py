@@ -40,7 +40,7 @@ allocate: parameters, tokens, batch, steps and loss for a budget C = 6ND, by eac
 
 
 def scaling(words: list[str]) -> int:
-    """optjax scaling: fit | allocate."""
+    """Optjax scaling: fit | allocate."""
     actions = {"fit": _fit, "allocate": _allocate}
     if not words or words[0] not in actions:
         what = "none" if not words else repr(words[0])

@@ -12,7 +12,8 @@ from optjax.support.errors import UserError
 
 class Padding(NamedTuple):
     """The padding of one axis, the output padding of a transposed convolution (else 0), and the
-    dilation of the kernel."""
+    dilation of the kernel.
+    """
 
     padding: int
     output_padding: int = 0

@@ -150,7 +150,7 @@ class Implicit(Mode):
         return jax.lax.cond(error <= limit, lambda: (v, error), lambda: again._solve(hessian, b))
 
     def _solve(self, hessian: Callable[[Array], Array], b: Array) -> tuple[Array, Array]:
-        """x of Hx = b, and ‖Hx − b‖/‖b‖ (of the normal equations: ‖H(Hx − b)‖/‖Hb‖)."""
+        """X of Hx = b, and ‖Hx − b‖/‖b‖ (of the normal equations: ‖H(Hx − b)‖/‖Hb‖)."""
         tol = float(jnp.finfo(b.dtype).eps) ** 0.75
         most = self.iterations
         # jax's solver mixes its own float64 constants into the arithmetic.

@@ -38,7 +38,7 @@ class Truncated(Mode):
     name = "truncated"
 
     def check(self, job: Job, names: frozenset[str]) -> None:
-        """k must fit the run."""
+        """K must fit the run."""
         whole("Truncated: steps", self.steps, 1)
         total, every = job.plan.steps, job.plan.record_every
         if self.steps > total:

@@ -225,7 +225,7 @@ def _for_each(value: PyTree, params: PyTree) -> PyTree:
 
 
 def penalised(loss: Array, l2: PyTree | None, params: PyTree) -> Array:
-    """loss + Σ λ̃ w², for one λ̃, one for each parameter, or none."""
+    """Loss + Σ λ̃ w², for one λ̃, one for each parameter, or none."""
     if l2 is None:
         return loss
     dtype = hyper_dtype(params)

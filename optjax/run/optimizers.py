@@ -116,7 +116,7 @@ def differentiable(tx: optax.GradientTransformation) -> optax.GradientTransforma
 
 @contextlib.contextmanager
 def _as_optax_expects() -> Iterator[None]:
-    """optax relies on implicit promotion (`decay**count`), which a strict user may forbid."""
+    """Optax relies on implicit promotion (`decay**count`), which a strict user may forbid."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 

@@ -10,8 +10,8 @@ import psutil
 
 from optjax.support import files
 from optjax.support.errors import UserError
+from optjax.support.fingerprint import difference
 from optjax.sweeps.checks import fits
-from optjax.sweeps.fingerprints import difference
 from optjax.sweeps.processes import agreed
 from optjax.sweeps.results import Results
 from optjax.sweeps.store import Store, read_spec

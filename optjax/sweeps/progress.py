@@ -84,8 +84,7 @@ def _si(x: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """
-    >>> _duration(75)
+    """>>> _duration(75)
     '1 min 15 s'
     """
     seconds = round(seconds)

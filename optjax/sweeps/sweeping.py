@@ -19,10 +19,10 @@ from optjax.support.errors import UserError
 from optjax.sweeps import checks, layouts, stop_rules
 from optjax.sweeps.checks import Final
 from optjax.sweeps.executor import Executor, Settings
-from optjax.sweeps.fingerprints import identity, run_ids
 from optjax.sweeps.folder import opened, restore, result
 from optjax.sweeps.grid import Grid, as_grid, label
 from optjax.sweeps.groups import Batching, Group, Point, grouped, resolve
+from optjax.sweeps.identity import identity, run_ids
 from optjax.sweeps.layouts import Arrangement
 from optjax.sweeps.progress import Progress
 from optjax.sweeps.replaying import remember

@@ -134,7 +134,7 @@ def _share(name: str, value: ArrayLike, dtype: Any) -> Array:
 
 
 def seen(model: NoisyQuadratic) -> tuple[Array, Array]:
-    """k and q, (d,) each: curvature and noise as the preconditioned step sees them."""
+    """K and q, (d,) each: curvature and noise as the preconditioned step sees them."""
     h, c, B, p = model.h, model.c, model.batch_size, model.power
     return h ** (1 - p), h ** (-2 * p) * c / B
 

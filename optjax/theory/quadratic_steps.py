@@ -282,7 +282,7 @@ def _fewest(model: NoisyQuadratic, target: Array, max_steps: int) -> Fewest:
 
 
 def _rates_worth_trying(model: NoisyQuadratic) -> Array:
-    """log α from where every coordinate is slow for long, to where the sharpest is unstable."""
+    """Log α from where every coordinate is slow for long, to where the sharpest is unstable."""
     k = seen(model)[0]
     beta = 0 if model.momentum is None else model.momentum
     limit = 2 * (1 + jnp.asarray(beta, k.dtype)) / jnp.max(k)

@@ -116,7 +116,7 @@ def _in_lanes(call: Callable[..., tuple[Array, ...]], *inputs: np.ndarray) -> li
 
 @jax.jit
 def _closed_form(model: NoisyQuadratic, rates: Array) -> tuple[Array, Array]:
-    """log ρ and s∞ at B = 1 for each rate, (R, d); s∞ = ∞ where ρ ≥ 1."""
+    """Log ρ and s∞ at B = 1 for each rate, (R, d); s∞ = ∞ where ρ ≥ 1."""
     k, q = seen(model)
     x_Rd = rates[:, None] * k[None]
     lost = x_Rd * (2 - x_Rd)  # 1 − ρ, without a difference of near numbers
@@ -208,7 +208,7 @@ def _search(
     digits = 64 * jnp.finfo(logs_Ld.dtype).eps
 
     def log_share(t_L: Array) -> Array:
-        """log F/target; bounded, since F may underflow."""
+        """Log F/target; bounded, since F may underflow."""
         falling = floor_L + jnp.sum(weight_Ld * jnp.exp(t_L[:, None] * logs_Ld), axis=-1)
         return jnp.log(jnp.maximum(falling / target, 1e-30))
 

@@ -23,9 +23,9 @@ from optjax.support.files import plainly
 from optjax.support.types import HParams
 from optjax.sweeps import stop_rules
 from optjax.sweeps.executor import Settings
-from optjax.sweeps.fingerprints import identity, run_ids
 from optjax.sweeps.grid import Grid
 from optjax.sweeps.groups import Group, Point, columns
+from optjax.sweeps.identity import identity, run_ids
 from optjax.sweeps.results import Results
 from optjax.sweeps.sweeping import Work, carry_out
 from optjax.tuning import checks, outer_step

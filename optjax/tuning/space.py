@@ -53,7 +53,7 @@ class Space(NamedTuple):
         return back(gradient)[0]
 
     def shrunk(self, u: HParams) -> HParams:
-        """u with positive learning rates smaller by a factor of e."""
+        """U with positive learning rates smaller by a factor of e."""
         return {
             name: jax.tree.map(lambda v: v - 1, u[name])
             if name in RATES and span[0] >= 0

@@ -136,14 +136,14 @@ def test_the_target_is_judged_on_the_whole_protocol_only(tmp_path):
     entry = Entry("train/unet/64", "", "s", None, lambda _: [])
     entry.facts["seeds"], entry.values["oj.sweep"] = 64, [5.0, 7.0, 5.5]
     bench = Bench([entry], 1, False, tmp_path / "d.json")
-    bench.facts["protocol"] = str(trainings.Sizes())
+    bench.facts["protocol"] = str(trainings.TrainingSizes())
     assert accelerator.verdicts(bench)[0].endswith("5.5 s (target 6 s on an H100 or H200): met")
     entry.values["oj.sweep"] = [6.5]
     assert accelerator.verdicts(bench)[0].endswith("missed")
     entry.values.clear()  # broken off
     assert "not run" in accelerator.verdicts(bench)[0]
     entry.values["oj.sweep"] = [6.5]
-    bench.facts["protocol"] = str(trainings.Sizes(epochs=1))
+    bench.facts["protocol"] = str(trainings.TrainingSizes(epochs=1))
     assert "not run" in accelerator.verdicts(bench)[0]
 
 

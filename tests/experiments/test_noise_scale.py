@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from optjax.experiments.noise_scale import claims, problems
+from optjax.experiments.noise_scale import claims, families
 from optjax.experiments.noise_scale import run as noise_scale
 from optjax.support.errors import UserError
 from optjax.theory.noisy_quadratic import noisy_quadratic
@@ -58,10 +58,10 @@ def _points(family, factors):
         ends = critical * np.array([1, 0.8, 1.2])
         steps, scales = (
             50 * (1 + critical / SIZES),
-            dict.fromkeys(problems.SCALES, factor * ends),
+            dict.fromkeys(families.SCALES, factor * ends),
         )
         name = f"{family} {i}"
-        points.append(problems.Point(name, family, SIZES, steps, ends, scales, 50.0))
+        points.append(families.Point(name, family, SIZES, steps, ends, scales, 50.0))
     return points
 
 
@@ -70,7 +70,7 @@ def _seen(family, *names):
     seen = {f"{family}_{name}": (axis, [20.0, 30.0, 60.0]) for name in names}
     ends = [[10.0, 30.0], [20.0, 50.0], [30.0, np.inf]]
     seen[f"{family}_{names[-1]}_interval"] = ((axis, "bound"), ends)
-    coords = {axis: [1, 2, 3], "bound": problems.BOUND}
+    coords = {axis: [1, 2, 3], "bound": families.BOUND}
     return xr.Dataset(seen, coords, {f"{family}_shown": f"{family} 0"})
 
 
@@ -124,7 +124,7 @@ def test_a_perfect_order_of_few_is_no_certain_one():
 
 def test_scales_of_the_quadratic_are_those_of_a_loop():
     h, c, s, rate = (np.array(v) for v in ([1.0, 0.2], [3.0, 1.0], [1.0, 4.0], 0.7))
-    found = problems._exact_scales(noisy_quadratic(h, c, s, batch_size=50), rate, 3)
+    found = families._exact_scales(noisy_quadratic(h, c, s, batch_size=50), rate, 3)
     squares, curved = [], []
     for _ in range(3):
         s = (1 - rate * h) ** 2 * s + rate**2 * c / 50
@@ -136,7 +136,7 @@ def test_scales_of_the_quadratic_are_those_of_a_loop():
 
 
 def test_the_excess_of_least_squares_is_the_loss_above_the_least():
-    problem, _ = problems._squares_problem(SMALL, 1.0)
+    problem, _ = families._squares_problem(SMALL, 1.0)
     data = problem.data
     w, zero = np.float32([0.3, -1.0, 2.0]), np.zeros(3, np.float32)
     losses = [float(problem.objective(v, (), data, {})) for v in (w, zero, data.shared["best"])]

@@ -114,7 +114,7 @@ def test_es_is_unbiased_by_many_numbers():
 
 
 def _linear_in_theta():
-    """w ← w − η(w − θ), loss ½(w − θ)²: the state is linear in the θ of every step."""
+    """W ← w − η(w − θ), loss ½(w − θ)²: the state is linear in the θ of every step."""
 
     def loss(w, state, batch, hparams):
         return 0.5 * jnp.sum((w - hparams["theta"]) ** 2), state

@@ -50,7 +50,7 @@ def test_rmsprop_is_the_sources(data):
 
 @pytest.mark.parametrize("sampler", ["replacement", "epochs"])
 def test_a_masked_batch_is_a_batch_of_that_size(problem, sampler):
-    """b of B slots gives the run of B = b, to rounding; the draws are the same."""
+    """B of B slots gives the run of B = b, to rounding; the draws are the same."""
     hparams = {"learning_rate": 0.02}
     wide = oj.make_run(problem, optax.sgd, 12, sampler=sampler)
     for b in (1, 4, N):

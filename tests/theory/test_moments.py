@@ -27,7 +27,7 @@ WAYS = {
 
 
 def responses(h, power, rates, momentum=0.0, nesterov=False, average=0.0):
-    """x and e of one coordinate after each step: from x = 1 without noise, and to each ξ = 1."""
+    """X and e of one coordinate after each step: from x = 1 without noise, and to each ξ = 1."""
 
     def along(x, impulse):
         e, v, found = x, 0.0, []

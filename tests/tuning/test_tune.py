@@ -11,7 +11,8 @@ import optax
 import pytest
 
 import optjax as oj
-from optjax.sweeps import fingerprints, programs
+from optjax.support import fingerprint
+from optjax.sweeps import programs
 from optjax.theory import gradient_descent
 from optjax.tuning import TuningInterrupted, checks, descent
 from optjax.tuning.space import make_space, named_leaves
@@ -239,7 +240,7 @@ def test_another_tuning_is_refused_in_a_short_line(tmp_path):
 def test_the_code_of_a_function_tells_it_from_another():
     """Two functions of one file and one name; line numbers do not count."""
     first, second, third = (_made(c) for c in "xyx")
-    named = fingerprints._functions
+    named = fingerprint.of
     assert named(first) == named(third) != named(second)
     assert named(functools.partial(first, 1)) != named(functools.partial(second, 1))
 

@@ -38,7 +38,7 @@ TRUTH = {"square": 1.0, "trace": 49.5}
 """|G|² and tr Σ of the Gaussian gradients with which ratios are compared."""
 
 
-class Point(NamedTuple):
+class Measurement(NamedTuple):
     """One problem and target: what was measured of it, and what was predicted."""
 
     name: str
@@ -53,7 +53,7 @@ class Point(NamedTuple):
 # --------------------------------------------------------------------------- noisy quadratics
 
 
-def quadratics(config: "Config") -> list[Point]:
+def quadratics(config: "Config") -> list[Measurement]:
     """Starts, noises and targets on h = 1/i; steps to the target and scales are all exact."""
     h = 1 / np.arange(1, config.spectrum + 1)
     ones, sizes = np.ones_like(h), np.geomspace(1, 1e6, 10)
@@ -75,7 +75,9 @@ def quadratics(config: "Config") -> list[Point]:
         fit = fit_critical_batch(sizes, steps)
         scales = _exact_scales(models_B[-1], found[-1].rate, int(np.ceil(steps[-1])))
         critical = np.full(3, float(fit.B_crit))
-        points.append(Point(name, "quadratic", sizes, steps, critical, scales, float(fit.S_min)))
+        points.append(
+            Measurement(name, "quadratic", sizes, steps, critical, scales, float(fit.S_min))
+        )
     return points
 
 
@@ -128,7 +130,7 @@ def _squares_problem(config: "Config", noise: float) -> tuple[Problem, float]:
 
 def squares(
     config: "Config", noise: float, progress: Callable[[str, float], None]
-) -> tuple[Point, xr.Dataset]:
+) -> tuple[Measurement, xr.Dataset]:
     """Steps to the target, and scales along the largest batch's run at its tuned rate."""
     problem, cap = _squares_problem(config, noise)
     target = config.squares_target
@@ -215,23 +217,25 @@ def _middle(values: np.ndarray) -> np.ndarray:
     return np.exp([logs.mean(), *(mean_interval(logs) or [logs[0], logs[0]])])
 
 
-def _point(name: str, family: str, found: xr.Dataset, scales: dict[str, np.ndarray]) -> Point:
+def _point(name: str, family: str, found: xr.Dataset, scales: dict[str, np.ndarray]) -> Measurement:
     fit = np.array([float(found.B_crit), *found.B_crit_interval.values])
     sizes, steps = found.batch_size.values, found.steps.values
-    return Point(name, family, sizes, steps, fit, scales, float(found.S_min))
+    return Measurement(name, family, sizes, steps, fit, scales, float(found.S_min))
 
 
 # -------------------------------------------------------------------------------------- network
 
 
-def net(config: "Config", progress: Callable[[str, float], None]) -> tuple[list[Point], xr.Dataset]:
+def net(
+    config: "Config", progress: Callable[[str, float], None]
+) -> tuple[list[Measurement], xr.Dataset]:
     """Steps to every target, and scales along the largest batch's run to the hardest."""
-    chunks_ = drawn_tiles(
+    tiles = drawn_tiles(
         config.data, config.pictures, config.seed, config.net_batches, size=16,
         colours=config.colours,
     )  # fmt: skip
     net = networks.model("conv-transpose", filters=config.filters, colours=config.colours)
-    problem = colourisation_problem(net, chunks_)
+    problem = colourisation_problem(net, tiles)
     problem = dataclasses.replace(problem, metrics=WholeLoss(problem.loss))
     every, hardest = config.net_every, min(config.net_targets)
     most = every * (config.net_steps // every)

@@ -98,14 +98,14 @@ def tiles(
     return Tiles(made[0], made[1], name, data is None)
 
 
-class Sizes(NamedTuple):
+class NetworkSizes(NamedTuple):
     """What a network of each width has and costs."""
 
     parameters: NDArray[np.int64]  # (widths,)
     flops: NDArray[np.float64]  # (widths,) of training on one picture: 3 × 2 × multiply-adds
 
 
-def sizes(net: str, widths: Sequence[int], colours: int, size: int) -> Sizes:
+def sizes(net: str, widths: Sequence[int], colours: int, size: int) -> NetworkSizes:
     """Parameters and training FLOPs a picture; loss, optimiser and elementwise work left out.
 
     >>> sizes("conv-transpose", [4], 8, 16).parameters.tolist()
@@ -115,7 +115,7 @@ def sizes(net: str, widths: Sequence[int], colours: int, size: int) -> Sizes:
         account(networks.model(net, filters=width, colours=colours), (size, size, 1))
         for width in widths
     ]
-    return Sizes(
+    return NetworkSizes(
         np.array([int(count.parameters) for count in counts]),
         np.array([6.0 * int(count.multiply_adds) for count in counts]),
     )

@@ -19,17 +19,17 @@ from .measure import Entry, Side
 FILE = "chinchilla_points.csv"
 
 
-class Sizes(NamedTuple):
+class ScalingSizes(NamedTuple):
     """`resamples` refits; SciPy does `part` of them, scaled: each refit is alike."""
 
     resamples: int = 4000
     part: int = 40
 
 
-QUICK = Sizes(resamples=64, part=4)
+QUICK = ScalingSizes(resamples=64, part=4)
 
 
-def entries(sizes: Sizes) -> list[Entry]:
+def entries(sizes: ScalingSizes) -> list[Entry]:
     """Ours compiled and with compiling, and SciPy's two quasi-Newton methods in a loop."""
     what = f"{sizes.resamples} bootstrap refits of E + A/N^α + B/D^β to 240 runs, float64"
     return [Entry("scaling", what, "s", "ours", lambda entry: _prepare(entry, sizes))]
@@ -50,7 +50,7 @@ def points() -> tuple[Runs, str]:
     return runs(noisy, N, C=C), "240 made-up runs: OPTJAX_DATA has no " + FILE
 
 
-def _prepare(entry: Entry, sizes: Sizes) -> list[Side]:
+def _prepare(entry: Entry, sizes: ScalingSizes) -> list[Side]:
     made, note = points()
     entry.notes.append(f"scaling: {note}")
     found = fit(made)
@@ -78,7 +78,7 @@ METHODS: dict[str, dict[str, float]] = {
 }
 
 
-def _scipy(found: Fit, sizes: Sizes, method: str) -> Any:
+def _scipy(found: Fit, sizes: ScalingSizes, method: str) -> Any:
     def measure() -> float:
         w = counts(jax.random.key(0), 0, sizes.part, len(found.runs.loss))
         start = time.perf_counter()
@@ -116,7 +116,7 @@ def scipy_refit(found: Fit, w: np.ndarray, method: str) -> float:
     return float(end.fun) / scale
 
 
-def _worse(entry: Entry, found: Fit, sizes: Sizes) -> None:
+def _worse(entry: Entry, found: Fit, sizes: ScalingSizes) -> None:
     """Say in how many of the refits that SciPy does ours ends higher."""
     ours = bootstrap(found, max(sizes.part, 2)).objective[: sizes.part]
     w = counts(jax.random.key(0), 0, sizes.part, len(found.runs.loss)).astype(float)
