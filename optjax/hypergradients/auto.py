@@ -24,7 +24,7 @@ class Auto(Mode):
     name = "auto"
 
     def choice(self, job: Job, data: Data, theta: HParams, rest: HParams) -> Choice:
-        """The mode of least predicted time among those whose memory fits."""
+        """Choose the mode of least predicted time among those whose memory fits."""
         numbers, steps = size(theta), job.plan.steps
         if steps == 1:
             reason = "one_step: the run has one step, no second derivative is needed"

@@ -55,7 +55,7 @@ def deviations(theta: HParams, sigma: Sigma) -> HParams:
 
 
 def sigma_of(value: Any) -> Sigma:
-    """The argument `sigma` in a form that can be hashed.
+    """Return the argument `sigma` in a form that can be hashed.
 
     Raises:
       UserError: a deviation is not above 0.
@@ -76,7 +76,7 @@ def as_run(plan: Plan, hparams: HParams) -> HParams:
 
 
 def check_evolution(mode: Any, theta_names: frozenset[str]) -> None:
-    """What both strategies are given."""
+    """Check the arguments that both strategies take."""
     whole(f"{mode.name}: pairs", mode.pairs, 2)
     named = {} if isinstance(mode.sigma, float) else dict(mode.sigma)
     for name in sorted(set(named) - theta_names):
@@ -242,7 +242,7 @@ class PES(Mode):
 
 
 def _direction(key: Key, index: Array, like: Array) -> Array:
-    """The perturbation of a pair, or of a pair's segment: of what `index` names."""
+    """Draw the perturbation of a pair, or of a pair's segment, by its index."""
     stream = jax.random.fold_in(key, _DIRECTIONS)
     for i in jnp.atleast_1d(index):
         stream = jax.random.fold_in(stream, i)

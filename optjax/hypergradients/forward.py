@@ -44,12 +44,12 @@ class Forward(Mode):
         whole("Forward: singly", self.singly, 0)
 
     def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
-        """A state and a step, and as many more as tangents are carried."""
+        """Count a state and a step, and as many more as tangents are carried."""
         tangents = min(numbers, self.tile)
         return found.state * (1 + 2 * tangents) + found.step * (1 + tangents) + found.rest
 
     def cost(self, job: Job, found: Footprint, numbers: int) -> float:
-        """A run, and one more for every tangent."""
+        """Count a run, and one more for every tangent."""
         return 1.0 + numbers
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:

@@ -41,7 +41,7 @@ def greedy_learning_rates(
     max_rate: ArrayLike = jnp.inf,
     sampler: Sampler = "replacement",
 ) -> GreedyRun:
-    """A run of SGD that takes at each step the learning rate of least expected loss after it.
+    """Run SGD with, at each step, the learning rate of least expected loss after it.
 
     η* = ‖g‖²/(gᵀHg + tr(HC_b)), with g and H gradient and Hessian of the loss over all training
     data, C_b the covariance of the mini-batch gradient: C/b for one drawn with replacement,
@@ -105,7 +105,7 @@ def _run(plan: Plan, data: Data, hparams: HParams, max_rate: Array, key: Key) ->
 def _objective(
     plan: Plan, data: Data, hparams: HParams, state: RunState
 ) -> Callable[[PyTree], Array]:
-    """The loss over all training data with the l2 term, as a function of the parameters."""
+    """Return the loss over all training data with the l2 term, as a function of the parameters."""
     numbers = core.hparams_at(plan, hparams, state.params, state.step)
 
     def objective(params: PyTree) -> Array:

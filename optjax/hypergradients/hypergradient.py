@@ -123,18 +123,18 @@ class HypergradFn:
         return result
 
     def pure(self, data: Data, hparams: HParams, key: Key) -> Hypergradient:
-        """The same with the data as an argument, and no look at the numbers: for `jax.jit`."""
+        """Compute the same with the data as an argument, unjudged: for `jax.jit`."""
         theta, rest = self.parted(hparams)
         mode = self.chosen(data, theta, rest)
         return _compute(mode, self.job, data, theta, rest, key)
 
     def explain(self, hparams: HParams) -> Choice:
-        """The mode that is taken for these hyperparameters, and why."""
+        """Return the mode that is taken for these hyperparameters, and why."""
         theta, rest = self.parted(hparams)
         return self.mode.choice(self.job, self.run.problem.data, theta, rest)
 
     def over_seeds(self, hparams: HParams, seeds: int | Iterable[int]) -> Estimate:
-        """The mean over seeds and its standard error, s/√N; seeds that diverged are left out.
+        """Average over seeds, with the standard error s/√N; leave out seeds that diverged.
 
         Near the edge of stability gradients are heavy-tailed: rare runs carry the mean, and an
         error that has not seen them says nothing.
@@ -163,7 +163,7 @@ class HypergradFn:
         return Estimate(mean[0], error[0], mean[1], error[1], each)
 
     def parted(self, hparams: HParams) -> tuple[HParams, HParams]:
-        """What is differentiated by, as floating arrays, and the other hyperparameters."""
+        """Split the hyperparameters to differentiate by, as floating arrays, from the others."""
         checked = self.run.checked(hparams)
         for name in self.wrt or ():
             if name not in checked:
@@ -178,7 +178,7 @@ class HypergradFn:
         return theta, rest
 
     def chosen(self, data: Data, theta: HParams, rest: HParams) -> Mode:
-        """The mode: the one that was asked for, if it fits, or what "auto" chooses."""
+        """Return the mode that was asked for, if it fits, or the one that "auto" chooses."""
         if not theta:
             raise UserError(
                 "nothing to differentiate by: hparams hold no number for it; name one in wrt"
@@ -213,7 +213,7 @@ class HypergradFn:
 
 
 def parted(hparams: HParams, wrt: tuple[str, ...] | None, dtype: Any) -> tuple[HParams, HParams]:
-    """Hyperparameters to differentiate by, in a dtype, and the others; `wrt` as in `hypergrad`."""
+    """Split the hyperparameters to differentiate by, in a dtype, from the others."""
     names = [name for name in hparams if name != "batch_size"] if wrt is None else wrt
     theta = {name: jax.tree.map(lambda v: jnp.asarray(v, dtype), hparams[name]) for name in names}
     return theta, {name: value for name, value in hparams.items() if name not in theta}
@@ -237,7 +237,7 @@ class HypergradientComputation:
     wrt: tuple[str, ...] | None
 
     def __call__(self, data: Data, hparams: HParams, key: Key) -> Hypergradient:
-        """The value and the gradient, nothing checked."""
+        """Compute the value and the gradient; check nothing."""
         params = jax.eval_shape(self.job.plan.init, key, data)[0]
         theta, rest = parted(hparams, self.wrt, core.hyper_dtype(params))
         return _compute(self.mode, self.job, data, theta, rest, key)
@@ -292,7 +292,7 @@ def hypergrad(
     *,
     explain: bool = False,
 ) -> HypergradFn:
-    """The gradient of what a run makes by its hyperparameters, dF(run(θ))/dθ.
+    """Differentiate a number that a run makes by its hyperparameters, dF(run(θ))/dθ.
 
     Args:
       run: from `oj.make_run`.

@@ -34,7 +34,7 @@ def hypergradient_descent(
     wrt: str | Iterable[str] = ("learning_rate",),
     rule: Rule = "additive",
 ) -> optimizers.Factory:
-    """A factory like `factory` whose optimisers adapt their hyperparameters θ at every update.
+    """Make a factory whose optimisers adapt their hyperparameters θ at every update.
 
     With w_{t+1} = w_t + u_t(θ_t) and g_t = ∇L(w_t), the last update's effect on the loss is
 
@@ -205,7 +205,7 @@ def _number(name: str, value: Any) -> None:
 
 
 def _check(name: str, value: Any, rule: Rule) -> None:
-    """A starting value, where it is known before the run."""
+    """Check a starting value, where it is known before the run."""
     _number(name, value)
     if isinstance(value, Tracer):
         return

@@ -63,7 +63,7 @@ class Implicit(Mode):
     )
 
     def check(self, job: Job, names: frozenset[str]) -> None:
-        """What is minimised must depend on the hyperparameters, and the objective on the end."""
+        """Check that the loss depends on the hyperparameters, and the objective on the end."""
         if self.solver not in get_args(Solver):
             raise UserError(f"solver is {self.solver!r}: expected {', '.join(get_args(Solver))}")
         if self.direction not in ("auto", "tangent", "adjoint"):
@@ -85,11 +85,11 @@ class Implicit(Mode):
                 )
 
     def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
-        """The vectors of the linear solver."""
+        """Count the vectors of the linear solver."""
         return 8 * found.state + found.step + found.rest
 
     def cost(self, job: Job, found: Footprint, numbers: int) -> float:
-        """A run; the linear system is not counted."""
+        """Count a run; leave out the linear system."""
         return 1.0
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
@@ -203,7 +203,7 @@ def _relative(rest: Array, b: Array) -> Array:
 
 
 def _seen_along_the_run(job: Job, data: Data, hparams: HParams, trajectory: Trajectory) -> Array:
-    """The size of the objective's derivative by what the final parameters do not decide."""
+    """Measure the objective's derivative by all that the final parameters do not decide."""
     metrics = {name: rows[:-1] for name, rows in trajectory.metrics.items()}
     path = None
     if trajectory.path is not None:
@@ -249,7 +249,7 @@ def _minimised(
 def _at_end(
     job: Job, data: Data, hparams: HParams, trajectory: Trajectory, params: PyTree
 ) -> Trajectory:
-    """The trajectory with other final parameters: what is judged as a function of them."""
+    """Return the trajectory with other final parameters."""
     plan, state = job.plan, trajectory.model_state
     numbers = core.hparams_at(plan, hparams, params, jnp.asarray(plan.steps, jnp.int32))
     metrics = plan.metrics(params, state, data, numbers)

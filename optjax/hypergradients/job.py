@@ -35,11 +35,11 @@ class Job:
     def value(
         self, data: Data, hparams: HParams, key: Key, loop: Loop = jax.lax.scan
     ) -> tuple[Array, Outcome]:
-        """The number, and how the run ended."""
+        """Compute the objective, and how the run ended."""
         return self.judge(core.run(self.plan, data, hparams, key, loop))
 
     def judge(self, trajectory: Trajectory) -> tuple[Array, Outcome]:
-        """The number that a trajectory makes, and how it ended."""
+        """Compute the objective of a trajectory, and how it ended."""
         value = jnp.asarray(self.objective(trajectory))
         if value.shape != () or not jnp.issubdtype(value.dtype, jnp.floating):
             given = f"{value.dtype} of shape {value.shape}"
@@ -49,7 +49,7 @@ class Job:
 
 
 def make_job(plan: Plan, objective: Objective, metrics: set[str]) -> Job:
-    """The job of differentiating what the objective names.
+    """Make the job of differentiating an objective.
 
     Raises:
       UserError: an unknown name.
@@ -88,7 +88,7 @@ class _LastMetric:
 
 
 def with_records(job: Job, every: int) -> Job:
-    """The same job with a record every so many steps, where what it looks at allows it."""
+    """Return the same job with a record every so many steps."""
     return dataclasses.replace(job, plan=dataclasses.replace(job.plan, record_every=every))
 
 

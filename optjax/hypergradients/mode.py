@@ -66,15 +66,15 @@ class Mode:
         """Refuse, before anything is traced, what the mode cannot serve."""
 
     def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
-        """Temporaries of a hypergradient by so many numbers, predicted."""
+        """Predict the temporaries of a hypergradient by so many numbers."""
         raise NotImplementedError
 
     def cost(self, job: Job, found: Footprint, numbers: int) -> float:
-        """Time in runs without a derivative, predicted."""
+        """Predict the time, in runs without a derivative."""
         raise NotImplementedError
 
     def choice(self, job: Job, data: Data, theta: HParams, rest: HParams) -> Choice:
-        """The mode that computes: itself, unless it only chooses.
+        """Return the mode that computes: itself, unless it only chooses.
 
         Raises:
           UserError: its memory does not fit.
@@ -82,9 +82,9 @@ class Mode:
         return Choice(self, "asked for")
 
     def refusal(self, aux: dict[str, Any], status: int, dtype: Any) -> str | None:
-        """Why a finished call has no gradient to give, in a line; None where NaN says it."""
+        """Say why a finished call has no gradient, in a line; None where NaN says it."""
         return None
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
-        """The value and its gradient by theta, a dict of floating arrays."""
+        """Compute the value and its gradient by theta, a dict of floating arrays."""
         raise NotImplementedError

@@ -30,7 +30,7 @@ class OneStep(Mode):
     name = "one_step"
 
     def check(self, job: Job, names: frozenset[str]) -> None:
-        """The run must be one step."""
+        """Check that the run is one step."""
         if job.plan.steps != 1:
             raise UserError(
                 f"mode 'one_step' and a run of {job.plan.steps} steps: expected a run of one; "
@@ -38,11 +38,11 @@ class OneStep(Mode):
             )
 
     def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
-        """What one step leaves."""
+        """Count the residuals of one step."""
         return found.step + found.rest
 
     def cost(self, job: Job, found: Footprint, numbers: int) -> float:
-        """Two gradients, one before and one after the step."""
+        """Count two gradients, one before and one after the step."""
         return 2.0
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:

@@ -43,7 +43,7 @@ class RecursiveScan:
 
 
 def part_length(steps: int, branching: int) -> int:
-    """Steps of a part: the largest power of the branching below `steps`.
+    """Return the steps of a part: the largest power of the branching below `steps`.
 
     All parts but those at the end are then alike, and share their program.
 
@@ -69,16 +69,16 @@ class Recursive(ReverseMode):
     name = "recursive"
 
     def check(self, job: Job, names: frozenset[str]) -> None:
-        """A part has at least two parts."""
+        """Check that a part has at least two parts."""
         whole("Recursive: branching", self.branching, 2)
 
     def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
-        """The states of one path down the tree of parts, and what one step leaves."""
+        """Count the states of one path down the tree of parts, and the residuals of a step."""
         levels = max(1, math.ceil(math.log(job.plan.steps, self.branching)))
         return found.state * levels * self.branching + found.step + found.rest
 
     def cost(self, job: Job, found: Footprint, numbers: int) -> float:
-        """A run more for every level."""
+        """Count a run more for every level."""
         return 4.0 + math.log(job.plan.steps, self.branching)
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:

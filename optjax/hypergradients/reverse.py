@@ -71,11 +71,11 @@ class Reverse(ReverseMode):
     name = "reverse"
 
     def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
-        """What every step leaves."""
+        """Count the residuals of every step."""
         return found.step * job.plan.steps + found.rest
 
     def cost(self, job: Job, found: Footprint, numbers: int) -> float:
-        """More where what is written does not stay near the processor."""
+        """Count more where the residuals do not stay near the processor."""
         return 3.0 if self.bytes(job, found, numbers) <= _CACHE else 5.0
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:

@@ -27,7 +27,7 @@ def in_parts(
     length: int,
     each: int,
 ) -> tuple[PyTree, PyTree]:
-    """A scan over parts of `each` steps, and a shorter one: `run(carry, xs, steps)` runs a part."""
+    """Scan over parts of `each` steps, and a shorter one: `run(carry, xs, steps)` runs a part."""
     parts, rest = divmod(length, each)
     head = jax.tree.map(lambda a: a[: parts * each].reshape(parts, each, *a.shape[1:]), xs)
     carry, ys = jax.lax.scan(lambda c, x: run(c, x, each), carry, head, length=parts)
@@ -39,7 +39,7 @@ def in_parts(
 
 
 def segment_length(length: int) -> int:
-    """Steps of a segment: the divisor of `length` near its root, if there is one.
+    """Return the steps of a segment: the divisor of `length` near its root, if there is one.
 
     >>> segment_length(6400), segment_length(1000), segment_length(997)
     (80, 40, 32)
@@ -87,13 +87,13 @@ class Segmented(ReverseMode):
             whole("Segmented: segments", self.segments, 1)
 
     def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
-        """A state a segment, and what every step of one segment leaves."""
+        """Count a state a segment, and the residuals of one segment."""
         steps = job.plan.steps
         each = -(-steps // self.segments) if self.segments else segment_length(steps)
         return found.state * -(-steps // each) + found.step * each + found.rest
 
     def cost(self, job: Job, found: Footprint, numbers: int) -> float:
-        """A run more than reverse mode."""
+        """Count a run more than reverse mode."""
         return 4.0
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:

@@ -21,7 +21,7 @@ class Dual(NamedTuple):
 
 
 def push(function: Callable[..., PyTree], *duals: Dual) -> Dual:
-    """The function's value, and its directional derivatives along each tangent.
+    """Push values and tangents through a function, linearised once.
 
     >>> x = Dual({"x": jnp.array(3.0)}, ([jnp.array(1.0)], [jnp.array(2.0)]))
     >>> y = push(lambda d: d["x"] ** 2, x)
@@ -45,7 +45,7 @@ def push(function: Callable[..., PyTree], *duals: Dual) -> Dual:
 
 
 def _floating(leaves: list[Any]) -> tuple[list[Array], list[Any]]:
-    """The floating leaves; and all of them, None in their places."""
+    """Split off the floating leaves; leave None in their places."""
     floats = [jnp.issubdtype(jnp.asarray(leaf).dtype, jnp.floating) for leaf in leaves]
     return (
         [jnp.asarray(leaf) for leaf, yes in zip(leaves, floats, strict=True) if yes],

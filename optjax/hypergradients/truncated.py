@@ -54,11 +54,11 @@ class Truncated(Mode):
             )
 
     def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
-        """What the last steps leave."""
+        """Count the residuals of the last steps."""
         return found.step * self.steps + found.rest
 
     def cost(self, job: Job, found: Footprint, numbers: int) -> float:
-        """A run, and reverse mode through its last steps."""
+        """Count a run, and reverse mode through its last steps."""
         return 1.0 + 4.0 * self.steps / job.plan.steps
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
@@ -81,7 +81,7 @@ class Truncated(Mode):
 
 
 def _part(job: Job, steps: int) -> Any:
-    """The plan of a part of the run: one record, unless records are looked at."""
+    """Return the plan of a part of the run: one record, unless records are looked at."""
     if looks_inside(job):
         return job.plan
     return dataclasses.replace(job.plan, record_every=steps)

@@ -83,7 +83,7 @@ class ActiveRuns:
         return self.programs.layout.batch * len(self.batches)
 
     def runs(self) -> np.ndarray:
-        """The numbers of its runs."""
+        """Return the numbers of the runs."""
         if not self.batches:
             return np.empty(0, np.int64)
         runs = np.concatenate([batch.runs for batch in self.batches])
@@ -105,7 +105,7 @@ class ActiveRuns:
         return chunk
 
     def finished(self, batch: RunBatch, which: np.ndarray) -> Finished:
-        """What some runs of a batch have reached, and what is kept of them."""
+        """Judge some runs of a batch."""
         out = fetch(self.programs.finish(batch.inputs, batch.states, self.step))
         return jax.tree.map(lambda leaf: np.asarray(leaf)[which], out)
 
@@ -149,7 +149,7 @@ class ActiveRuns:
             self.pace *= self.places / before
 
     def _smaller(self, left: int, ahead: float) -> BatchLayout | None:
-        """A layout for one small batch, where the time that it saves exceeds its compilation."""
+        """Find a layout for one small batch, where it saves more time than compiling takes."""
         layout, devices = self.programs.layout, len(self.programs.devices)
         each = 1 << math.ceil(math.log2(-(-left // devices)))
         # A power of two divides another.
@@ -161,7 +161,7 @@ class ActiveRuns:
         return None
 
     def state(self) -> tuple[np.ndarray, list[np.ndarray]]:
-        """The numbers of its runs, and the leaves of their state in that order."""
+        """Return the numbers of the runs, and the leaves of their states in that order."""
         parts = [(b.runs, fetch(b.states)) for b in self.batches]
         runs = np.concatenate([r for r, _ in parts])
         columns = zip(*(jax.tree.leaves(states) for _, states in parts), strict=True)
@@ -196,7 +196,7 @@ def form(request: layouts.Request, make: Any) -> tuple[ActiveRuns, layouts.Chose
 
 
 def inputs(group: Group, seeds: list[int], runs: np.ndarray) -> tuple[Inputs, np.ndarray]:
-    """What runs are given, and their seeds; those of the first where a run only fills up."""
+    """Gather the inputs and seeds of runs; those of the first where a place is only filled up."""
     runs = np.where(runs == NONE, runs[0], runs)
     place = {int(p): i for i, p in enumerate(group.points)}
     at = np.array([place[int(p)] for p in runs // len(seeds)])
@@ -212,7 +212,7 @@ def _cut(runs: np.ndarray, batch: int) -> list[np.ndarray]:
 
 
 def _as_states(programs: Programs, leaves: list[np.ndarray]) -> PyTree:
-    """Saved leaves as the runs of a batch, checked against what the program takes."""
+    """Restore a batch from saved leaves; check them against the program."""
     like, tree = jax.tree.flatten(programs.plain_like)
     shapes = [(leaf.shape[1:], leaf.dtype) for leaf in leaves]
     if shapes != [(kind.shape, kind.dtype) for kind in like]:

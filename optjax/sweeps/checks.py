@@ -27,7 +27,7 @@ RESERVED = frozenset(
 
 
 def chosen_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
-    """The seeds: 0 … n − 1, or those given.
+    """Return the seeds: 0 … n − 1, or those given.
 
     Raises:
       UserError: none, one twice, or what is no whole number from 0 to 2³¹ − 1.
@@ -54,7 +54,7 @@ def chosen_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
 
 
 def settings(devices: Any, **numbers: Any) -> list[Any]:
-    """The devices; and whether the numbers of a sweep's settings can be what they are.
+    """Check the numbers of a sweep's settings; return the devices.
 
     Args:
       numbers: vmap chunk, chunk_steps (whole, or None); chunk_seconds, checkpoint_seconds, memory.
@@ -134,7 +134,7 @@ def _shapes(point: Point, final: Final | None) -> tuple[dict[str, Any], dict[str
 
 
 def kept(groups: Sequence[Group], seeds: Sequence[int], grid: Grid) -> dict[str, list[str]]:
-    """What is kept of hypergradients, each with the names of its own axes.
+    """Name the variables of hypergradients, each with its own axes.
 
     Raises:
       UserError: results of one name have different numbers of axes, an axis has the name of a
@@ -165,7 +165,7 @@ def kept(groups: Sequence[Group], seeds: Sequence[int], grid: Grid) -> dict[str,
 
 
 def _axes(name: str, count: int) -> list[str]:
-    """The axes of a gradient's entry; an entry and its standard error share theirs."""
+    """Name the axes of a gradient's entry; an entry and its standard error share theirs."""
     of = name.removeprefix("gradient_").removeprefix("standard_error_")
     return [f"{of}_index" + (f"_{i}" if count > 1 else "") for i in range(count)]
 

@@ -79,7 +79,7 @@ class Executor:
         self._named = 0
 
     def run(self) -> None:
-        """Everything that is not known yet.
+        """Compute everything that is not known yet.
 
         Raises:
           KeyboardInterrupt: after the chunk under way, with all of it kept.
@@ -133,7 +133,7 @@ class Executor:
         return list(found)
 
     def _planned(self, group: Group) -> Iterator[tuple[Group, np.ndarray, int, int | None]]:
-        """The group's runs that have not ended, cut by the step they are at and by memory.
+        """Cut the group's runs that have not ended, by the step they are at and by memory.
 
         Beside them, how many are vmapped together where that is known.
         """
@@ -270,7 +270,7 @@ class Executor:
             self._drop(active.name)
 
     def _count(self, active: ActiveRuns, until: int) -> int:
-        """Records of the next chunk: what takes about `chunk_seconds`, no run past its end."""
+        """Count the records of the next chunk: about `chunk_seconds`, no run past its end."""
         settings, every = self.settings, self.results.every
         ends = self.results.steps[self._alive(active)]
         left = (min(until, int(ends.min()) if ends.size else until) - active.step) // every
@@ -331,7 +331,7 @@ class Executor:
         return over
 
     def _last(self, runs: np.ndarray) -> np.ndarray:
-        """The step of the last record that counts."""
+        """Return the step of the last record that counts."""
         results = self.results
         stopped, diverged = results.stopped_at[runs], results.diverged_at[runs]
         last = np.where(stopped >= 0, np.minimum(results.steps[runs], stopped), results.steps[runs])

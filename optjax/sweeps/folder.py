@@ -28,7 +28,7 @@ def opened(
     halving: Any,
     overwrite: bool,
 ) -> Store:
-    """The store of the sweep, in every process; its `spec` is None where all is computed.
+    """Open the store of the sweep, in every process; its `spec` is None where all is computed.
 
     Raises:
       UserError: as `sweep` says, in every process.
@@ -104,7 +104,7 @@ def _continued(
 
 
 def load_sweep(folder: str | os.PathLike[str]) -> "xarray.Dataset":
-    """What a sweep's folder holds: the result, or as much of it as was computed so far.
+    """Load a sweep's folder: the result, or as much as was computed so far.
 
     Raises:
       UserError: no sweep is there, or it is damaged.
@@ -156,7 +156,7 @@ def restore(store: Store, results: Results) -> None:
 
 
 def result(store: Store) -> "xarray.Dataset":
-    """The dataset of a sweep that is complete.
+    """Read the dataset of a complete sweep.
 
     Raises:
       UserError: it is not readable.

@@ -34,7 +34,7 @@ class Grid:
         return math.prod(self.axes.values())
 
     def point(self, index: int) -> dict[str, Any]:
-        """The values of one point."""
+        """Return the values of one point."""
         return {name: column[index] for name, column in self.columns.items()}
 
 
@@ -56,7 +56,7 @@ class Uniform:
     whole: bool = False
 
     def at(self, u: np.ndarray) -> np.ndarray:
-        """The values at u in [0, 1): low + u(high − low), or low (high / low)ᵘ."""
+        """Return the values at u in [0, 1): low + u(high − low), or low (high / low)ᵘ."""
         if self.log:
             values = self.low * (self.high / self.low) ** u
         else:
@@ -93,7 +93,7 @@ def loguniform(low: float, high: float, *, whole: bool = False) -> Uniform:
 
 
 def product(axes: Mapping[str, Any]) -> Grid:
-    """Every combination of the values of each axis; what `sweep` makes of a plain dict.
+    """Combine the values of all axes, as `sweep` does with a plain dict.
 
     Raises:
       UserError: an axis is empty or repeats a value.
@@ -117,7 +117,7 @@ def product(axes: Mapping[str, Any]) -> Grid:
 
 
 def zip_grid(axes: Mapping[str, Any]) -> Grid:
-    """The first values of every axis together, then the second, …; one axis, ``point``.
+    """Pair the first values of all axes, then the second, …; one axis, ``point``.
 
     >>> zip_grid({"learning_rate": [0.1, 0.2], "batch_size": [4, 8]}).point(1)
     {'learning_rate': 0.2, 'batch_size': 8}
@@ -131,7 +131,7 @@ def zip_grid(axes: Mapping[str, Any]) -> Grid:
 
 
 def points(rows: Iterable[Mapping[str, Any]]) -> Grid:
-    """Points given one by one; one axis, ``point``.
+    """List points one by one; one axis, ``point``.
 
     >>> len(points([{"learning_rate": 0.1}, {"learning_rate": 0.5}]))
     2
@@ -191,7 +191,7 @@ def sample(
 
 
 def as_grid(given: Any) -> Grid:
-    """A grid, or a plain dict of axes as the product of them; {} is the one empty point."""
+    """Return a grid, or the product of a dict of axes; {} is the one empty point."""
     if isinstance(given, Grid):
         return given
     if isinstance(given, Mapping):
@@ -215,7 +215,7 @@ def _points(columns: Mapping[str, Sequence[Any]]) -> Grid:
 
 
 def _axis(name: str, given: Any) -> list[Any]:
-    """The values of an axis as plain Python values."""
+    """Return the values of an axis as plain Python values."""
     if not isinstance(name, str) or name in ("seed", "step", "point"):
         raise UserError(f"an axis is named {name!r}: expected a hyperparameter's name")
     if isinstance(given, Uniform):
@@ -260,7 +260,7 @@ def _said(value: Any) -> str:
 
 
 def label(value: Any) -> Any:
-    """A value as a coordinate: numbers and text as they are, others by their name.
+    """Return a value as a coordinate: numbers and text as they are, others by their name.
 
     >>> label(0.1), label(math.sqrt), label(functools.partial(math.pow, 2))
     (0.1, 'sqrt', 'pow(2)')

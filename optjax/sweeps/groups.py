@@ -49,7 +49,7 @@ class Column:
     place: np.ndarray  # (G,) int
 
     def at(self, points: np.ndarray) -> PyTree:
-        """The values of some points, stacked."""
+        """Stack the values of some points."""
         return jax.tree.map(lambda leaf: np.asarray(leaf)[self.place[points]], self.values)
 
 
@@ -76,7 +76,7 @@ class Group:
         return 1 - float(np.mean(sizes)) / self.plan.slots
 
     def hparams_at(self, places: np.ndarray) -> HParams:
-        """The hyperparameters of some of its points, stacked."""
+        """Stack the hyperparameters of some of its points."""
         return {
             name: column.at(places) if isinstance(column, Column) else column[places]
             for name, column in self.hparams.items()
@@ -84,7 +84,7 @@ class Group:
 
 
 def resolve(run: Any, grid: Grid) -> list[Point]:
-    """Every point's run, hyperparameters and steps.
+    """Take every point of a grid apart.
 
     Args:
       run: a run or a hypergradient; or a function that makes one from some of the grid's names,
@@ -143,7 +143,7 @@ def resolve(run: Any, grid: Grid) -> list[Point]:
 
 
 def grouped(points: Sequence[Point], batching: Batching = "auto", final: Any = None) -> list[Group]:
-    """The points in groups that share a program, the dearest first.
+    """Group the points that share a program, the dearest first.
 
     Args:
       batching: a program for each batch size ("static"), one for all ("masked"), or whichever
@@ -195,7 +195,7 @@ def _kinds(tree: PyTree) -> Any:
 
 
 def _distinct(values: Sequence[PyTree]) -> tuple[list[PyTree], np.ndarray]:
-    """The values, each once, and which is whose; equal are those of the same arrays."""
+    """Return the distinct values, and which is whose; equal are those of the same arrays."""
     keys = [tuple(map(id, jax.tree.leaves(value))) for value in values]
     distinct = dict(zip(keys, values, strict=True))
     place = {key: at for at, key in enumerate(distinct)}
@@ -212,7 +212,7 @@ def is_number(value: Any) -> bool:
 
 
 def _column(values: Sequence[Any]) -> np.ndarray | Column:
-    """The values of a hyperparameter at the points of a group."""
+    """Stack the values of a hyperparameter at the points of a group."""
     if all(map(is_number, values)):
         real = jax.dtypes.canonicalize_dtype(float)
         return np.array([float(np.asarray(value)) for value in values], real)
@@ -221,7 +221,7 @@ def _column(values: Sequence[Any]) -> np.ndarray | Column:
 
 
 def columns(hparams: Sequence[HParams]) -> dict[str, np.ndarray | Column]:
-    """The hyperparameters of the points of a group."""
+    """Stack the hyperparameters of the points of a group."""
     return {name: _column([one[name] for one in hparams]) for name in hparams[0]}
 
 
@@ -248,7 +248,7 @@ def _group(points: Sequence[Point], members: list[int], plan: Plan) -> Group:
 
 
 def _of_gradient(group: Group, point: Point, fn: HypergradFn) -> Group:
-    """A group of hypergradients: its mode chosen once for all of it, its memory predicted."""
+    """Make a group of hypergradients: choose its mode once, predict its memory."""
     plan = group.plan
     own = {"steps": point.steps, "slots": plan.slots, "whole": plan.whole}
     every = fn.job.plan.record_every if looks_inside(fn.job) else point.steps
@@ -332,7 +332,7 @@ def counted(lowered: Any) -> float:
 def cheapest(
     sizes: Sequence[int], work: Sequence[float], cost: Sequence[float], compiling: float
 ) -> list[tuple[int, int]]:
-    """The cut of sorted batch sizes into neighbours that share a program, of least total time.
+    """Cut sorted batch sizes into neighbours that share a program, for least total time.
 
     .. math:: \\min \\sum_{groups} \\Big(C + c_{max(group)} \\sum_{b ∈ group} W_b\\Big)
 

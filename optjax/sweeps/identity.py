@@ -32,7 +32,7 @@ def identity(
     settings: Mapping[str, Any],
     code: Sequence[types.ModuleType] = (),
 ) -> dict[str, Any]:
-    """What must agree for results to belong together, as names and text.
+    """Describe all that must agree for results to belong together, as names and text.
 
     Args:
       settings: the sweep's own that change results: stop rules, whether diverged runs are kept.
@@ -76,7 +76,7 @@ def identity(
 
 
 def run_ids(grid: Grid, steps: Sequence[int], seeds: Sequence[int]) -> np.ndarray:
-    """A number for every run, (P, S) uint64, by its own point, steps and seed alone."""
+    """Give every run a number, (P, S) uint64, by its own point, steps and seed alone."""
     ids = np.empty((len(grid), len(seeds)), np.uint64)
     for i in range(len(grid)):
         point = sorted((k, _named(v)) for k, v in grid.point(i).items())
@@ -90,7 +90,7 @@ def run_ids(grid: Grid, steps: Sequence[int], seeds: Sequence[int]) -> np.ndarra
 
 
 def _named(value: Any) -> str:
-    """A value of a point as text, 1 and 1.0 alike; of arrays and functions, what is in them."""
+    """Write a value of a point as text, 1 and 1.0 alike; arrays and functions by their content."""
     if isinstance(value, Labelled):
         return fingerprint.of(value.value)
     if callable(value):

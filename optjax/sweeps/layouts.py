@@ -88,7 +88,7 @@ def check(how: str, vmap_chunk: int | None) -> None:
 
 
 def choose(request: Request) -> Chosen:
-    """The layout to run in; compiled and, where it was tried, measured."""
+    """Choose the layout to run in; compile it and, where it pays, measure it."""
     if request.how != "auto" or request.vmap_chunk is not None:
         return _fitting(request, request.programs(_given(request)), "given")
     memory = _Memory(request)
@@ -141,7 +141,7 @@ def _chosen(request: Request, memory: "_Memory") -> Chosen:
 
 
 def describe(layout: BatchLayout, devices: int) -> str:
-    """A layout in words.
+    """Describe a layout in words.
 
     >>> describe(BatchLayout(64, 16, True), 2)
     'lax.map over 2 vmap chunks of 16 runs on each of 2 devices, batches as counts'
@@ -159,7 +159,7 @@ def describe(layout: BatchLayout, devices: int) -> str:
 
 
 def measure(programs: Programs, request: Request) -> float | None:
-    """Seconds a step of a run, by the difference of two short chunks; compiles the programs.
+    """Measure the seconds a step of a run, by the difference of two short chunks.
 
     None where the steps are too quick to be told apart from the rest.
     """
@@ -180,7 +180,7 @@ def measure(programs: Programs, request: Request) -> float | None:
 
 
 def device_memory(device: Any) -> float:
-    """Bytes that a sweep may take of a device: 80 % of it, half of what is free on the CPU."""
+    """Return the bytes a sweep may take of a device: 80 %, or half of the CPU's free memory."""
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return 0.8 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
@@ -203,7 +203,7 @@ def _given(request: Request) -> BatchLayout:
 
 
 def _guess(request: Request) -> tuple[Programs, float]:
-    """On the CPU vmap chunks that stay in the cache, or one run where a step is heavy; else all.
+    """Guess: on the CPU vmap chunks that fit the cache, one run where a step is heavy; else all.
 
     Beside the programs the operations of a step.
     """
@@ -226,7 +226,7 @@ def _guess(request: Request) -> tuple[Programs, float]:
 
 
 def run_bytes(spec: RunSpec, group: Group, example: Any) -> int:
-    """Bytes of the state of one run.
+    """Return the bytes of the state of one run.
 
     Args:
       example: inputs and seeds of a batch.
@@ -236,7 +236,7 @@ def run_bytes(spec: RunSpec, group: Group, example: Any) -> int:
 
 
 def _fitting(request: Request, programs: Programs, why: str = "guessed") -> Chosen:
-    """The programs, with as few runs in a vmap chunk as the device's memory asks for."""
+    """Compile the programs, with as few runs in a vmap chunk as the device's memory asks for."""
     while True:
         layout = programs.layout
         try:
@@ -257,7 +257,7 @@ def _fitting(request: Request, programs: Programs, why: str = "guessed") -> Chos
 
 
 def _others(request: Request, first: BatchLayout) -> list[BatchLayout]:
-    """Layouts worth a trial beside the first."""
+    """List other layouts that are worth a trial."""
     devices = len(request.devices)
     each = -(-request.runs // devices)
     vmap_chunk, found = first.vmap_chunk, []
@@ -290,7 +290,7 @@ def _countable(request: Request) -> bool:
 
 
 def _power(x: float) -> int:
-    """The largest power of two within x, at least 1."""
+    """Return the largest power of two within x, at least 1."""
     return 1 << max(0, int(math.log2(max(1.0, x))))
 
 
@@ -357,7 +357,7 @@ class _Memory:
 
 
 def example(inputs: Inputs, seeds: np.ndarray) -> Callable[[int], Any]:
-    """The first runs of a group, repeated to fill a batch."""
+    """Repeat the first runs of a group to fill a batch."""
 
     def batch(size: int) -> tuple[Any, Any]:
         at = np.arange(size) % len(seeds)

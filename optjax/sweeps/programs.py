@@ -34,7 +34,7 @@ class BatchLayout(NamedTuple):
 
 
 def runs_mesh(devices: list[Any]) -> jax.sharding.Mesh:
-    """The mesh that runs are laid over."""
+    """Return the mesh that runs are laid over."""
     return jax.sharding.Mesh(np.asarray(devices), ("run",), axis_types=(AxisType.Auto,))
 
 
@@ -144,16 +144,16 @@ class Programs:
         self.hasty = False  # whether compiling would take longer than running
 
     def start(self, inputs: Inputs, seeds: PyTree) -> PyTree:
-        """The runs before their first step."""
+        """Start the runs."""
         return self._call("start", self._start, inputs, seeds)
 
     def chunk(self, inputs: Inputs, states: PyTree, step: int, records: int, every: int) -> Any:
-        """(the runs after at most `records` records, name → (batch, capacity) values)."""
+        """Advance the runs by at most `records` records: (runs, name → (batch, capacity, …))."""
         numbers = [np.int32(x) for x in (step, records, every)]
         return self._call("chunk", self._chunk, inputs, states, *numbers)
 
     def finish(self, inputs: Inputs, states: PyTree, step: int) -> Any:
-        """(what each run has reached, name → what is kept of it)."""
+        """Judge the runs at a step."""
         return self._call("finish", self._finish, inputs, states, np.int32(step))
 
     def put(self, tree: PyTree, *, replicated: bool = False) -> PyTree:
@@ -186,7 +186,7 @@ class Programs:
         )
 
     def text(self) -> str:
-        """The compiled chunk as HLO."""
+        """Return the compiled chunk as HLO."""
         return self._compiled["chunk"].as_text()
 
     def _call(self, name: str, program: Callable[..., Any], *args: Any) -> Any:
@@ -245,7 +245,7 @@ class Programs:
         return self._jitted(program, len(args)).lower(self.data, *args)
 
     def _jitted(self, program: Callable[..., Any], count: int) -> Any:
-        """A program of the data and so many arguments, the first two laid over the runs."""
+        """Compile a program of the data and so many arguments, the first two laid over the runs."""
         if self.mesh is None:
             return jax.jit(program)
         over, whole = PartitionSpec("run"), PartitionSpec()
@@ -259,14 +259,14 @@ class Programs:
         return jax.jit(function)
 
     def _lowered(self) -> Any:
-        """The chunk, lowered for arguments of which only the shapes are known."""
+        """Lower the chunk for arguments of which only the shapes are known."""
         if self._chunk_lowered is None:
             inputs, _, states = self._shapes()
             self._chunk_lowered = self._lower(self._chunk, inputs, states, *[np.int32(1)] * 3)
         return self._chunk_lowered
 
     def _shapes(self) -> tuple[PyTree, PyTree, PyTree]:
-        """Inputs, seeds and runs of a batch as shapes, laid over the devices."""
+        """Return inputs, seeds and runs of a batch as shapes, laid over the devices."""
         batch = self.layout.batch
         over = self.put(np.zeros(batch, np.int32)).sharding
         empty = self.put(np.zeros((batch, 0), np.int32)).sharding
@@ -306,7 +306,7 @@ _ROOM = 64
 
 
 def _cached(key: Any, make: Callable[[], Any] | None) -> tuple[Any, float]:
-    """A compiled program and the seconds it took, kept for the next sweep of this process.
+    """Return a compiled program and the seconds it took; keep it for the next sweep.
 
     The one that was used longest ago goes first.
     """
@@ -329,6 +329,6 @@ def forget() -> None:
 
 
 def _kinds(tree: PyTree) -> Any:
-    """What a compiled program is particular to in its arguments, hashable."""
+    """Return the kinds of arguments that a program is compiled for, hashable."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)

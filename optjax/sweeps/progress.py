@@ -72,7 +72,7 @@ class Interrupt:
 
 
 def _si(x: float) -> str:
-    """A number to three digits with its prefix.
+    """Write a number to three digits with its prefix.
 
     >>> _si(1234567.0)
     '1.23M'
@@ -84,7 +84,9 @@ def _si(x: float) -> str:
 
 
 def _duration(seconds: float) -> str:
-    """>>> _duration(75)
+    """Write seconds for people.
+
+    >>> _duration(75)
     '1 min 15 s'
     """
     seconds = round(seconds)

@@ -1,4 +1,4 @@
-"""A run of a sweep again, alone."""
+"""Run a run of a sweep again, alone."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ _HELD: "weakref.WeakKeyDictionary[Any, dict[str, _Made]]" = weakref.WeakKeyDicti
 def replay(
     selected: "xarray.Dataset", run: Run | Callable[..., Run] | None = None, *, every: int = 1
 ) -> Trajectory:
-    """One run of a sweep again, alone, with the parameters at every record.
+    """Run one run of a sweep again, alone, with the parameters at every record.
 
     Args:
       selected: one run of a sweep's dataset, as ``dataset.sel(learning_rate=0.1, seed=3)``.
@@ -94,7 +94,7 @@ def replay(
 
 
 def _original(grid: Grid, name: str, value: Any) -> Any:
-    """The grid's own value of a coordinate, which may be its label."""
+    """Return the grid's own value of a coordinate, which may be its label."""
     column = grid.columns.get(name, ())
     return next((v for v in column if label(v) == value), value)
 

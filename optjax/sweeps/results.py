@@ -23,7 +23,7 @@ _ENDS = ("status", "diverged_at", "stopped_at", "stopped_by", "done")
 
 
 def real(values: np.ndarray, *, keep_whole: bool = False) -> np.ndarray:
-    """Values as netCDF and NaN want them: half precision widened, and whole numbers real.
+    """Widen values for netCDF and NaN: half precision to single, whole numbers to real.
 
     >>> real(np.array([1, 2])).dtype, real(np.array([1, 2]), keep_whole=True).dtype
     (dtype('float64'), dtype('int64'))
@@ -78,7 +78,7 @@ class Results:
         return len(self.ids)
 
     def find(self, ids: np.ndarray) -> np.ndarray:
-        """The runs of those ids, (L,); −1 where there is none."""
+        """Find the runs of some ids, (L,); −1 where there is none."""
         at = np.searchsorted(self.ids, ids, sorter=self._order)
         runs = self._order[np.minimum(at, len(self) - 1)]
         return np.where(self.ids[runs] == ids, runs, -1)
@@ -86,7 +86,7 @@ class Results:
     def record(
         self, runs: np.ndarray, first: int, count: int, values: Mapping[str, np.ndarray]
     ) -> None:
-        """Records `first`, first + 1, … of some runs: name → (L, count, …)."""
+        """Keep the records `first`, first + 1, … of some runs: name → (L, count, …)."""
         self.records = max(self.records, first + count)
         for name, rows in values.items():
             room = self._room(self.values.get(name), rows.dtype, self.records, *rows.shape[2:])
@@ -95,7 +95,7 @@ class Results:
         self.done[runs] = np.maximum(self.done[runs], (first + count) * self.every)
 
     def end(self, runs: np.ndarray, rows: Mapping[str, np.ndarray]) -> None:
-        """The outcomes of runs that have ended; what was recorded past their end is dropped.
+        """Keep the outcomes of runs that have ended; drop records past their end.
 
         Args:
           rows: name → (L, …): ``status``, ``diverged_at``, ``stopped_at``, ``stopped_by``,
@@ -116,7 +116,7 @@ class Results:
                     values[run, last:] = np.nan
 
     def _room(self, old: np.ndarray | None, kind: np.dtype, *shape: int) -> np.ndarray:
-        """Where values of a kind go: what there is, widened where they are wider; else empty."""
+        """Make room for values of a kind: widen the array there is, or make one."""
         if old is None:
             return np.full((len(self), *shape), np.nan if kind.kind == "f" else 0, kind)
         kind = np.promote_types(old.dtype, kind)
@@ -128,7 +128,7 @@ class Results:
         return new
 
     def restore(self, facts: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
-        """What a frame of the store says."""
+        """Take over a frame of the store."""
         runs = self.find(arrays[RUN])
         known = runs >= 0
         rows = {name: a[known] for name, a in arrays.items() if name != RUN}
@@ -147,7 +147,7 @@ class Results:
         self.judged &= ended | (self.done >= self.steps)
 
     def dataset(self) -> xr.Dataset:
-        """Named axes: those of the grid, ``seed`` and ``step``."""
+        """Return the dataset, with the axes of the grid, ``seed`` and ``step``."""
         shape = (*self.axes.values(), len(self.seeds))
         dims = (*self.axes, "seed")
         names = ["", *self.rules]
@@ -196,11 +196,11 @@ class Results:
         return found
 
     def _inner(self, name: str, count: int) -> list[str]:
-        """The names of a variable's own axes."""
+        """Name a variable's own axes."""
         return list(self.inner.get(name) or [f"{name}_{i}" for i in range(count)])
 
     def _along(self, axis: str, column: Sequence[Any]) -> np.ndarray:
-        """The coordinate of a product's axis, out of its column of P values."""
+        """Return the coordinate of a product's axis, out of its column of P values."""
         names = list(self.axes)
         inner = math.prod(list(self.axes.values())[names.index(axis) + 1 :])
         return np.array([label(v) for v in column[:: max(1, inner)][: self.axes[axis]]])

@@ -121,7 +121,7 @@ class Halving:
         _steps("first", self.first)
 
     def steps(self, last: int, every: int) -> list[int]:
-        """The steps of the selections, all before `last` and multiples of `every`."""
+        """List the steps of the selections, all before `last` and multiples of `every`."""
         found, at = [], float(self.first)
         while round(at / every) * every < last:
             if (step := max(1, round(at / every)) * every) not in found:
@@ -149,14 +149,14 @@ def _steps(name: str, value: Any) -> None:
 
 
 def _real(value: Array) -> Array:
-    """A metric as a number that can be compared with any: at least float32."""
+    """Return a metric as a number that can be compared: at least float32."""
     from optjax.run.core import widened
 
     return value.astype(widened(value.dtype))
 
 
 def checked(rules: Any, metrics: set[str], every: int) -> tuple[tuple[Any, ...], Halving | None]:
-    """The rules of single runs, and the one that compares runs, if there is one.
+    """Split the rules of single runs from the one that compares runs, if there is one.
 
     Raises:
       UserError: no rule, two that compare, or a metric that is not recorded.

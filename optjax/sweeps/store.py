@@ -108,7 +108,7 @@ class Store:
             self.spec = dict(spec)
 
     def append(self, kind: str, arrays: Arrays, **facts: int) -> None:
-        """One frame of records, on the disk when this returns."""
+        """Append a frame of records, on the disk when this returns."""
         if not self.writer:
             return
         count = len(next(iter(arrays.values())))
@@ -130,7 +130,7 @@ class Store:
                 raise
 
     def frames(self) -> Iterator[tuple[dict[str, str], dict[str, np.ndarray]]]:
-        """(facts, arrays) of every whole frame, the oldest first; cuts off a torn end."""
+        """Read (facts, arrays) of every whole frame, the oldest first; cut off a torn end."""
         path = self.folder / "records.log"
         if not path.is_file():
             return
@@ -262,7 +262,7 @@ def _parsed(payload: bytes, path: Path) -> tuple[dict[str, str], dict[str, np.nd
 
 
 def read_spec(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """What the sweep in a folder is, without a lock.
+    """Read the spec of the sweep in a folder, without a lock.
 
     Raises:
       UserError: no sweep is there.

@@ -155,7 +155,7 @@ def carry_out(
     about: Mapping[str, Any] | None = None,
     title: Literal["sweep", "tuning"] = "sweep",
 ) -> tuple["xarray.Dataset", list[dict[str, Any]]]:
-    """The dataset of what is asked for, computed or read from its folder; notes on how.
+    """Compute a dataset or read it from its folder; return it with notes on how.
 
     Raises:
       UserError, KeyboardInterrupt: as `sweep`.
@@ -214,7 +214,7 @@ def _of_runs(
     final: Final | None,
     chunk_steps: int | None,
 ) -> Work:
-    """A sweep of runs."""
+    """Prepare a sweep of runs."""
     plan = points[0].run.plan
     common, metrics = checks.names(points, grid, final)
     rules, halving = stop_rules.checked(stop, {"loss", *common}, plan.record_every)
@@ -248,7 +248,7 @@ def _of_gradients(
     final: Final | None,
     chunk_steps: int | None,
 ) -> Work:
-    """A sweep of hypergradients: of one record each, its gradient kept at its end."""
+    """Prepare a sweep of hypergradients: of one record each, the gradient kept at its end."""
     for name, value in (("stop", stop), ("final", final)):
         if value:
             raise UserError(f"{name} is for runs: a hypergradient is one record; leave it out")
@@ -283,7 +283,7 @@ def _listed(names: Iterable[Any]) -> str:
 
 
 def _origin(grid: Grid, devices: list[Any], begin: float) -> dict[str, Any]:
-    """Where a dataset comes from, as its attributes."""
+    """Say where a dataset comes from, as its attributes."""
     return {
         "named": json.dumps(
             [n for n, column in grid.columns.items() if any(map(callable, column))]

@@ -69,7 +69,7 @@ def shapes(spec: RunSpec, data: Data, inputs: Inputs, seeds: Any) -> tuple[Any, 
 
 
 def start(spec: RunSpec, data: Data, hparams: HParams, seed: Array) -> SweptRun:
-    """The run before its first step."""
+    """Start the run."""
     state = spec.computation.start(data, hparams, jax.random.key(seed))
     never = jnp.full((), -1, jnp.int32)
     rules = tuple(rule.init() for rule in spec.rules)
@@ -80,7 +80,7 @@ def start(spec: RunSpec, data: Data, hparams: HParams, seed: Array) -> SweptRun:
 def advance(
     spec: RunSpec, data: Data, hparams: HParams, run: SweptRun, step: Array, every: Array
 ) -> tuple[SweptRun, dict[str, Array]]:
-    """`every` steps and what is recorded after them; a run that has stopped stays as it is."""
+    """Advance by `every` steps and record; a run that has stopped stays as it is."""
     before = run.state._replace(step=step)
     state, values = spec.computation.advance(data, hparams, before, every)
     fresh = run._replace(state=state._replace(step=None))
@@ -103,7 +103,7 @@ def advance(
 
 
 def finish(spec: RunSpec, data: Data, hparams: HParams, run: SweptRun, step: Array) -> Finished:
-    """What the run has reached, and what is kept of it."""
+    """Judge the run at a step."""
     return spec.computation.finish(data, hparams, run.state._replace(step=step))
 
 
@@ -118,7 +118,7 @@ def plain(tree: PyTree) -> PyTree:
 
 
 def typed(tree: PyTree, like: PyTree) -> PyTree:
-    """The inverse of `plain`, where `like` has the dtypes of one run."""
+    """Invert `plain`, where `like` has the dtypes of one run."""
 
     def leaf(a: Any, kind: Any) -> Any:
         is_key = jnp.issubdtype(kind.dtype, jax.dtypes.prng_key)
@@ -128,7 +128,7 @@ def typed(tree: PyTree, like: PyTree) -> PyTree:
 
 
 def _generator(kind: Any) -> Any:
-    """The generator of a key of which only shape and dtype are known."""
+    """Return the generator of a key of which only shape and dtype are known."""
     found = []
     jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), kind)
     return found[0]

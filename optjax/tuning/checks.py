@@ -15,7 +15,7 @@ from optjax.tuning.space import named_leaves
 
 
 def spread(value: Any) -> float:
-    """A finite number that is not negative."""
+    """Check a finite number that is not negative."""
     try:
         number = math.nan if isinstance(value, str | bool) else float(value)
     except (TypeError, ValueError):
@@ -26,14 +26,14 @@ def spread(value: Any) -> float:
 
 
 def seeds(value: Any) -> np.ndarray:
-    """The seeds, (S,) int."""
+    """Return the seeds, (S,) int."""
     several = isinstance(value, Iterable) and not isinstance(value, str)
     given: Any = list(value) if several else value
     return np.asarray(chosen_seeds(given))
 
 
 def names(wrt: Any) -> tuple[str, ...] | None:
-    """What to tune; None for all there is."""
+    """Return the names to tune; None for all."""
     if wrt is None:
         return None
     chosen = (wrt,) if isinstance(wrt, str) else tuple(wrt) if isinstance(wrt, Iterable) else ()
@@ -43,7 +43,7 @@ def names(wrt: Any) -> tuple[str, ...] | None:
 
 
 def others(constraints: Any, progress: Any) -> None:
-    """A mapping, or None; a function, or None."""
+    """Check that constraints are a mapping or None, and progress a function or None."""
     if constraints is not None and not isinstance(constraints, Mapping):
         raise UserError(f"constraints is {constraints!r}: expected a dict, name → (low, high)")
     if progress is not None and not callable(progress):
@@ -65,12 +65,12 @@ def columns(theta: HParams) -> None:
 
 
 def axes(name: str, count: int) -> list[str]:
-    """The own axes of a hyperparameter in the path."""
+    """Name the own axes of a hyperparameter in the path."""
     return [f"{name}_{i}" if i else f"{name}_index" for i in range(count)]
 
 
 def optimiser(outer: Any) -> None:
-    """It must be one, and need no more than gradient and point."""
+    """Check that it is an optimiser."""
     if not isinstance(outer, optax.GradientTransformation):
         given = f"the function {outer.__name__}" if hasattr(outer, "__name__") else repr(outer)
         raise UserError(

@@ -63,7 +63,7 @@ class Tuning:
     path: "xarray.Dataset"
 
     def figure(self) -> "Figure":
-        """The value and the hyperparameters along the outer steps, all restarts, the best bold."""
+        """Draw the value and the hyperparameters along the outer steps, the best restart bold."""
         from optjax.tuning.picture import picture
 
         return picture(self.path)
@@ -213,13 +213,13 @@ def tune(
 
 
 def _least(results: Results) -> float:
-    """The smallest value so far; NaN before there is one."""
+    """Return the smallest value so far; NaN before there is one."""
     values = results.values.get("value", np.full(1, np.nan))
     return float(np.nanmin(values)) if np.isfinite(values).any() else math.nan
 
 
 def _path(results: Results, theta: HParams, space: Space) -> "xarray.Dataset":
-    """What every restart saw at every outer step."""
+    """Return the path: all that every restart saw at every outer step."""
     import xarray as xr
 
     variables = {}
@@ -240,7 +240,7 @@ def _path(results: Results, theta: HParams, space: Space) -> "xarray.Dataset":
 def _best(
     path: "xarray.Dataset", theta: HParams, rest: HParams, *, last: bool
 ) -> tuple[dict[str, Any], float]:
-    """The best point as a run takes it, and its value; the start and NaN if none is finite."""
+    """Return the best point and its value; the start and NaN if none is finite."""
     values = path.value.values  # (restarts, K)
     good = np.isfinite(values)
     if not good.any():
@@ -256,7 +256,7 @@ def _best(
 
 
 def _why(results: Results, mode: Mode) -> str:
-    """Why no point was finite, in a line."""
+    """Say why no point was finite, in a line."""
     tried = f"of {int(results.done[0])} outer steps"
     if results.values["diverged"].any():
         return f"every point {tried} diverged: start from a smaller learning rate, or constrain it"

@@ -94,7 +94,7 @@ class TuningComputation:
     def _look(
         self, data: Data, fixed: HParams, u: HParams, seeds: Array
     ) -> tuple[dict[str, Array], HParams]:
-        """A point's value and the like, and dF/du (0 where it is not finite)."""
+        """Compute a point's value and the like, and dF/du (0 where it is not finite)."""
         theta = self.space.inside(u)
 
         def alone(seed: Array) -> Any:
@@ -139,7 +139,7 @@ class NeverFinite:
 
 
 def starts(u: HParams, restarts: int, spread: float, seed: int) -> HParams:
-    """The given start first, the others drawn about it: leaves (restarts, ...)."""
+    """Draw the starts about the given one, which is the first: leaves (restarts, ...)."""
     rng = np.random.default_rng(seed)
 
     def about(leaf: Array) -> np.ndarray:
@@ -158,7 +158,7 @@ def _moved(
     slope: HParams,
     finite: Array,
 ) -> Restart:
-    """A step of the outer optimiser; from a point that diverged, half-way back."""
+    """Take a step of the outer optimiser; from a point that diverged, go half-way back."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         updates, opt_state = tuning.outer.update(slope, one.opt_state, one.u)
         ahead = optax.apply_updates(one.u, updates)

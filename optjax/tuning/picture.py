@@ -16,7 +16,7 @@ _FAINT = "#b5b5b5"
 
 
 def picture(path: "xarray.Dataset", most: int = 7) -> Figure:
-    """The value, and up to `most` hyperparameters, along the outer steps.
+    """Draw the value, and up to `most` hyperparameters, along the outer steps.
 
     A hyperparameter of several numbers (a schedule) is drawn against its index, at the start and
     at the best point.

@@ -47,7 +47,7 @@ class Space(NamedTuple):
         }
 
     def pulled_back(self, u: HParams, gradient: HParams) -> HParams:
-        """dF/du from dF/dθ."""
+        """Return dF/du from dF/dθ."""
         theta, back = jax.vjp(self.inside, u)
         gradient = jax.tree.map(lambda g, v: g.astype(v.dtype), dict(gradient), theta)
         return back(gradient)[0]
@@ -67,7 +67,7 @@ class Space(NamedTuple):
 
 
 def make_space(theta: HParams, constraints: Mapping[str, Range | None]) -> Space:
-    """The ranges: those given; (0, 1) for shares; (0, ∞) where the start is positive; else all.
+    """Make the ranges: those given; (0, 1) for shares; (0, ∞) for a positive start; else all.
 
     Raises:
       UserError: a constraint names no tuned hyperparameter or is no range; a start is not inside.
@@ -126,7 +126,7 @@ def _inside(u: Array, span: Range) -> Array:
 
 
 def _beside(end: float, toward: float, dtype: Any) -> np.ndarray:
-    """The number next to an end of a range; not one so small that processors take it for 0."""
+    """Return the number next to an end of a range; none so small that processors take it for 0."""
     found = np.nextafter(np.asarray(end, dtype), np.asarray(toward, dtype))
     tiny = jnp.finfo(dtype).tiny
     return np.asarray(math.copysign(tiny, toward) if abs(found) < tiny else found, dtype)
