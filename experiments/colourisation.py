@@ -26,7 +26,7 @@ from optjax.support.console import silent
 from optjax.support.errors import UserError
 from optjax.support.types import PyTree
 from optjax.sweeps import sweep
-from optjax.sweeps.swept_run import Final
+from optjax.sweeps.checks import Final
 
 SOURCE = {
     "pool-upsample": {"accuracy": (41.1, 41.1), "loss": (1.588, 1.588)},

@@ -16,8 +16,7 @@ from optjax.run.problems import Data, Metrics, Problem, least_squares
 from optjax.run.trajectory import Run, make_run
 from optjax.support.console import silent
 from optjax.support.types import HParams, PyTree
-from optjax.sweeps import sweep
-from optjax.sweeps.grid import table
+from optjax.sweeps import grid, sweep
 from optjax.theory import solutions
 
 TOLERANCE = 1e-8
@@ -95,7 +94,7 @@ def _run(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
         ]  # fmt: skip
         runs = sweep(
             make,
-            table(points),
+            grid.points(points),
             config.seeds,
             progress=lambda text, f, i=i, n=n, d=d: progress(
                 f"{n} × {d}: {text}", (i + f) / len(config.rows)

@@ -196,7 +196,7 @@ def test_seeds_together_and_one_by_one_learn_the_same():
     )
     run = oj.make_run(problem, optax.adam, 6, sampler="epochs", max_batch_size=4, record_every=3)
     together, alone = (
-        oj.sweep(run, {"learning_rate": [0.01]}, 2, lanes=lanes) for lanes in ("vmap", "loop")
+        oj.sweep(run, {"learning_rate": [0.01]}, 2, layout=layout) for layout in ("vmap", "loop")
     )
     np.testing.assert_allclose(together.loss, alone.loss, rtol=1e-10)
 

@@ -61,7 +61,7 @@ def _points(family, factors):
             dict.fromkeys(families.SCALES, factor * ends),
         )
         name = f"{family} {i}"
-        points.append(families.Point(name, family, SIZES, steps, ends, scales, 50.0))
+        points.append(families.Measurement(name, family, SIZES, steps, ends, scales, 50.0))
     return points
 
 
@@ -83,7 +83,7 @@ def dataset():
     )
     net = mock.Mock(return_value=(_points("net", (0.7,)), _seen("net", "scale")))
     quadratics = mock.Mock(return_value=_points("quadratic", (1.0, 1.3, 1.2)))
-    with mock.patch.multiple(problems, squares=squares, net=net, quadratics=quadratics):
+    with mock.patch.multiple(families, squares=squares, net=net, quadratics=quadratics):
         return _float32(lambda: noise_scale.run(SMALL))
 
 

@@ -129,9 +129,9 @@ def test_verdicts_follow_the_curves():
 def test_the_model_has_to_have_the_biggest_effect(monkeypatch, share, expected):
     effect = np.array([[0.2, 0.21, 0.19], [0.05, 0.06, 0.05], [0.1, 0.11, 0.1]])
     effect[0] *= share
-    monkeypatch.setattr(scaling_claims, "elasticities", lambda dataset: effect)
+    monkeypatch.setattr(claims, "elasticities", lambda dataset: effect)
     monkeypatch.setattr(
-        scaling_claims, "gains", lambda d, n: np.array([[0.01, 0.02, 0.01], [0.1, 0.11, 0.1]])
+        claims, "gains", lambda d, n: np.array([[0.01, 0.02, 0.01], [0.1, 0.11, 0.1]])
     )
     assert claims.claims(_saved())[0].verdict == expected
 

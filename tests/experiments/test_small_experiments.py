@@ -9,6 +9,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from optjax.experiments import accounting, minimum_norm, one_step, padding, rmsprop_counterexample
+from optjax.experiments.weight_decay import claims
 from optjax.experiments.weight_decay import run as weight_decay
 from optjax.support.errors import UserError
 
@@ -176,7 +177,7 @@ def test_rank_correlation_is_scipys():
 
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 5, 40), rng.normal(size=40)
-    assert weight_decay._spearman(x, y) == pytest.approx(spearmanr(x, y).statistic)
+    assert claims._spearman(x, y) == pytest.approx(spearmanr(x, y).statistic)
 
 
 def test_padding_refuses_a_stride_that_does_not_divide():

@@ -478,7 +478,7 @@ def test_batch_sizes_share_a_program_or_have_one_each(run):
         ({"learning_rate": [0.1]}, {"batching": "mask"}, "unknown batching 'mask'"),
         ({"learning_rate": [0.1]}, {"vmap_chunk": 0}, "vmap_chunk is 0"),
         ({"learning_rate": [0.1]}, {"chunk_steps": 1}, "chunk_steps is 1: expected at least"),
-        ({"learning_rate": oj.uniform(0, 1)}, {}, "learning_rate is a span: draw from it"),
+        ({"learning_rate": oj.uniform(0, 1)}, {}, "learning_rate is a range: draw from it"),
         ([0.1], {}, "grid is a list: expected a dict of axes"),
     ],
 )
