@@ -120,11 +120,11 @@ class ES(Mode):
         check_evolution(self, names)
 
     def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
-        """Two runs for each pair at a time."""
-        return 2 * (found.state + found.step) * min(self.tile, self.pairs)
+        """Count two runs for each pair at a time; a step leaves half of reverse mode's residuals."""
+        return (2 * found.state + found.step // 2) * min(self.tile, self.pairs)
 
     def cost(self, job: Job, found: Footprint, numbers: int) -> float:
-        """Two runs a pair, and one without a perturbation."""
+        """Count two runs a pair, and one without a perturbation."""
         return 2.0 * self.pairs + 1.0
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
@@ -185,11 +185,11 @@ class PES(Mode):
             )
 
     def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
-        """Two runs for each pair at a time."""
-        return 2 * (found.state + found.step) * self.pairs
+        """Count two runs for each pair; a step leaves half of reverse mode's residuals."""
+        return (2 * found.state + found.step // 2) * self.pairs
 
     def cost(self, job: Job, found: Footprint, numbers: int) -> float:
-        """Two runs a pair, and one without a perturbation."""
+        """Count two runs a pair, and one without a perturbation."""
         return 2.0 * self.pairs + 1.0
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:

@@ -63,9 +63,8 @@ def _footprint(job: Job, structure: Any, leaves: tuple[Any, ...]) -> Footprint:
         reversible = False
     else:
         reversible = True
-    return Footprint(
-        _bytes(start), max(each, 1), _bytes(start) + _bytes(theta), reversible=reversible
-    )
+    rest = _bytes(start) + _bytes(theta)
+    return Footprint(_bytes(start), _bytes(start.params), max(each, 1), rest, reversible)
 
 
 def _no_metrics(*_: Any) -> dict[str, Any]:

@@ -44,9 +44,9 @@ class Forward(Mode):
         whole("Forward: singly", self.singly, 0)
 
     def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
-        """Count a state and a step, and as many more as tangents are carried."""
+        """Count a state, its tangents before and after a step, and the step."""
         tangents = min(numbers, self.tile)
-        return found.state * (1 + 2 * tangents) + found.step * (1 + tangents) + found.rest
+        return found.state * (1 + 2 * tangents) + found.step + found.rest
 
     def cost(self, job: Job, found: Footprint, numbers: int) -> float:
         """Count a run, and one more for every tangent."""

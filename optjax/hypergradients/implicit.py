@@ -86,7 +86,7 @@ class Implicit(Mode):
 
     def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
         """Count the vectors of the linear solver."""
-        return 8 * found.state + found.step + found.rest
+        return 8 * found.params + found.step
 
     def cost(self, job: Job, found: Footprint, numbers: int) -> float:
         """Count a run; leave out the linear system."""

@@ -21,6 +21,7 @@ class Footprint(NamedTuple):
     """Bytes that a run's derivative is made of."""
 
     state: int  # a state of the run
+    params: int  # its parameters
     step: int  # what reverse mode keeps of a step
     rest: int  # parameters, gradients and data, whatever the mode
     reversible: bool = True  # whether a step has a reverse mode

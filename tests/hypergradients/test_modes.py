@@ -136,11 +136,11 @@ def test_pes_is_unbiased_on_a_quadratic(of, segment):
     run = oj.make_run(_linear_in_theta(), optax.sgd, 12, record_every=3)
     hparams = {"learning_rate": 0.2, "theta": 0.7}
     exact = oj.hypergrad(run, objective=of, wrt="theta", mode="forward")(hparams, KEY)
-    mode = PES(segment, pairs=4000, sigma={"theta": 0.5})
+    mode = PES(segment, pairs=60_000, sigma={"theta": 0.5})
     found = oj.hypergrad(run, objective=of, wrt="theta", mode=mode)(hparams, KEY)
     error = found.aux["standard_error"]["theta"]
     assert abs(_z(found.gradient["theta"], error, exact.gradient["theta"])) < 3.5
-    assert error < 0.2 * abs(exact.gradient["theta"])
+    assert error < 0.04 * abs(exact.gradient["theta"])  # a bias of a seventh would show
     np.testing.assert_allclose(found.value, exact.value, rtol=1e-12)
 
 
@@ -342,14 +342,26 @@ def test_memory_grows_as_it_should():
     assert sizes["recursive"][1] < sizes["segmented"][1] < sizes["reverse"][1]
 
 
-def test_predicted_memory_is_what_is_compiled():
+MODES_OF_MEMORY = [
+    Forward(), Reverse(), Segmented(), Recursive(), Recursive(4), Truncated(64),
+    ES(pairs=32, tile=8), PES(64, pairs=32), Implicit(),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("optimizer", [optax.sgd, optax.adam])
+@pytest.mark.parametrize("mode", MODES_OF_MEMORY, ids=str)
+def test_predicted_memory_is_what_is_compiled(mode, optimizer):
+    """Within 1.75 times: the prediction counts arrays, XLA reuses some and copies others."""
     X, t, w0 = _data(8, 64, 9)
-    run = oj.make_run(oj.least_squares(X, t, w0), optax.adam, 4096, max_batch_size=2)
-    options = oj.hypergrad(run).explain({"learning_rate": 0.1}).options
-    for option in options:
-        if option.mode.name in ("reverse", "segmented"):
-            compiled = _temporaries(option.mode, 4096)
-            assert 0.5 < option.bytes / compiled < 2, option
+    run = oj.make_run(oj.least_squares(X, t, w0), optimizer, 1024, max_batch_size=2)
+    wrt = "l2" if mode.name == "implicit" else "initial_params" if mode.name == "forward" else None
+    hparams = {"learning_rate": 0.1, "l2": 0.1}
+    hparams |= {"initial_params": w0} if wrt == "initial_params" else {}
+    gradient = oj.hypergrad(run, wrt=wrt, mode=mode)
+    theta, rest = gradient.parted(hparams)
+    predicted = footprint.needed(mode, gradient.job, run.problem.data, theta, rest)
+    compiled = jax.jit(gradient).lower(hparams, KEY).compile().memory_analysis()
+    assert 1 / 1.75 < predicted / compiled.temp_size_in_bytes < 1.75
 
 
 def test_reverse_that_does_not_fit_names_the_bytes_and_another_mode(monkeypatch):
