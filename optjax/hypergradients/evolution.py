@@ -120,7 +120,7 @@ class ES(Mode):
         check_evolution(self, names)
 
     def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
-        """Count two runs for each pair at a time; a step leaves half of reverse mode's residuals."""
+        """Count two runs for each pair at a time; a step leaves half of its residuals."""
         return (2 * found.state + found.step // 2) * min(self.tile, self.pairs)
 
     def cost(self, job: Job, found: Footprint, numbers: int) -> float:
@@ -185,7 +185,7 @@ class PES(Mode):
             )
 
     def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
-        """Count two runs for each pair; a step leaves half of reverse mode's residuals."""
+        """Count two runs for each pair; a step leaves half of its residuals."""
         return (2 * found.state + found.step // 2) * self.pairs
 
     def cost(self, job: Job, found: Footprint, numbers: int) -> float:
