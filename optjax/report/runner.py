@@ -27,8 +27,8 @@ _PATH_FIELDS = ("data", "palette", "points")
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What came of asking for an experiment: its dataset's file, and whether it ran now."""
+class ExperimentResult:
+    """An experiment's dataset file, and whether the experiment ran now."""
 
     name: str
     path: Path
@@ -45,7 +45,7 @@ def run_experiment(
     *,
     module: types.ModuleType | None = None,
     folder: Path | None = None,
-) -> Outcome:
+) -> ExperimentResult:
     """Run an experiment and keep its dataset, figures and claims; or say that they are there.
 
     Args:
@@ -91,7 +91,7 @@ def run_experiment(
                 "not run again (--force does)"
             )
         draw(experiment, results, module=module)
-    return Outcome(experiment.name, path, fresh, seconds)
+    return ExperimentResult(experiment.name, path, fresh, seconds)
 
 
 def reproduce(
