@@ -35,7 +35,7 @@ _COUNTS = ("weights", "biases", "outputs", "connections", "connections_exact", "
 
 
 def account(model_words: list[str], groups: dict[str, list[str]]) -> int:
-    """Optjax account: the table of a network's layers and totals."""
+    """Print the table of a network's layers and totals."""
     if len(model_words) != 1:
         raise UserError(
             "account needs one MODEL: pool-upsample, conv-transpose, unet or package.module:Class"
@@ -148,7 +148,7 @@ def _say_totals(found: "Accounting") -> None:
 def _at(
     found: "Accounting", sizes: list[tuple[int | str, ...]] | None
 ) -> list[tuple[str, "Accounting"]]:
-    """The account at each of those sizes of the picture (by default 32 and 64 pixels a side)."""
+    """Evaluate the account at these sizes of the picture (by default 32 and 64 pixels a side)."""
     names = list(dict.fromkeys(str(n) for n in found.input_shape[:-1] if not isinstance(n, int)))
     if not names:
         if sizes is not None:

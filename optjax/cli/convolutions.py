@@ -17,7 +17,7 @@ the file that is named. On the CPU nothing is measured: runs are convolved one b
 
 
 def convolutions(groups: dict[str, list[str]]) -> int:
-    """Optjax convolutions: the table of what was measured."""
+    """Print the table of what was measured."""
     from optjax.convnets import choice
 
     as_json = switch(groups, "json")

@@ -18,7 +18,7 @@ from optjax.support.errors import UserError, nearest
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and give its exit status.
+    """Run the command line and return its exit status.
 
     Args:
         argv: the words after `optjax`; those of the process if None.
@@ -85,7 +85,7 @@ def _options(name: str) -> _Parser:
 
 
 def _parse(parser: _Parser, words: list[str]) -> argparse.Namespace | None:
-    """The options, or None where help was asked for and printed."""
+    """Parse the options; None where help was asked for and printed."""
     if "-h" in words or "--help" in words:
         parser.print_help()
         return None
@@ -231,7 +231,7 @@ def _run_help(name: str, config: type) -> int:
 
 
 def config_from(config: type, groups: dict[str, list[str]]) -> Any:
-    """A Config from the words given for each of its fields.
+    """Build a Config from the words given for each of its fields.
 
     Args:
         config: a dataclass.

@@ -11,7 +11,7 @@ from optjax.support.errors import UserError, nearest
 
 
 def find_model(name: str) -> tuple[Any, bool]:
-    """A network by its name or as package.module:Class, and whether it is one of ours.
+    """Find a network by its name or as package.module:Class, and whether it is one of ours.
 
     Raises:
       UserError: it is unknown, does not import, or is no Flax module.
@@ -41,7 +41,7 @@ def find_model(name: str) -> tuple[Any, bool]:
 def model_fields(
     model: Any, groups: Mapping[str, list[str]], options: Sequence[str]
 ) -> dict[str, Any]:
-    """Constructor arguments of a model from the words given for each.
+    """Parse a model's constructor arguments from the words given for each.
 
     Args:
       model: a class. groups: for each argument its words. options: other options, for the hint.
@@ -65,7 +65,7 @@ def model_fields(
 
 
 def _field(name: str, words: list[str], hint: Any) -> Any:
-    """A value of the field's type, or a symbol where that is a whole number or not said."""
+    """Parse a value of the field's type, or a symbol for a whole number or an unknown type."""
     if hint in (int, int | None, Any, None):
         word = one({name: list(words)}, name)
         return word if word.isidentifier() else whole(name, word)
@@ -79,7 +79,7 @@ def _field(name: str, words: list[str], hint: Any) -> Any:
 
 
 def _parameters(model: Any) -> list[str]:
-    """The names of the constructor's arguments."""
+    """List the names of the constructor's arguments."""
     taken = list(inspect.signature(model.__init__).parameters.values())[1:]
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     return [p.name for p in taken if p.kind in kinds and p.name not in ("parent", "name", "rngs")]

@@ -13,7 +13,7 @@ from optjax.support.errors import UserError, nearest
 
 
 def least_squares(n: int = 256, d: int = 64, noise: float = 0.5, data_seed: int = 0):
-    """Standard normal X (n, d) and t = Xw + noise, w standard normal over √d."""
+    """Draw standard normal X (n, d) and t = Xw + noise, w standard normal over √d."""
     from optjax.run.problems import least_squares
 
     _at_least(1, n=n, d=d)
@@ -27,7 +27,7 @@ def least_squares(n: int = 256, d: int = 64, noise: float = 0.5, data_seed: int 
 
 
 def quadratic(d: int = 100, power: float = 1.0, noise: float = 0.0):
-    """½ Σ h w², h_i = i^−power, w₀ = 1, gradient noise of standard deviation noise · √h."""
+    """Make ½ Σ h w², h_i = i^−power, w₀ = 1, gradients' standard deviation noise · √h."""
     from optjax.run.problems import quadratic
 
     _at_least(1, d=d)
@@ -77,7 +77,7 @@ PROBLEMS: dict[str, Callable[..., Any]] = {
 
 
 def find_problem(name: str) -> Callable[..., Any]:
-    """The function that makes a problem.
+    """Find the function that makes a problem.
 
     Raises:
       UserError: no such name, or it does not import.
@@ -91,7 +91,7 @@ def find_problem(name: str) -> Callable[..., Any]:
 
 
 def find_optimizer(name: str) -> Callable[..., Any]:
-    """An optax factory by its name, or package.module:function.
+    """Find an optax factory by its name, or package.module:function.
 
     Raises:
       UserError: no such factory.
@@ -113,7 +113,7 @@ def find_optimizer(name: str) -> Callable[..., Any]:
 
 
 def imported(what: str, name: str) -> Callable[..., Any]:
-    """What package.module:function names; the folder one stands in is searched, too."""
+    """Import package.module:function; the working directory is searched, too."""
     module, attribute = module_of(what, name)
     found = getattr(module, attribute, None)
     if not callable(found):
@@ -123,7 +123,7 @@ def imported(what: str, name: str) -> Callable[..., Any]:
 
 
 def arguments(function: Callable[..., Any], groups: Mapping[str, list[str]]) -> dict[str, Any]:
-    """The words given for a function's own arguments, as values of their types."""
+    """Parse the words given for a function's own arguments, as values of their types."""
     try:
         hints, taken = typing.get_type_hints(function), inspect.signature(function).parameters
     except (TypeError, ValueError, NameError):
@@ -136,7 +136,7 @@ def arguments(function: Callable[..., Any], groups: Mapping[str, list[str]]) -> 
 
 
 def made(name: str, make: Callable[..., Any], given: dict[str, Any]) -> Any:
-    """What the function of a PROBLEM gives.
+    """Call the function of a PROBLEM.
 
     Raises:
       UserError: an argument is missing, or the function fails.

@@ -20,7 +20,7 @@ Every (padding, output padding, dilation) that takes a size to another.
 
 
 def padding(groups: dict[str, list[str]]) -> int:
-    """Optjax padding: every padding that takes one size to another."""
+    """Print every padding that takes one size to another."""
     from optjax.convnets.geometry import solve_padding
 
     transposed, as_json = switch(groups, "transposed"), switch(groups, "json")

@@ -40,7 +40,7 @@ allocate: parameters, tokens, batch, steps and loss for a budget C = 6ND, by eac
 
 
 def scaling(words: list[str]) -> int:
-    """Optjax scaling: fit | allocate."""
+    """Fit a scaling law, or allocate a budget."""
     actions = {"fit": _fit, "allocate": _allocate}
     if not words or words[0] not in actions:
         what = "none" if not words else repr(words[0])
@@ -176,7 +176,7 @@ def _fit(files: list[str], groups: dict[str, list[str]]) -> int:
 
 
 def _make(out: Path) -> None:
-    """The folder, before any work is done that could not be written."""
+    """Create the folder before any work is done that could not be written."""
     if out.exists() and not out.is_dir():
         raise UserError(f"--out {str(out)!r} is a file: expected a folder")
     try:
@@ -190,7 +190,7 @@ def _make(out: Path) -> None:
 def _record(
     found: "Fit", refits: "Bootstrap", without: "Sensitivity | None", flops: float | None
 ) -> dict[str, Any]:
-    """Everything that was found, as JSON holds it."""
+    """Gather everything that was found, as JSON holds it."""
     from optjax import scaling as laws
     from optjax.support.files import plain
 
@@ -233,7 +233,7 @@ def _record(
 
 
 def _doubts(found: "Fit", refits: "Bootstrap") -> list[str]:
-    """What a reader of the intervals should know, a line each."""
+    """List what a reader of the intervals should know, a line each."""
     lines, runs = [], found.runs
     tried = len(refits.objective) + refits.failed
     if refits.failed > 0.05 * tried:
@@ -253,7 +253,7 @@ def _doubts(found: "Fit", refits: "Bootstrap") -> list[str]:
 
 
 def _best(found: "Fit", refits: "Bootstrap", flops: float) -> dict[str, Any]:
-    """The best use of a budget by the law fitted, with intervals."""
+    """Compute the best use of a budget by the law fitted, with intervals."""
     import jax
 
     from optjax.scaling import allocate_hoffmann, interval

@@ -13,7 +13,7 @@ _UNITS = {"N": "parameters N", "D": "tokens D", "S": "steps S", "C": "training F
 
 
 def figure(refits: "Bootstrap", without: "Sensitivity | None", dropped: int) -> Any:
-    """Left the law with its 95 % band over the runs, right its exponents without outliers.
+    """Draw the law with its 95 % band over the runs, and its exponents without outliers.
 
     Args:
       refits: the bootstrap of the fit. without: its outlier sensitivity, if there is one.

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 
 def print_allocations(rows: "dict[str, Allocation]") -> None:
-    """A budget by each law, side by side."""
+    """Print a budget by each law, side by side."""
 
     def text(x: Any) -> str:
         return "" if x is None else f"{float(x):.3g}"
@@ -22,7 +22,7 @@ def print_allocations(rows: "dict[str, Allocation]") -> None:
 
 
 def print_table(headings: tuple[str, ...], body: list[list[str]]) -> None:
-    """A table, its numbers to the right."""
+    """Print a table, its numbers to the right."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -40,7 +40,7 @@ def print_table(headings: tuple[str, ...], body: list[list[str]]) -> None:
 
 
 def contradiction_lines(checks: "list[Check]") -> list[str]:
-    """What the papers print beside what follows from it, a line each."""
+    """Compare what the papers print with what follows from it, a line each."""
     lines = []
     for check in checks:
         verdict = "CONTRADICTS" if check.contradicts else "agrees with"
@@ -56,7 +56,7 @@ def contradiction_lines(checks: "list[Check]") -> list[str]:
 
 
 def print_fit(record: dict[str, Any]) -> None:
-    """The record, for a person."""
+    """Print the record for a person."""
 
     def text(x: float | None) -> str:
         return "beyond numbers" if x is None else f"{x:.5g}"

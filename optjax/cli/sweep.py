@@ -109,7 +109,7 @@ def _sweep(name: str, groups: dict[str, list[str]], words: list[str]) -> int:
 
 
 def _without_out(words: list[str]) -> list[str]:
-    """The words of the call, less where it was kept and that an old one was dropped."""
+    """Drop --out and --overwrite from the words of the call."""
     kept, skip = [], False
     for word in words:
         if word.startswith("--"):
@@ -120,7 +120,7 @@ def _without_out(words: list[str]) -> list[str]:
 
 
 def _how(groups: dict[str, list[str]]) -> dict[str, Any]:
-    """The options of `optjax.sweep` itself."""
+    """Parse the options of `optjax.sweep` itself."""
     how: dict[str, Any] = {}
     word = one(groups, "seeds", "1")
     how["seeds"] = (
@@ -155,7 +155,7 @@ def _rule(text: str) -> Any:
 
 
 def _built(name: str, groups: dict[str, list[str]]) -> tuple[Any, Any]:
-    """What is swept, and the grid, from the words that are left."""
+    """Build the run and the grid from the words that are left."""
     from optjax.run import optimizers
     from optjax.run.problems import Problem
     from optjax.run.trajectory import Run
@@ -258,7 +258,7 @@ _WHOLE = ("batch_size", "steps")
 
 
 def _values(name: str, words: list[str], drawn: bool) -> Any:
-    """A list, a geometric or even progression, or a range to draw from.
+    """Parse a list, a geometric or even progression, or a range to draw from.
 
     >>> _values("learning_rate", ["1e-3:1e-1:log:3"], drawn=False)
     [0.001, 0.01, 0.1]
@@ -296,7 +296,7 @@ def _values(name: str, words: list[str], drawn: bool) -> Any:
 
 
 def _shown(dataset: Any, folder: Path, counts: dict[str, int]) -> int:
-    """The best points as a table, the figures and the page in the folder."""
+    """Print the best points; write the figures and the page into the folder."""
     from rich import box
     from rich.console import Console
     from rich.markup import escape

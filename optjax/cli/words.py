@@ -16,7 +16,7 @@ _BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, 
 
 
 def grouped(words: list[str]) -> dict[str, list[str]]:
-    """The words after each flag; a flag's underscores and hyphens are the same.
+    """Group the words by flag; a flag's underscores and hyphens are the same.
 
     >>> grouped(["--rate", "0.1", "--batch-size=8"])
     {'rate': ['0.1'], 'batch_size': ['8']}
@@ -55,7 +55,7 @@ def number(groups: dict[str, list[str]], name: str, default: str | None = None) 
 
 
 def whole(name: str, word: str) -> int:
-    """A word as a whole number.
+    """Parse a word as a whole number.
 
     >>> whole("batch", "32")
     32
@@ -66,14 +66,14 @@ def whole(name: str, word: str) -> int:
 
 
 def switch(groups: dict[str, list[str]], name: str) -> bool:
-    """Take an option that has no value: whether it was given."""
+    """Take an option that has no value, and tell whether it was given."""
     if words := groups.get(name):
         raise UserError(f"--{name} takes no value, got {' '.join(words)!r}")
     return groups.pop(name, None) is not None
 
 
 def typed(name: str, kind: Any, words: list[str]) -> Any:
-    """The words of an option as a value of its type.
+    """Parse the words of an option as a value of its type.
 
     Raises:
         UserError: they are none.
@@ -112,14 +112,14 @@ def _bad(name: str, kind: Any, words: list[str]) -> UserError:
 
 
 def flag(name: str) -> str:
-    """A field's name as it is typed."""
+    """Spell a field's name as it is typed."""
     return name.replace("_", "-")
 
 
 def module_of(what: str, name: str) -> tuple[types.ModuleType, str]:
-    """The module of package.module:attribute, imported, and the attribute's name.
+    """Import the module of package.module:attribute; return it with the attribute's name.
 
-    The folder one stands in is searched, too.
+    The working directory is searched, too.
 
     Raises:
       UserError: it does not import; `what` says what was named.

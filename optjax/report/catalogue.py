@@ -36,7 +36,7 @@ class Experiment:
 
     @property
     def seconds(self) -> float:
-        """The cost as seconds where it can be read so, else infinity.
+        """The cost in seconds where it can be read so, else infinity.
 
         >>> Experiment("a", Path(), "a", "", "", "2 min on two cores").seconds
         120.0
@@ -48,7 +48,7 @@ class Experiment:
 
 
 def experiments_folder() -> Path:
-    """The folder that holds the experiments, in a checkout or installed."""
+    """Find the folder that holds the experiments, in a checkout or installed."""
     spec = importlib.util.find_spec(_DEFAULT_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise UserError("the experiments are not installed; install optjax from its checkout")
@@ -56,7 +56,7 @@ def experiments_folder() -> Path:
 
 
 def discover(folder: Path | None = None) -> dict[str, Experiment]:
-    """The experiments of a folder by name: NAME.py or NAME/run.py, with `Config` and `run`.
+    """Find a folder's experiments by name: NAME.py or NAME/run.py, with `Config` and `run`.
 
     Nothing is imported, so this is quick and cannot fail on an experiment's dependencies.
     """
@@ -82,7 +82,7 @@ def discover(folder: Path | None = None) -> dict[str, Experiment]:
 
 
 def find(name: str, folder: Path | None = None) -> Experiment:
-    """The experiment of that name; hyphens and underscores are the same."""
+    """Find an experiment by its name; hyphens and underscores are the same."""
     known = discover(folder)
     wanted = name.replace("-", "_")
     if wanted not in known:

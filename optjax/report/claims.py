@@ -96,7 +96,7 @@ class Claim:
 
 
 def verdict(holds: Any, *, reasoning: Any = False) -> Verdict:
-    """The verdict that measurements give: computed from booleans, never written down.
+    """Derive the verdict from measurements; it is computed, never written down.
 
     Args:
         holds: whether measured and source agree within the tolerance.
@@ -111,7 +111,7 @@ def verdict(holds: Any, *, reasoning: Any = False) -> Verdict:
 
 
 def mean_interval(values: Any) -> list[float] | None:
-    """95 % of Student's t for the mean; None for fewer than two values.
+    """Compute the mean's 95 % interval by Student's t; None for fewer than two values.
 
     m ± t₀.₉₇₅,ₙ₋₁ · s/√n
 
@@ -129,7 +129,7 @@ def mean_interval(values: Any) -> list[float] | None:
 
 
 def in_order(claims: Iterable[Claim]) -> list[Claim]:
-    """Claims in the source's order, the later of two with one id kept."""
+    """Sort claims into the source's order, and keep the later of two with one id."""
     latest = {claim.id: claim for claim in claims}
     rank = {name: i for i, name in enumerate(ORDER)}
     return sorted(latest.values(), key=lambda claim: (rank.get(claim.id, len(rank)), claim.id))
@@ -149,7 +149,7 @@ def write_claims(claims: Iterable[Claim], path: str | Path, *, merge: bool = Tru
 
 
 def read_claims(path: str | Path) -> list[Claim]:
-    """The claims of a file; none where there is no file."""
+    """Read the claims of a file; none where there is no file."""
     path = Path(path)
     if not path.is_file():
         return []

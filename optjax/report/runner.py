@@ -27,8 +27,8 @@ _PATH_FIELDS = ("data", "palette", "points")
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What came of asking for an experiment: its dataset's file, and whether it ran now."""
+class ExperimentResult:
+    """An experiment's dataset file, and whether the experiment ran now."""
 
     name: str
     path: Path
@@ -45,7 +45,7 @@ def run_experiment(
     *,
     module: types.ModuleType | None = None,
     folder: Path | None = None,
-) -> Outcome:
+) -> ExperimentResult:
     """Run an experiment and keep its dataset, figures and claims; or say that they are there.
 
     Args:
@@ -91,7 +91,7 @@ def run_experiment(
                 "not run again (--force does)"
             )
         draw(experiment, results, module=module)
-    return Outcome(experiment.name, path, fresh, seconds)
+    return ExperimentResult(experiment.name, path, fresh, seconds)
 
 
 def reproduce(
@@ -157,7 +157,10 @@ def reproduce(
 
 
 def redraw(results: str | Path = "results", folder: Path | None = None) -> Path:
-    """Draw every figure and judge every claim again from the saved datasets; the page's file.
+    """Draw every figure and judge every claim again from the saved datasets.
+
+    Returns:
+        The page's file.
 
     Raises:
         UserError: there is no result yet, or the folder cannot be written.
@@ -226,7 +229,7 @@ def draw(
 
 
 def command(name: str, config: Any) -> str:
-    """The command line that runs an experiment with that config.
+    """Write the command line that runs an experiment with that config.
 
     >>> command("noise", dataclasses.make_dataclass("Config", [("seed", int, 0)])(3))
     'optjax run noise --seed 3'
@@ -255,7 +258,7 @@ def _run(
 
 
 def _identity(experiment: Experiment, config: Any) -> dict[str, str]:
-    """The attributes that must agree for a saved result to stand for a new run."""
+    """Gather the attributes that must agree for a saved result to stand for a new run."""
     values = dataclasses.asdict(config)
     inputs = {
         key: provenance.file_hash(values[key])

@@ -36,7 +36,7 @@ def figure(
     height: float | None = None,
     **subplots: Any,
 ) -> tuple[Figure, Any]:
-    """A figure in the house style, and its axes.
+    """Create a figure in the house style, and its axes.
 
     Args:
         width: "single" (4.6 inches) or "wide" (9.2 inches).
@@ -104,7 +104,7 @@ def pictures(ax: Axes) -> Axes:
 
 
 def has_pictures(fig: Figure) -> bool:
-    """Whether any axes of the figure shows a raster picture.
+    """Tell whether any axes of the figure shows a raster picture.
 
     >>> fig, ax = figure()
     >>> image = ax.imshow([[0, 1]])

@@ -1,6 +1,5 @@
 """What a sweep has found, to look at: its best points, figures, and one page with both."""
 
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from optjax.report import style
-from optjax.report.page import data_uri, number
-from optjax.report.page_style import STYLE
+from optjax.report.rendering import data_uri, number, render
 from optjax.run.core import Status
 from optjax.support.files import write_text
 
@@ -26,9 +24,10 @@ Row = dict[str, Any]
 
 
 def points(dataset: xr.Dataset) -> list[Row]:
-    """One row a point of the grid, the best first: the seeds' final losses and how they ended.
+    """List the points of the grid, the best first.
 
-    A point's median counts a diverged run as infinitely bad; runs that are not done are left out.
+    A row has the seeds' final losses and how they ended. The median counts a diverged run as
+    infinitely bad; runs that are not done are left out.
     """
     axes = [str(d) for d in dataset.final_loss.dims if d != "seed"]
     names = [str(c) for c in dataset.coords if c not in ("seed", "step", "point")]
@@ -73,7 +72,7 @@ def _said(values: dict[str, Any]) -> str:
 
 
 def figures(dataset: xr.Dataset) -> dict[str, Figure]:
-    """The loss against the steps, and the final loss over the grid."""
+    """Draw the loss against the steps, and the final loss over the grid."""
     found = {}
     rows = [row for row in points(dataset) if np.isfinite(row["median"])]
     if "loss" in dataset and rows:
@@ -91,7 +90,7 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
 
 
 def _numeric(dataset: xr.Dataset) -> list[str]:
-    """Names of the grid's numeric axes, those with most values first."""
+    """Name the grid's numeric axes, those with most values first."""
     names = [str(c) for c in dataset.coords if c not in ("seed", "step", "point")]
     names = [n for n in names if dataset[n].dtype.kind in "if" and len(np.unique(dataset[n])) > 1]
     return sorted(names, key=lambda n: -len(np.unique(dataset[n])))
@@ -130,7 +129,7 @@ def _loss(dataset: xr.Dataset, rows: list[Row]) -> Figure:
 
 
 def _bands(runs: np.ndarray) -> np.ndarray:
-    """The 10th, 50th and 90th percentile of each column; NaN where no run is left."""
+    """Compute each column's 10th, 50th and 90th percentile; NaN where no run is left."""
     found = np.full((3, runs.shape[1]), np.nan)
     for i, column in enumerate(runs.T):
         good = column[np.isfinite(column)]
@@ -140,7 +139,7 @@ def _bands(runs: np.ndarray) -> np.ndarray:
 
 
 def _worst(dataset: xr.Dataset) -> xr.DataArray:
-    """The final loss; infinite where the run diverged."""
+    """Select the final loss; infinite where the run diverged."""
     return dataset.final_loss.where(dataset.status != Status.DIVERGED, np.inf)
 
 
@@ -154,7 +153,7 @@ def _scale(values: np.ndarray) -> Normalize:
 
 
 def _map(dataset: xr.Dataset, across: str, up: str) -> Figure:
-    """Medians over the seeds; where there are more axes, the best of them."""
+    """Draw medians over the seeds; where there are more axes, the best of them."""
     median = _worst(dataset).median("seed")
     others = [d for d in median.dims if d not in (across, up)]
     cells = (median.min(others) if others else median).transpose(up, across).values
@@ -232,7 +231,7 @@ def _scatter(rows: list[Row], axes: list[str]) -> Figure:
 
 
 def _logs(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
-    """A logarithmic axis for values that spread over more than a decade."""
+    """Set a logarithmic axis for values that spread over more than a decade."""
     for values, scale in ((x, ax.set_xscale), (y, ax.set_yscale)):
         if len(values) and np.min(values) > 0 and np.max(values) > 10 * np.min(values):
             scale("log")
@@ -242,7 +241,7 @@ def _logs(ax: Axes, x: np.ndarray, y: np.ndarray) -> None:
 
 
 def summary(dataset: xr.Dataset) -> dict[str, int]:
-    """How many runs there are, and how many ended in which way."""
+    """Count the runs, and those that ended in each way."""
     ended = int((dataset.final_loss.notnull() | (dataset.status == Status.DIVERGED)).sum())
     found = {"runs": dataset.status.size, "ended": ended}
     for status in (Status.CONVERGED, Status.STOPPED, Status.DIVERGED):
@@ -251,32 +250,22 @@ def summary(dataset: xr.Dataset) -> dict[str, int]:
 
 
 def write(dataset: xr.Dataset, folder: Path, title: str, most: int = 20) -> Path:
-    """Write FOLDER/figures/*.svg and FOLDER/index.html, and give the page's path."""
+    """Write FOLDER/figures/*.svg and FOLDER/index.html, and return the page's path."""
     drawn = []
     (folder / "figures").mkdir(parents=True, exist_ok=True)
     for name, fig in figures(dataset).items():
         file = style.save(fig, folder / "figures" / name)[0]
-        caption = str(getattr(fig, "caption", ""))
-        drawn.append(
-            f'<figure><img src="{data_uri(file)}" alt="{escape(caption)}">'
-            f"<figcaption>{escape(caption)}</figcaption></figure>"
-        )
+        drawn.append((data_uri(file), str(getattr(fig, "caption", ""))))
     rows = points(dataset)
     names = list(rows[0]["values"]) if rows else []
-    heads = [*names, "final loss", "over the seeds", "runs", "diverged", "steps"]
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells(row)) + "</tr>"
-        for row in rows[:most]
-    )
-    counts = ", ".join(f"{n:,} {name}" for name, n in summary(dataset).items() if n)
-    more = f"<p>The best {most} of {len(rows):,} points.</p>" if len(rows) > most else ""
-    page = (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style></head><body><main>"
-        f"<h1>{escape(title)}</h1><p>{escape(counts)}</p>{''.join(drawn)}<h2>Best points</h2>{more}"
-        f"<table><thead><tr>{''.join(f'<th>{escape(h)}</th>' for h in heads)}</tr></thead>"
-        f"<tbody>{body}</tbody></table></main></body></html>"
+    page = render(
+        "sweep.html.j2",
+        title=title,
+        counts=", ".join(f"{n:,} {name}" for name, n in summary(dataset).items() if n),
+        figures=drawn,
+        heads=[*names, "final loss", "over the seeds", "runs", "diverged", "steps"],
+        rows=[cells(row) for row in rows[:most]],
+        points=len(rows),
     )
     path = folder / "index.html"
     write_text(path, page)
@@ -284,7 +273,7 @@ def write(dataset: xr.Dataset, folder: Path, title: str, most: int = 20) -> Path
 
 
 def cells(row: Row) -> list[str]:
-    """A row of `points` as text."""
+    """Format a row of `points` as text."""
     values = [_digits(v) if isinstance(v, float) else str(v) for v in row["values"].values()]
     spread = f"{_digits(row['low'])} to {_digits(row['high'])}" if row["runs"] > 1 else ""
     counts = [str(row["runs"]), str(row["diverged"] or ""), f"{row['steps']:,}"]
@@ -292,7 +281,7 @@ def cells(row: Row) -> list[str]:
 
 
 def _digits(x: float) -> str:
-    """Four significant digits.
+    """Format a number to four significant digits.
 
     >>> _digits(0.000719686), _digits(128.0)
     ('0.0007197', '128')
