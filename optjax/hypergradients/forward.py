@@ -108,12 +108,11 @@ def _singly(job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Fo
         after = push(step, at, state)
         return _first(after), _second(after)
 
-    def several(state: Dual, _: None) -> tuple[Dual, Dual]:
-        state, losses = jax.lax.scan(one, state, None, length=plan.record_every)
-        return state, push(record, at, state, losses)
+    def recorded(state: Dual, losses: Dual) -> Dual:
+        return push(record, at, state, losses)
 
     begin = push(start, at)
-    end, records = jax.lax.scan(several, begin, None, length=plan.steps // plan.record_every)
+    end, records = core.walk(plan.steps, plan.record_every, one, recorded, begin)
     first = push(lambda state: state.params, begin)
     judged = push(judge, at, first, end, records)
     value, outcome = judged.value

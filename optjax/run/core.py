@@ -135,8 +135,12 @@ class Plan:
         def one(state: RunState, _: None) -> tuple[RunState, Array]:
             return _step(self, data, hparams, state)
 
-        state, records = _recorded(self, data, hparams, one, state, None, steps, counted)
-        return state, {"loss": records.loss, **records.metrics}
+        def recorded(state: RunState, losses: Array) -> dict[str, Array]:
+            found = record(self, data, hparams, state, jnp.mean(losses))
+            return {"loss": found.loss, **found.metrics}
+
+        state, values = walk(steps, steps, one, recorded, state, None, counted)
+        return state, {name: value[0] for name, value in values.items()}
 
     def finish(self, data: Data, hparams: HParams, state: RunState) -> Finished:
         """As `Computation.finish`: the final loss, and what `final` gives."""
@@ -322,23 +326,39 @@ def record(plan: Plan, data: Data, hparams: HParams, state: RunState, loss: Arra
 _step = functools.partial(jax.jit, static_argnums=0)(step)
 
 
-def _recorded(
-    plan: Plan,
-    data: Data,
-    hparams: HParams,
-    one: Callable[..., tuple[RunState, Array]],
-    state: RunState,
-    xs: Any,
+def walk(
     steps: Any,
-    loop: Loop,
-) -> tuple[RunState, Records]:
-    """The state after `steps` steps, and the record there."""
-    if isinstance(steps, int) and steps == 1:
-        state, loss = one(state, jax.tree.map(lambda x: x[0], xs))
-    else:
-        state, losses = loop(one, state, xs, length=steps)
-        loss = jnp.mean(losses)
-    return state, record(plan, data, hparams, state, loss)
+    every: Any,
+    one: Callable[..., tuple[Any, Any]],
+    recorded: Callable[..., Any],
+    state: Any,
+    rows: PyTree = None,
+    loop: Loop = jax.lax.scan,
+) -> tuple[Any, Any]:
+    """Loop over steps with a record every so many: (the state after them, the records stacked).
+
+    Args:
+      every: k; it may be traced where it is all `steps`, and `loop` serves that.
+      one: (state, row) → (state, loss). recorded: (state, losses) → a record.
+      rows: leaves (steps, ...), one a step.
+    """
+
+    def several(state: Any, rows: PyTree) -> tuple[Any, Any]:
+        if isinstance(every, int) and every == 1:
+            state, losses = one(state, jax.tree.map(lambda row: row[0], rows))
+        else:
+            state, losses = loop(one, state, rows, length=every)
+        return state, recorded(state, losses)
+
+    if steps is every or steps == every:
+        # One record: a loop of one would only hide it from the compiler.
+        state, record = several(state, rows)
+        return state, jax.tree.map(lambda a: a[None], record)
+    cut = jax.tree.map(lambda a: a.reshape(steps // every, every, *a.shape[1:]), rows)
+    if loop is not jax.lax.scan and every > 1:
+        # A loop that keeps little must not keep what a whole record's steps leave.
+        several = jax.checkpoint(several, prevent_cse=False)
+    return loop(several, state, cut, length=steps // every)
 
 
 def steps_of(
@@ -349,31 +369,21 @@ def steps_of(
     state: RunState,
     loop: Loop = jax.lax.scan,
 ) -> tuple[RunState, Records]:
-    """`steps` more steps: (the state after them, their `Records`)."""
-    every = plan.record_every
+    """Take `steps` more steps: (the state after them, their `Records`)."""
     # A schedule goes in step by step: the derivative by it is then a row a step, and not a sum of
     # T arrays of length K.
     moving = {name: value for name, value in hparams.items() if isinstance(value, Piecewise)}
     fixed = {name: value for name, value in hparams.items() if name not in moving}
     when = state.step + jnp.arange(steps, dtype=jnp.int32)
-    rows = {
-        name: value.at(when, plan.steps).reshape(steps // every, every)
-        for name, value in moving.items()
-    }
+    rows = {name: value.at(when, plan.steps) for name, value in moving.items()}
 
     def one(state: RunState, row: HParams) -> tuple[RunState, Array]:
         return step(plan, data, {**fixed, **row}, state)
 
-    def several(state: RunState, rows: HParams) -> tuple[RunState, Records]:
-        return _recorded(plan, data, hparams, one, state, rows, every, loop)
+    def recorded(state: RunState, losses: Array) -> Records:
+        return record(plan, data, hparams, state, jnp.mean(losses))
 
-    if steps == every:  # one record: a loop of one would only hide it from the compiler
-        state, records = several(state, {name: row[0] for name, row in rows.items()})
-        return state, jax.tree.map(lambda a: a[None], records)
-    if loop is not jax.lax.scan and every > 1:
-        # A loop that keeps little must not keep what a whole record's steps leave.
-        several = jax.checkpoint(several, prevent_cse=False)
-    return loop(several, state, rows, length=steps // every)
+    return walk(steps, plan.record_every, one, recorded, state, rows, loop)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

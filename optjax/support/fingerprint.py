@@ -31,9 +31,9 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
         now = new.get(name)
         if was == now:
             continue
-        if name.startswith("code of "):  # it tells more than what follows from it
+        if name.startswith("code of ") and now is not None:  # other changes may follow from it
             changed.insert(0, f"the {name} changed")
-        else:
+        elif now is not None or not name.startswith("code of "):
             changed.append(f"{name} was {_short(was)} and is {_short(now)}")
     if not changed:
         return None
