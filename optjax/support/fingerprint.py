@@ -21,7 +21,7 @@ from optjax.support.files import plainly
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
-    """What of the old differs in the new, in one line; None where nothing does.
+    """Say how the new facts differ from the old, in one line; None where they do not.
 
     >>> difference({"steps": "100", "sampler": "full"}, {"steps": "200", "sampler": "full"})
     "steps was '100' and is '200'"
@@ -33,7 +33,9 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
             continue
         if name.startswith("code of ") and now is not None:  # other changes may follow from it
             changed.insert(0, f"the {name} changed")
-        elif now is not None or not name.startswith("code of "):
+        elif name.startswith("code of "):
+            changed.append(f"the {name} takes part no more")
+        else:
             changed.append(f"{name} was {_short(was)} and is {_short(now)}")
     if not changed:
         return None
