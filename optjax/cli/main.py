@@ -119,6 +119,10 @@ def _reproduce(words: list[str]) -> int:
     parser = _options("reproduce")
     parser.add_argument("--data", metavar="PATH", help="pictures for the experiments that use any")
     parser.add_argument("--palette", metavar="PATH", help="the colours that pictures are drawn in")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these experiments")
+    parser.add_argument(
+        "--full", action="store_true", help="the sizes that the README's figures have"
+    )
     parser.add_argument("--force", action="store_true", help="run again what has been run")
     options = _parse(parser, words)
     if options is None:
@@ -128,11 +132,26 @@ def _reproduce(words: list[str]) -> int:
             raise UserError(f"--{name} is empty; give a path, or leave the option out")
     from optjax.report import runner
 
-    broken = runner.reproduce(options.data, options.results, options.force, palette=options.palette)
-    print(f"{options.results}/report/index.html")
+    broken = runner.reproduce(
+        options.data, options.results, options.force,
+        palette=options.palette, only=options.only, full=options.full,
+    )  # fmt: skip
+    _verdicts(options.results)
     if broken:
         print(f"optjax: {len(broken)} broke: {', '.join(broken)}", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _verdicts(results: str) -> None:
+    """Print the table of all verdicts, and the path of the report."""
+    from rich.console import Console
+
+    from optjax.report.claims import read_claims
+    from optjax.report.runner import verdict_table
+
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    console.print(verdict_table(read_claims(f"{results}/claims.json")))
+    print(f"{results}/report/index.html")
 
 
 def _report(words: list[str]) -> int:

@@ -12,6 +12,7 @@ from optjax.support.files import plain, write_text
 
 Verdict = Literal["holds", "corrected", "refuted", "not run"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
+SYMBOLS = {"holds": "✓", "corrected": "≈", "refuted": "✕", "not run": "–"}
 
 ORDER = (
     "min-norm/sgd",

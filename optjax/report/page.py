@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from optjax.report.claims import Claim, in_order
+from optjax.report.claims import SYMBOLS, Claim, in_order
 from optjax.report.rendering import anchor, data_uri, render
 from optjax.support import provenance
 from optjax.support.files import write_text
@@ -39,6 +39,7 @@ def write_page(results: Path, records: Sequence[Mapping[str, Any]]) -> Path:
     page = render(
         "report.html.j2",
         claims=claims,
+        symbols=SYMBOLS,
         records=records,
         owners=owners,
         targets={claim.id: _target(claim, owners[claim.id]) for claim in claims},

@@ -7,14 +7,15 @@ import tempfile
 import time
 import traceback
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optjax.report.catalogue import Experiment, discover, find, load
-from optjax.report.claims import Claim, write_claims
+from optjax.report.claims import SYMBOLS, Claim, in_order, write_claims
+from optjax.report.rendering import number
 from optjax.support import provenance
 from optjax.support.console import Console
 from optjax.support.errors import UserError
@@ -22,6 +23,7 @@ from optjax.support.files import plain, read_attrs, read_dataset, save_dataset, 
 
 if TYPE_CHECKING:
     import xarray
+    from rich.table import Table
 
 _PATH_FIELDS = ("data", "palette", "points")
 
@@ -90,7 +92,9 @@ def run_experiment(
                 f"{experiment.name}: {path} is from the same code and config; "
                 "not run again (--force does)"
             )
-        draw(experiment, results, module=module)
+        record = draw(experiment, results, module=module)
+        for claim in in_order(Claim(**row) for row in record["claims"]):
+            console.line(verdict_line(claim))
     return ExperimentResult(experiment.name, path, fresh, seconds)
 
 
@@ -100,12 +104,16 @@ def reproduce(
     force: bool = False,
     *,
     palette: str | None = None,
+    only: Sequence[str] = (),
+    full: bool = False,
     console: Console | None = None,
     folder: Path | None = None,
 ) -> list[str]:
     """Run every experiment, the cheapest first, and rewrite claims and report after each.
 
     Args:
+        only: names of experiments; all of them where there are none.
+        full: take each experiment's `FULL` config, of the sizes that the README's figures have.
         data: pictures for the experiments whose Config has a field `data`.
         results: the folder for all results.
         force: run again what has been run.
@@ -122,6 +130,8 @@ def reproduce(
     console = console or Console()
     results = Path(results)
     experiments = discover(folder)
+    if only:
+        experiments = {e.name: e for e in (find(name, folder) for name in only)}
     if not experiments:
         raise UserError("there are no experiments to run")
     broken = []
@@ -133,9 +143,10 @@ def reproduce(
                 names = {field.name for field in dataclasses.fields(module.Config)}
                 given = {"data": data, "palette": palette}
                 fields = {k: v for k, v in given.items() if v is not None and k in names}
+                config = getattr(module, "FULL", module.Config()) if full else module.Config()
                 run_experiment(
                     experiment.name,
-                    module.Config(**fields),
+                    dataclasses.replace(config, **fields),
                     results,
                     force,
                     console,
@@ -154,6 +165,51 @@ def reproduce(
             )
         rebuild(results, folder)
     return broken
+
+
+def verdict_line(claim: Claim) -> str:
+    """Write a claim, its source, the first number measured and its verdict in a line.
+
+    >>> verdict_line(Claim("padding/kernel-4", "", "p = 1", {"p": 1}, None, 1, None, "holds", ""))
+    '  ✓ holds     padding/kernel-4: source p = 1; measured p 1'
+    """
+    verdict, source, measured = _cells(claim)
+    line = f"  {verdict:<11} {claim.id}: source {source}; measured {measured}"
+    return line if len(line) <= 160 else line[:159] + "…"
+
+
+def verdict_table(claims: Sequence[Claim]) -> "Table":
+    """Make a table of verdicts for a terminal."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE, pad_edge=False)
+    for heading in ("verdict", "claim", "source", "measured"):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis")
+    for claim in claims:
+        verdict, source, measured = _cells(claim)
+        style = {"holds": "green", "corrected": "yellow", "refuted": "red"}.get(
+            claim.verdict, "dim"
+        )
+        table.add_row(Text(verdict, style), Text(claim.id), Text(source), Text(measured))
+    return table
+
+
+def _cells(claim: Claim) -> tuple[str, str, str]:
+    """Write a claim's verdict, its source and the first number measured, each in short."""
+
+    def said(value: Any) -> str:
+        if isinstance(value, Mapping):
+            return ", ".join(f"{name} {said(one)}" for name, one in value.items())
+        if isinstance(value, list | tuple):
+            return f"[{', '.join(map(said, value))}]"
+        return number(value) if isinstance(value, int | float) else str(value)
+
+    first = next(iter(claim.measured.items()), ("", "nothing"))
+    cells = (said(claim.source), f"{first[0]} {said(first[1])}".strip())
+    source, measured = (c if len(c) <= 60 else c[:59] + "…" for c in cells)
+    return f"{SYMBOLS[claim.verdict]} {claim.verdict}", source, measured
 
 
 def redraw(results: str | Path = "results", folder: Path | None = None) -> Path:
