@@ -185,14 +185,14 @@ def verdict_table(claims: Sequence[Claim]) -> "Table":
     from rich.text import Text
 
     table = Table(box=box.SIMPLE, pad_edge=False)
+    widths = {"verdict": 11, "claim": max((len(c.id) for c in claims), default=0)}
     for heading in ("verdict", "claim", "source", "measured"):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis")
+        least = widths.get(heading)
+        table.add_column(heading, no_wrap=True, overflow="ellipsis", min_width=least)
+    styles = {"holds": "green", "corrected": "yellow", "refuted": "red", "not run": "dim"}
     for claim in claims:
-        verdict, source, measured = _cells(claim)
-        style = {"holds": "green", "corrected": "yellow", "refuted": "red"}.get(
-            claim.verdict, "dim"
-        )
-        table.add_row(Text(verdict, style), Text(claim.id), Text(source), Text(measured))
+        verdict, *cells = _cells(claim)
+        table.add_row(Text(verdict, styles[claim.verdict]), Text(claim.id), *map(Text, cells))
     return table
 
 
