@@ -184,11 +184,11 @@ def verdict_table(claims: Sequence[Claim]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE, pad_edge=False)
-    widths = {"verdict": 11, "claim": max((len(c.id) for c in claims), default=0)}
-    for heading in ("verdict", "claim", "source", "measured"):
-        least = widths.get(heading)
-        table.add_column(heading, no_wrap=True, overflow="ellipsis", min_width=least)
+    table = Table(box=box.SIMPLE, pad_edge=False, expand=True)
+    table.add_column("verdict", width=11)
+    table.add_column("claim", width=max((len(c.id) for c in claims), default=5))
+    for heading in ("source", "measured"):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis", ratio=1)
     styles = {"holds": "green", "corrected": "yellow", "refuted": "red", "not run": "dim"}
     for claim in claims:
         verdict, *cells = _cells(claim)
