@@ -117,7 +117,7 @@ class _Builder:
             return self._call(longest, ins[1:], path, function, times)
         if name in FORMS:
             form = partial(FORMS[name], window=params["window"])
-            form = jax.vmap(form) if params["lanes"] else form
+            form = jax.vmap(form) if params["runs"] else form
             closed = jax.make_jaxpr(form)(*(var.aval for var in eqn.invars))
             return self._call(closed, ins, path, function, times)
         inner = [v for v in params.values() if isinstance(v, ClosedJaxpr | Jaxpr)]

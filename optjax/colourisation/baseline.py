@@ -1,4 +1,4 @@
-"""What a network has to beat: the majority colour of each grey level."""
+"""The baseline that a network has to beat: the majority colour of each grey level."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ LEVELS = 256
 
 
 class BaselineResult(NamedTuple):
-    """How a baseline does on pictures."""
+    """The score of a baseline on pictures."""
 
     accuracy: float  # fraction of pixels
     loss: float  # mean cross-entropy a pixel, nats
@@ -19,26 +19,27 @@ class BaselineResult(NamedTuple):
 
 
 def grey_level(pictures: NDArray[np.uint8]) -> NDArray[np.intp]:
-    """Grey in 256 levels.
+    """Compute the grey level of each pixel, ⌊(R + G + B) / 3⌋.
 
-    level = ⌊(R + G + B) / 3⌋
+    Args:
+      pictures: uint8 (n, H, W, 3).
+
+    Returns:
+      int (n, H, W), 0 to 255.
 
     >>> grey_level(np.array([[[[255, 255, 254]]]], np.uint8))
     array([[[254]]])
-
-    Args:
-        pictures: uint8 (n, H, W, 3).
     """
     return (pictures.sum(axis=-1, dtype=np.uint16) // 3).astype(np.intp)
 
 
 class GreyLevelBaseline(NamedTuple):
-    """A pixel's colour from its own grey level, and nothing else.
+    """A predictor of a pixel's colour from its own grey level alone.
 
     p(k | level) = (count(level, k) + α) / (Σ_k count(level, k) + α K)
 
-    A level that training never saw takes the distribution of the nearest level that it did (the
-    darker of two equally near).
+    A level absent from training takes the distribution of the nearest level present (the darker of
+    two equally near).
 
     >>> pictures = np.array([[[[0, 0, 0], [9, 9, 9], [9, 9, 9], [9, 9, 9]]]], np.uint8)
     >>> baseline = GreyLevelBaseline.fit(pictures, np.array([[[0, 1, 1, 0]]]), colours=2)
@@ -57,16 +58,16 @@ class GreyLevelBaseline(NamedTuple):
         colours: int,
         smoothing: float = 1.0,
     ) -> "GreyLevelBaseline":
-        """Count the labels of every grey level.
+        """Fit the baseline: count the labels of every grey level.
 
         Args:
-            pictures: uint8 (n, H, W, 3), training pictures.
-            labels: (n, H, W), in 0 … K − 1.
-            colours: K.
-            smoothing: α > 0, added to every count.
+          pictures: uint8 (n, H, W, 3), training pictures.
+          labels: (n, H, W), in 0 … K − 1.
+          colours: K.
+          smoothing: α > 0, added to every count.
 
         Raises:
-            UserError: shapes that differ, no pixels, a label outside the range, α not above 0.
+          UserError: shapes that differ, no pixels, a label outside the range, α not above 0.
         """
         _check(pictures, labels, colours)
         if not smoothing > 0:
@@ -79,20 +80,18 @@ class GreyLevelBaseline(NamedTuple):
         return cls(counts / counts.sum(axis=1, keepdims=True))
 
     def predict(self, pictures: NDArray[np.uint8]) -> NDArray[np.int32]:
-        """The most frequent label of each pixel's grey level, int32 (n, H, W)."""
+        """Return the most frequent label of each pixel's grey level, int32 (n, H, W)."""
         return self.probabilities.argmax(axis=1).astype(np.int32)[grey_level(pictures)]
 
     def evaluate(self, pictures: NDArray[np.uint8], labels: NDArray[np.integer]) -> BaselineResult:
-        """Accuracy and cross-entropy on pictures.
-
-        loss = −mean log p(label | level)
+        """Score the baseline on pictures: accuracy, and loss = −mean log p(label | level).
 
         Args:
-            pictures: uint8 (n, H, W, 3), validation pictures.
-            labels: (n, H, W), in 0 … K − 1.
+          pictures: uint8 (n, H, W, 3), validation pictures.
+          labels: (n, H, W), in 0 … K − 1.
 
         Raises:
-            UserError: shapes that differ, no pixels, a label outside the range.
+          UserError: shapes that differ, no pixels, a label outside the range.
         """
         _check(pictures, labels, self.probabilities.shape[1])
         prediction = self.predict(pictures)

@@ -35,13 +35,13 @@ MEMBER_LIMIT = 100
 
 
 def class_index(class_name: str) -> int:
-    """CIFAR-10's label of a class name.
+    """Return CIFAR-10's label of a class name.
+
+    Raises:
+      UserError: not one of the ten names.
 
     >>> class_index("horse")
     7
-
-    Raises:
-        UserError: not one of the ten names; says which are near.
     """
     if class_name not in CLASSES:
         raise UserError(
@@ -53,22 +53,22 @@ def class_index(class_name: str) -> int:
 def read(
     archive: Path, class_name: str = "horse", records_per_file: int = 10_000
 ) -> tuple[Split, str]:
-    """One class of CIFAR-10's binary archive, read from the tar without extracting it.
+    """Read one class of CIFAR-10's binary archive, without extracting the archive.
 
     A record is 1 label byte and 3072 bytes: 1024 red, 1024 green, 1024 blue, row-major.
 
     Args:
-        archive: cifar-10-binary.tar.gz.
-        class_name: one of the ten class names.
-        records_per_file: 10,000 in the published archive.
+      archive: cifar-10-binary.tar.gz.
+      class_name: one of the ten class names.
+      records_per_file: 10,000 in the published archive.
 
     Returns:
-        (train, validation) uint8 (5000, 32, 32, 3) and (1000, 32, 32, 3), and a note.
+      (train, validation), uint8 (5000, 32, 32, 3) and (1000, 32, 32, 3), and a note of the split.
 
     Raises:
-        UserError: unknown class, unreadable archive, a missing file or one of the wrong size.
+      UserError: unknown class, unreadable archive, a missing file or one of the wrong size.
 
-    The archive is described at https://www.cs.toronto.edu/~kriz/cifar.html.
+    Source: https://www.cs.toronto.edu/~kriz/cifar.html.
     """
     label = class_index(class_name)
     wanted = {f"{FOLDER}/{name}": name for name in TRAIN + TEST}
@@ -124,10 +124,10 @@ def read(
 
 
 def fetch() -> Path:
-    """CIFAR-10's binary archive in the user's cache, downloaded once and checked by its hash.
+    """Return the path of CIFAR-10's binary archive, downloaded once to the user's cache.
 
     Raises:
-        UserError: no network, an unwritable cache, or a hash that does not match.
+      UserError: no network, an unwritable cache, or a hash that does not match.
     """
     import pooch
 

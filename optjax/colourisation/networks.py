@@ -1,9 +1,9 @@
-"""The three networks of the source: grey (B, H, W, NIC) in, scores of NC colours a pixel out.
+"""The three networks of the source: pictures (B, H, W, C) in, scores of K colours a pixel out.
 
 Inside a block the order is the source's: (transposed) convolution, then pool or upsampling, then
-batch normalisation, then ReLU. NF filters, NC colours; H and W are multiples of 4. With a `dtype`
-(bfloat16) the layers compute in it; parameters and batch statistics stay in float32, and the
-scores are in the input's dtype.
+batch normalisation, then ReLU. H and W are multiples of 4. The layers compute in `dtype` (bfloat16)
+if there is one; then parameters and batch statistics stay in float32, and the scores are in the
+input's dtype.
 """
 
 from functools import partial
@@ -19,7 +19,7 @@ from optjax.support.types import Array
 
 
 def _layers(kernel: int, dtype: DTypeLike | None) -> tuple[Any, Any, Any]:
-    """Convolution, transposed convolution and normalisation, as a network has them throughout."""
+    """Return the convolution, the transposed convolution and the normalisation of a network."""
     same = {"kernel": kernel, "dtype": dtype}
     return partial(Conv, **same), partial(ConvTranspose, **same), partial(BatchNorm, dtype=dtype)
 
@@ -37,7 +37,7 @@ class PoolUpsampleNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
-        """(B, H, W, NIC) → (B, H, W, NC)."""
+        """Score the colours, (B, H, W, C) → (B, H, W, K); mask (B,) bool or None."""
         given, nf, (conv, _, norm) = x.dtype, self.filters, _layers(self.kernel, self.dtype)
         for features in (nf, 2 * nf):
             x = nn.relu(norm()(max_pool(conv(features)(x)), train, mask))
@@ -59,7 +59,7 @@ class ConvTransposeNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
-        """(B, H, W, NIC) → (B, H, W, NC)."""
+        """Score the colours, (B, H, W, C) → (B, H, W, K); mask (B,) bool or None."""
         given, nf, (conv, up, norm) = x.dtype, self.filters, _layers(self.kernel, self.dtype)
         for features in (nf, 2 * nf):
             x = nn.relu(norm()(conv(features, stride=2)(x), train, mask))
@@ -81,7 +81,7 @@ class UNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
-        """(B, H, W, NIC) → (B, H, W, NC)."""
+        """Score the colours, (B, H, W, C) → (B, H, W, K); mask (B,) bool or None."""
         nf, (conv, up, norm) = self.filters, _layers(self.kernel, self.dtype)
         first = nn.relu(norm()(conv(nf, stride=2)(x), train, mask))
         y = nn.relu(norm()(conv(2 * nf, stride=2)(first), train, mask))
@@ -106,7 +106,14 @@ def model(
     kernel: int = 3,
     dtype: DTypeLike | None = None,
 ) -> nn.Module:
-    """A network by its name.
+    """Make a network by its name.
+
+    Args:
+      name: one of `MODELS`.
+      filters: channels of the first layer.
+      colours: K.
+      kernel: k of every layer.
+      dtype: to compute in; None: the input's.
 
     Raises:
       UserError: an unknown name, fewer than one filter or colour, a kernel that is not 3, 4, 5, 7.
@@ -116,9 +123,9 @@ def model(
     """
     if name not in MODELS:
         raise UserError(f"unknown net {name!r}: {nearest(name, MODELS)}")
-    for what, value in (("filters", filters), ("colours", colours)):
+    for setting, value in (("filters", filters), ("colours", colours)):
         if value < 1:
-            raise UserError(f"{what} is {value}: expected at least 1")
+            raise UserError(f"{setting} is {value}: expected at least 1")
     if kernel not in (3, 4, 5, 7):
         raise UserError(f"kernel is {kernel}: expected 3, 4, 5 or 7")
     return MODELS[name](filters=filters, colours=colours, kernel=kernel, dtype=dtype)

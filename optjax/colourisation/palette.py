@@ -17,38 +17,36 @@ CHUNK = 1 << 14
 
 
 def grey(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-    """The network's input: the mean of red, green and blue.
+    """Compute the networks' input: the grey of each pixel, (R + G + B) / (3 · 256).
 
-    grey = (R + G + B) / (3 · 256)
+    Args:
+      pictures: uint8 (n, H, W, 3).
+
+    Returns:
+      float32 (n, H, W, 1), in [0, 1).
 
     >>> grey(np.full((1, 4, 4, 3), 128, np.uint8))[0, 0, 0]
     array([0.5], dtype=float32)
-
-    Args:
-        pictures: uint8 (n, H, W, 3).
-
-    Returns:
-        float32 (n, H, W, 1), in [0, 1).
     """
     total = pictures.sum(axis=-1, keepdims=True, dtype=np.uint16)
     return total.astype(np.float32) / np.float32(768)
 
 
 def nearest_colour(pictures: NDArray[np.uint8], palette: NDArray[np.float64]) -> NDArray[np.int32]:
-    """Each pixel's label: the palette colour nearest to it in RGB.
+    """Label each pixel with the nearest colour of the palette in RGB.
 
     label = argmin_k ‖pixel / 256 − palette_k‖², the lowest k of equals.
+
+    Args:
+      pictures: uint8 (n, H, W, 3).
+      palette: (K, 3), in [0, 1].
+
+    Returns:
+      int32 (n, H, W).
 
     >>> palette = np.array([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
     >>> nearest_colour(np.array([[[[200, 10, 10], [20, 30, 40]]]], np.uint8), palette)
     array([[[1, 0]]], dtype=int32)
-
-    Args:
-        pictures: uint8 (n, H, W, 3).
-        palette: (K, 3), in [0, 1].
-
-    Returns:
-        int32 (n, H, W).
     """
     pixels = pictures.reshape(-1, 3)
     labels = np.empty(len(pixels), np.int32)
@@ -69,27 +67,27 @@ def nearest_colour(pictures: NDArray[np.uint8], palette: NDArray[np.float64]) ->
 def kmeans_palette(
     pictures: NDArray[np.uint8], colours: int = 24, seed: int = 0, sample: int = 20_000
 ) -> NDArray[np.float64]:
-    """A palette from the pictures themselves: the centres of k-means on their pixels.
+    """Make a palette from pictures: the centres of k-means on their pixels.
 
-    minimises Σ_pixels min_k ‖pixel / 256 − palette_k‖² over a sample of the pixels
+    It minimises Σ_pixels min_k ‖pixel / 256 − palette_k‖² over a sample of the pixels.
+
+    Args:
+      pictures: uint8 (n, H, W, 3), training pictures only.
+      colours: K, the size of the palette.
+      seed: draws the sample and the starting centres.
+      sample: number of pixels to draw, without replacement.
+
+    Returns:
+      (K, 3), in [0, 1], from dark to light.
+
+    Raises:
+      UserError: K below 1, or more than the sample has distinct colours.
 
     >>> pictures = np.zeros((1, 4, 4, 3), np.uint8)
     >>> pictures[0, :2] = 128
     >>> kmeans_palette(pictures, colours=2)
     array([[0. , 0. , 0. ],
            [0.5, 0.5, 0.5]])
-
-    Args:
-        pictures: uint8 (n, H, W, 3), training pictures only.
-        colours: K, the size of the palette.
-        seed: draws the sample and the starting centres.
-        sample: how many pixels are drawn, without replacement.
-
-    Returns:
-        (K, 3), in [0, 1], from dark to light.
-
-    Raises:
-        UserError: K below 1, or more than the sample has distinct colours.
     """
     from sklearn.cluster import KMeans
 
@@ -108,23 +106,23 @@ def kmeans_palette(
 
 
 def load_palette(path: str | Path, colours: int | None = None) -> NDArray[np.float64]:
-    """A palette saved with numpy.save.
+    """Load a palette saved with numpy.save.
+
+    Args:
+      path: an .npy file of numbers (K, 3), in [0, 1].
+      colours: the K to expect; None: any.
+
+    Returns:
+      float64 (K, 3).
+
+    Raises:
+      UserError: unreadable, a pickle, a wrong shape, a value outside [0, 1] or not finite.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     np.save(Path(folder) / "palette.npy", np.eye(3))
     ...     load_palette(Path(folder) / "palette.npy", colours=3).shape
     (3, 3)
-
-    Args:
-        path: an .npy file of numbers (K, 3), in [0, 1].
-        colours: K, where it has to be a given one.
-
-    Returns:
-        float64 (K, 3).
-
-    Raises:
-        UserError: unreadable, a pickle, a wrong shape, a value outside [0, 1] or not finite.
     """
     where = f"palette {str(path)!r}"
     try:

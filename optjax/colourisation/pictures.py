@@ -1,4 +1,4 @@
-"""The pictures a network learns to colour: a demo, a user's own, or CIFAR-10."""
+"""The pictures that a network learns to colour: a demo, a user's own, or CIFAR-10."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +18,19 @@ DEMO_SCALES = (1, 2, 4)
 class Pictures:
     """Training and validation pictures of one size.
 
+    Args:
+      train: uint8 (n, H, W, 3), RGB, 0 to 255; H and W multiples of 4.
+      validation: uint8 (m, H, W, 3).
+      name: short label for figures and files.
+      demo: True if figures of these pictures reproduce nothing published.
+      note: a description of the pictures and of their split.
+
+    Raises:
+      UserError: a wrong dtype or shape, or sizes that differ.
+
     >>> tile = np.zeros((2, 32, 32, 3), np.uint8)
     >>> Pictures(tile, tile, "zeros").size
     (32, 32)
-
-    Args:
-        train: uint8 (n, H, W, 3), RGB, 0 to 255; H and W multiples of 4.
-        validation: uint8 (m, H, W, 3).
-        name: short label for figures and files.
-        demo: True where figures from these pictures stand for nothing published.
-        note: what the pictures are and how they were split.
-
-    Raises:
-        UserError: a wrong dtype or shape, or sizes that differ.
     """
 
     train: NDArray[np.uint8]
@@ -57,14 +57,17 @@ class Pictures:
 
 
 def shrink(photograph: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
-    """Down-sample by area: each pixel the rounded mean of a factor × factor block.
+    """Down-sample by area: each pixel is the rounded mean of a factor × factor square.
+
+    Args:
+      photograph: uint8 (H, W, 3); rows and columns past the last whole square are dropped.
+      factor: side of a square in pixels.
+
+    Returns:
+      uint8 (H // factor, W // factor, 3).
 
     >>> shrink(8 * np.arange(12, dtype=np.uint8).reshape(2, 2, 3), 2)
     array([[[36, 44, 52]]], dtype=uint8)
-
-    Args:
-        photograph: uint8 (H, W, 3); rows and columns past the last whole block are dropped.
-        factor: side of a block in pixels.
     """
     height, width = (side // factor for side in photograph.shape[:2])
     blocks = photograph[: height * factor, : width * factor]
@@ -73,15 +76,18 @@ def shrink(photograph: NDArray[np.uint8], factor: int) -> NDArray[np.uint8]:
 
 
 def cut_tiles(photograph: NDArray[np.uint8], size: int, stride: int) -> NDArray[np.uint8]:
-    """All size × size tiles whose corners lie on a grid of the given stride.
+    """Cut all size × size tiles whose corners lie on a grid of the given stride.
+
+    Args:
+      photograph: uint8 (H, W, 3).
+      size: side of a tile in pixels.
+      stride: distance between corners in pixels.
+
+    Returns:
+      uint8 (n, size, size, 3), row by row.
 
     >>> cut_tiles(np.zeros((64, 48, 3), np.uint8), size=32, stride=16).shape
     (6, 32, 32, 3)
-
-    Args:
-        photograph: uint8 (H, W, 3).
-        size: side of a tile in pixels.
-        stride: distance between corners in pixels.
     """
     if min(photograph.shape[:2]) < size:
         return np.empty((0, size, size, 3), np.uint8)
@@ -90,18 +96,21 @@ def cut_tiles(photograph: NDArray[np.uint8], size: int, stride: int) -> NDArray[
 
 
 def demo_tiles(names: tuple[str, ...], size: int) -> NDArray[np.uint8]:
-    """Tiles of scikit-image's photographs at full, half and quarter size.
+    """Cut tiles of scikit-image's photographs at full, half and quarter size.
 
-    The stride is the tile's side at full size, half of it at half size, a quarter at a quarter:
-    the same places of the photograph, seen from further away.
+    The stride, the tile's side at full size, shrinks with the photograph: the tiles show the same
+    places from further away.
+
+    Args:
+      names: photographs in scikit-image's wheel: astronaut (public domain), chelsea (CC0),
+        coffee (CC0), rocket (CC0).
+      size: side of a tile in pixels.
+
+    Returns:
+      uint8 (n, size, size, 3).
 
     >>> demo_tiles(("coffee",), 32).shape
     (538, 32, 32, 3)
-
-    Args:
-        names: photographs in scikit-image's wheel: astronaut (public domain), chelsea (CC0),
-            coffee (CC0), rocket (CC0).
-        size: side of a tile in pixels.
     """
     import skimage.data
 
@@ -132,25 +141,25 @@ def _demo(size: int) -> Pictures:
 def load_pictures(
     data: str | None, *, class_name: str = "horse", size: int = 32, seed: int = 0
 ) -> Pictures:
-    """The pictures that `--data` names.
+    """Load the pictures that `--data` names.
+
+    Args:
+      data: None for the demo; "cifar10" (downloaded once, checked by hash); FILE.npz with uint8
+        arrays `train` and `test`; a local cifar-10-binary.tar.gz; or FOLDER/ of pictures.
+      class_name: the CIFAR-10 class.
+      size: side in pixels of the demo's tiles and of a folder's pictures, a multiple of 4.
+      seed: draws the split where the source has none.
+
+    Raises:
+      UserError: a size or a source that is not as described.
 
     >>> demo = load_pictures(None)
     >>> demo.train.shape, demo.validation.shape, demo.demo
     ((1604, 32, 32, 3), (538, 32, 32, 3), True)
-
-    Args:
-        data: None for the demo; "cifar10" (downloaded once, checked by hash); FILE.npz with uint8
-            arrays `train` and `test`; a local cifar-10-binary.tar.gz; or FOLDER/ of pictures.
-        class_name: the CIFAR-10 class.
-        size: side in pixels of the demo's tiles and of a folder's pictures, a multiple of 4.
-        seed: draws the split where the source has none.
-
-    Raises:
-        UserError: whatever is wrong with the source, in one line.
     """
     if size < 4 or size % 4:
         raise UserError(
-            f"size {size}: expected a positive multiple of 4 (the networks halve twice)"
+            f"size {size}: expected a positive multiple of 4 (the networks halve H and W twice)"
         )
     if data is None:
         return _demo(size)

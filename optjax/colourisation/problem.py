@@ -11,10 +11,11 @@ from optjax.support.types import Array
 
 
 def pixelwise_cross_entropy(scores: Array, labels: Array) -> Array:
-    """−(1/HW) Σ log softmax(scores)[label], nats a pixel, one value a picture.
+    """Compute −(1/HW) Σ log softmax(scores)[label], nats a pixel, one value a picture.
 
     Args:
-      scores: (B, H, W, K). labels: (B, H, W) integers below K.
+      scores: (B, H, W, K).
+      labels: (B, H, W) integers below K.
 
     Returns:
       (B,).
@@ -24,7 +25,7 @@ def pixelwise_cross_entropy(scores: Array, labels: Array) -> Array:
     >>> round(float(loss[0]), 4)  # log 24
     3.1781
     """
-    # A comparison with each colour, not a gather: its gradient is a scatter, slow on the CPU.
+    # Compare with each colour: the gradient of a gather is a scatter, which is slow on the CPU.
     colours = jnp.arange(scores.shape[-1], dtype=labels.dtype).reshape(1, 1, 1, -1)
     chosen = jnp.where(labels[..., None] == colours, scores, jnp.zeros_like(scores))
     loss = jax.nn.logsumexp(scores, axis=-1) - jnp.sum(chosen, axis=-1)
@@ -32,7 +33,7 @@ def pixelwise_cross_entropy(scores: Array, labels: Array) -> Array:
 
 
 def pixel_accuracy(scores: Array, labels: Array) -> dict[str, Array]:
-    """The fraction of pixels whose best-scored colour is the label, one value a picture."""
+    """Compute the fraction of pixels whose best colour is the label, (B,), as `accuracy`."""
     best = jnp.argmax(scores, axis=-1).astype(labels.dtype)
     return {"accuracy": jnp.mean((best == labels).astype(scores.dtype), axis=(1, 2))}
 
@@ -43,14 +44,15 @@ def colourisation_problem(
     validation: tuple[ArrayLike, ArrayLike] | None = None,
     chunk: int = 100,
 ) -> Problem:
-    """Training `model` to give each pixel's colour; see `optjax.flax_problem`.
+    """Make the problem of training a model to give each pixel's colour; see `flax_problem`.
+
+    It records ``validation_loss`` (nats a pixel) and ``validation_accuracy`` (fraction of pixels).
 
     Args:
       model: (B, H, W, 1) → (B, H, W, K).
-      train, validation: (grey (n, H, W, 1), labels (n, H, W)).
+      train: (grey (n, H, W, 1), labels (n, H, W)).
+      validation: the same, held out; None: no metrics.
       chunk: pictures evaluated at once.
-
-    Records ``validation_loss`` (nats a pixel) and ``validation_accuracy`` (fraction of pixels).
     """
     return flax_problem(
         model,

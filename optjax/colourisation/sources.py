@@ -1,4 +1,4 @@
-"""Reads pictures from where a user keeps them: an .npz file or a folder.
+"""Pictures from a user's own .npz file or folder.
 
 Every byte read here may be hostile: shapes and sizes are checked before anything is allocated,
 nothing is unpickled and nothing is extracted to disk.
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from optjax.support.errors import UserError
 
 ARRAY_LIMIT_BYTES = 4 * 2**30
-"""The most that the arrays of one .npz file may declare, together."""
+"""The most that the arrays of one .npz file may declare in total."""
 BOMB_RATIO = 200
 BOMB_FLOOR_BYTES = 64 * 2**20
 """A member larger than the floor that packs better than the ratio is refused as a zip bomb."""
@@ -29,17 +29,17 @@ Split = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
 
 def check_pictures(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
-    """Refuse what is not uint8 (n, H, W, 3) with H and W multiples of 4.
-
-    >>> check_pictures("train", (10, 32, 32, 3), np.dtype("uint8"))
+    """Refuse arrays that are not uint8 (n, H, W, 3) with H and W multiples of 4.
 
     Args:
-        where: names the array in the message.
-        shape: (n, H, W, 3) expected; the networks halve H and W twice.
-        dtype: uint8 expected.
+      where: the array's name in messages.
+      shape: (n, H, W, 3) expected; the networks halve H and W twice.
+      dtype: uint8 expected.
 
     Raises:
-        UserError: for anything else.
+      UserError: another shape or dtype.
+
+    >>> check_pictures("train", (10, 32, 32, 3), np.dtype("uint8"))
     """
     if dtype.hasobject:
         raise UserError(
@@ -60,20 +60,28 @@ def check_pictures(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def split_sixth(pictures: NDArray[np.uint8], seed: int, where: str = "pictures") -> Split:
-    """A sixth of the pictures, drawn by the seed, for validation; the rest for training.
+    """Split off a sixth of the pictures for validation.
 
-    m = max(1, round(n / 6)); the last m of a permutation of n.
+    They are the last m = max(1, round(n / 6)) of a permutation of n.
+
+    Args:
+      pictures: uint8 (n, H, W, 3).
+      seed: draws the permutation.
+      where: the array's name in messages.
+
+    Returns:
+      (train, validation).
+
+    Raises:
+      UserError: fewer than two pictures.
 
     >>> train, validation = split_sixth(np.zeros((12, 4, 4, 3), np.uint8), seed=0)
     >>> train.shape[0], validation.shape[0]
     (10, 2)
-
-    Raises:
-        UserError: fewer than two pictures.
     """
     n = len(pictures)
     if n < 2:
-        raise UserError(f"{where}: {n} picture(s), expected 2 or more to split off a validation")
+        raise UserError(f"{where}: {n} picture(s), expected 2 or more, to hold one out")
     order = np.random.default_rng(seed).permutation(n)
     cut = n - max(1, round(n / 6))
     # Sorted, so that a picture's neighbours in the file stay its neighbours.
@@ -92,7 +100,10 @@ def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def read_npy_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and dtype that an .npy stream declares, read before any array is allocated.
+    """Read the shape and dtype that an .npy stream declares, before any array is allocated.
+
+    Raises:
+      UserError: not an .npy header of version 1 or 2, or a negative dimension.
 
     >>> import io
     >>> stream = io.BytesIO()
@@ -100,9 +111,6 @@ def read_npy_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.
     >>> _ = stream.seek(0)
     >>> read_npy_header(stream, "x")
     ((2, 3), dtype('float64'))
-
-    Raises:
-        UserError: not an .npy header of version 1 or 2, or a negative dimension.
     """
     try:
         shape, dtype = _header(stream)
@@ -139,9 +147,19 @@ def _npz_member(archive: zipfile.ZipFile, name: str, where: str) -> NDArray[np.u
 
 
 def read_npz(path: Path, seed: int = 0) -> tuple[Split, str]:
-    """Training and validation pictures of an .npz file, and how they were split.
+    """Read the training and validation pictures of an .npz file.
 
-    Takes `train` and `test` (or `validation`); with only `train` or `images`, a sixth is split off.
+    They are `train` and `test` (or `validation`); of only `train` or `images`, a sixth is held out.
+
+    Args:
+      path: the file; each array uint8 (n, H, W, 3).
+      seed: draws the split where the file gives none.
+
+    Returns:
+      (train, validation), and a note of the split.
+
+    Raises:
+      UserError: unreadable, truncated, oversized, a zip bomb, a pickle, a wrong dtype or shape.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -150,13 +168,6 @@ def read_npz(path: Path, seed: int = 0) -> tuple[Split, str]:
     ...     (train, validation), note = read_npz(path)
     >>> train.shape, validation.shape
     ((5, 8, 8, 3), (1, 8, 8, 3))
-
-    Args:
-        path: the file; each array uint8 (n, H, W, 3).
-        seed: draws the split where the file gives none.
-
-    Raises:
-        UserError: unreadable, truncated, oversized, a zip bomb, a pickle, a wrong dtype or shape.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -202,7 +213,7 @@ def read_npz(path: Path, seed: int = 0) -> tuple[Split, str]:
 
 
 def one_line(error: BaseException) -> str:
-    """An exception's text on one line of at most 200 characters, or the name of its type."""
+    """Return an exception's text on one line of at most 200 characters, or its type's name."""
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
@@ -241,7 +252,19 @@ def _read_picture(path: Path, size: int) -> NDArray[np.uint8]:
 
 
 def read_folder(folder: Path, size: int = 32, seed: int = 0) -> tuple[Split, str]:
-    """A folder's pictures, cropped to their central square, resized, split by file.
+    """Read a folder's pictures: crop to the central square, resize, split by file.
+
+    Args:
+      folder: its png, jpg, jpeg, webp and bmp files are read in the order of their names;
+        hidden files and links that lead outside the folder are left out.
+      size: side of the square in pixels, a multiple of 4.
+      seed: draws the sixth of the files held out for validation.
+
+    Returns:
+      (train, validation), and a note of the split.
+
+    Raises:
+      UserError: no pictures, an undecodable or oversized one, an unreadable folder.
 
     >>> import tempfile
     >>> from PIL import Image
@@ -251,15 +274,6 @@ def read_folder(folder: Path, size: int = 32, seed: int = 0) -> tuple[Split, str
     ...     (train, validation), note = read_folder(Path(folder), size=8)
     >>> train.shape, validation.shape
     ((5, 8, 8, 3), (1, 8, 8, 3))
-
-    Args:
-        folder: its png, jpg, jpeg, webp and bmp files are read in the order of their names;
-            hidden files and links that lead outside the folder are left out.
-        size: side of the square in pixels, a multiple of 4.
-        seed: draws the sixth of the files held out for validation.
-
-    Raises:
-        UserError: no pictures, an undecodable or oversized one, an unreadable folder.
     """
     try:
         root = folder.resolve(strict=True)

@@ -1,4 +1,4 @@
-"""How a trained network is scored when its running averages lag behind its weights."""
+"""The score of a trained network whose running averages lag behind its weights."""
 
 from collections.abc import Callable
 
@@ -10,11 +10,15 @@ from optjax.run.problems import Data, Problem
 
 
 def population_metrics(net: Module, problem: Problem, batch: int) -> Callable:
-    """((params, model_state), data) → the problem's metrics with population statistics.
+    """Make a function that computes the problem's metrics with population statistics.
 
     Args:
       net: the network of the problem, its statistics kept by `BatchNorm`.
+      problem: the problem whose training examples give the statistics.
       batch: pictures a batch of the statistics; see `population_statistics`.
+
+    Returns:
+      ((params, model_state), data) → metrics.
     """
 
     def metrics(variables: tuple, data: Data) -> dict[str, jax.Array]:

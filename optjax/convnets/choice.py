@@ -1,8 +1,8 @@
-"""Which way many runs are convolved on a device: measured there once, and remembered.
+"""The choice of a way to convolve many runs on a device: measured there once, and remembered.
 
 The fastest way depends on the device, the sizes and the number of runs, and no rule of thumb holds
-for all. So the first program that is lowered for a device that is there measures the ways, in
-milliseconds for its own sizes, and later ones read the user's cache.
+for all. So the first program that is lowered for a local device measures the ways at its own
+sizes, and later ones read the user's cache.
 """
 
 import hashlib
@@ -27,22 +27,22 @@ _WORTH_MEASURING = 1e8
 """Multiply-adds below which a device takes longer to start a program than to compute it."""
 
 _SECONDS = 0.02
-"""Of calls that are timed together."""
+"""Time of the calls that are timed together."""
 
 
 def default(platforms: tuple[str, ...]) -> Way:
-    """Where nothing can be measured, as in an export for a platform that is not here.
+    """Return the way where nothing can be measured, as in an export for an absent platform.
 
-    By the estimates in cycles that a TPU's compiler makes (libtpu 0.0.52, v5e, 2 to 32 runs), a run
-    in a group takes 1 to 3 times as long as alone, and a product 2 to 40 times as long as a group:
-    its copies are padded to 128 channels. Elsewhere a product is linear in the runs, whatever the
+    By the cycles that a TPU's compiler estimates (libtpu 0.0.52, v5e, 2 to 32 runs), a run in a
+    group takes 1 to 3 times as long as alone, and a product 2 to 40 times as long as a group: its
+    copies are padded to 128 channels. Elsewhere a product is linear in the runs, whatever the
     library does with groups.
     """
     return "grouped" if platforms == ("tpu",) else "product"
 
 
 class ConvolutionOfRuns(NamedTuple):
-    """A convolution of many runs, as a primitive is given it."""
+    """A convolution of many runs: a primitive, and its sizes."""
 
     name: str  # of the primitive
     window: Window
@@ -56,14 +56,14 @@ class ConvolutionOfRuns(NamedTuple):
 
     @property
     def multiply_adds(self) -> int:
-        """Of all runs: each of the outputs meets every tap and both channels."""
+        """Multiply-adds of all runs: outputs × taps × channels in × channels out."""
         a, b = self.shapes
         channels = b[3] * b[4] if self.name != "conv_to_kernel" else a[4] * b[4]
         return a[0] * a[1] * math.prod((*self.window.out, *self.window.kernel)) * channels
 
 
 class Measured(NamedTuple):
-    """What was measured of one convolution on one device."""
+    """The measured times of one convolution on one device."""
 
     device: str
     convolution: str
@@ -73,16 +73,16 @@ class Measured(NamedTuple):
 
 
 def way(runs: ConvolutionOfRuns, platforms: tuple[str, ...]) -> Way:
-    """The way for a program that is lowered for these platforms.
+    """Choose the way for a program that is lowered for these platforms.
 
-    It is measured where there is one platform, its device is the process's own, and the process is
-    the only one: several must run the same program.
+    It is measured if there is one platform, with a local device, and one process: several processes
+    must run the same program.
     """
     device = _device(platforms)
     if device is None or runs.multiply_adds < _WORTH_MEASURING:
         return default(platforms)
     count = runs.shapes[0][0]
-    # Half as many runs or twice as many are measured for themselves.
+    # Numbers of runs share a measurement between one power of two and the next.
     facts = (
         device.device_kind,
         jax.__version__,
@@ -93,7 +93,7 @@ def way(runs: ConvolutionOfRuns, platforms: tuple[str, ...]) -> Way:
     key = hashlib.sha256(repr(facts).encode()).hexdigest()[:24]
     known = _read(MEASURED.entries().get(key))
     if known is None:
-        # A thread of its own: this one is in the midst of a trace.
+        # In another thread, since this one is in the midst of a trace.
         with ThreadPoolExecutor(1) as pool:
             ms = pool.submit(_measure, runs, device).result()
         if not ms:
@@ -104,12 +104,12 @@ def way(runs: ConvolutionOfRuns, platforms: tuple[str, ...]) -> Way:
 
 
 def measured() -> list[Measured]:
-    """All that is remembered, of every device, the oldest first."""
+    """Return all remembered measurements, of every device, the oldest first."""
     return [found for entry in MEASURED.entries().values() if (found := _read(entry))]
 
 
 def _read(entry: Any) -> Measured | None:
-    """An entry of the file, or None where it is none of ours."""
+    """Parse an entry of the file; None if it is malformed."""
     try:
         found = Measured(**entry)
         ms = {name: float(found.ms[name]) for name in WAYS if name in found.ms}
@@ -120,7 +120,7 @@ def _read(entry: Any) -> Measured | None:
 
 
 def _device(platforms: tuple[str, ...]) -> Any:
-    """The device to measure on, or None."""
+    """Return the device to measure on, or None."""
     if len(platforms) != 1 or jax.process_count() > 1:
         return None
     try:
@@ -131,7 +131,7 @@ def _device(platforms: tuple[str, ...]) -> Any:
 
 
 def _measure(runs: ConvolutionOfRuns, device: Any) -> dict[str, float]:
-    """Milliseconds of each way that the device can run."""
+    """Measure the milliseconds of each way that the device can run."""
     rng, found = np.random.default_rng(0), {}
     with jax.enable_x64(runs.dtype.itemsize == 8):
         a, b = (
@@ -142,13 +142,13 @@ def _measure(runs: ConvolutionOfRuns, device: Any) -> dict[str, float]:
             try:
                 form = jax.jit(of_runs(runs.name, each, runs.window))
                 found[each] = 1e3 * _seconds(lambda form=form: form(a, b))
-            except jax.errors.JaxRuntimeError:  # no memory for it, or no program
+            except jax.errors.JaxRuntimeError:  # too little memory, or no program
                 continue
     return found
 
 
 def _seconds(call: Callable[[], Any]) -> float:
-    """The least of three means over calls in a row, which a device queues."""
+    """Return the least of three mean times of calls in a row, which a device queues."""
 
     def mean(calls: int) -> float:
         begin, out = time.perf_counter(), None

@@ -10,10 +10,10 @@ bilinear in the two others, and each is the transpose of the rest, so the set is
 Why not `jax.lax` alone: on the CPU, XLA turns a convolution into a fast matrix product only in the
 layout NHWC × HWIO; the two gradients that autodiff builds have other layouts, and inside a scan
 they fall to a plain loop (jax issue 12868). Under `vmap` over kernels they become grouped
-convolutions whose cost grows with the square of the number of lanes (jax issues 13800, 26568).
-Here every program is written in the layout that is fast, and lanes are mapped one by one on the
-CPU. On other platforms a run's primitives are `jax.lax` convolutions, and `choice` says how many
-runs are convolved together.
+convolutions whose cost grows with the square of the number of runs (jax issues 13800, 26568).
+Here every program is written in the layout that is fast, and runs are mapped one by one on the
+CPU. On other platforms a run's primitives are `jax.lax` convolutions, and `choice` picks the way
+for many runs.
 """
 
 from functools import partial
@@ -31,10 +31,12 @@ from optjax.support.types import Array
 
 
 def conv(x: Array, w: Array, window: Window) -> Array:
-    """y[b, o, f] = Σ_{κ,c} x[b, s·o + κ − p, c] w[κ, c, f], zeros outside the picture.
+    """Convolve, y[b, o, f] = Σ_{κ,c} x[b, s·o + κ − p, c] w[κ, c, f], zeros outside the picture.
 
     Args:
-      x: (B, H, W, C). w: (kh, kw, C, F). window: its sizes.
+      x: (B, H, W, C).
+      w: (kh, kw, C, F).
+      window: the sizes.
 
     Returns:
       (B, *window.out, F).
@@ -44,29 +46,29 @@ def conv(x: Array, w: Array, window: Window) -> Array:
     >>> conv(jnp.ones((1, 4, 4, 1)), jnp.ones((3, 3, 1, 1)), window)[0, :, :, 0].tolist()
     [[4.0, 6.0], [6.0, 9.0]]
     """
-    return _conv.bind(x, w, window=window, lanes=False)
+    return _conv.bind(x, w, window=window, runs=False)
 
 
 def conv_transpose(y: Array, w: Array, window: Window) -> Array:
-    """x[b, i, c] = Σ_{κ,o: s·o + κ − p = i} Σ_f y[b, o, f] w[κ, c, f]: the adjoint of `conv`.
+    """Apply the adjoint of `conv`, x[b, i, c] = Σ_{κ,o: s·o + κ − p = i} Σ_f y[b, o, f] w[κ, c, f].
+
+    No inserted zero is multiplied: each of the s² phases of the output is a small dense
+    convolution.
 
     Args:
-      y: (B, *window.out, F), the small picture. w: (kh, kw, C, F), C channels come out.
-      window: the convolution that would lead back from the large picture to the small one.
+      y: (B, *window.out, F), the small picture.
+      w: (kh, kw, C, F), C channels come out.
+      window: of the convolution that leads back from the large picture to the small one.
 
     Returns:
-      (B, *window.size, C). No inserted zero is multiplied: each of the s² phases of the output
-      is a small dense convolution.
+      (B, *window.size, C).
 
     >>> import jax.numpy as jnp
     >>> window = Window(size=(4, 4), kernel=(3, 3), stride=(2, 2), padding=((1, 1), (1, 1)))
     >>> conv_transpose(jnp.ones((1, 2, 2, 1)), jnp.ones((3, 3, 1, 1)), window)[0, 0, :, 0].tolist()
     [1.0, 2.0, 1.0, 1.0]
     """
-    return _to_input.bind(y, w, window=window, lanes=False)
-
-
-# ------------------------------------------------------------------------------- the primitives
+    return _to_input.bind(y, w, window=window, runs=False)
 
 
 def _shape_conv(x: Any, w: Any, window: Window) -> tuple[int, ...]:
@@ -82,49 +84,48 @@ def _shape_to_kernel(x: Any, y: Any, window: Window) -> tuple[int, ...]:
 
 
 def _make(name: str, shape: Any, has_kernel: bool) -> Primitive:
+    """Make a primitive; with its parameter `runs`, both arguments have a leading axis of runs."""
     primitive = Primitive(name)
     cpu = cpu_forms.FORMS[name]
 
-    def abstract(a: Any, b: Any, *, window: Window, lanes: bool) -> Any:
+    def abstract(a: Any, b: Any, *, window: Window, runs: bool) -> Any:
         if a.dtype != b.dtype:
             raise TypeError(f"{name} of {a.dtype} and {b.dtype}: expected one dtype")
-        one = [jax.ShapeDtypeStruct(v.shape[lanes:], v.dtype) for v in (a, b)]
+        one = [jax.ShapeDtypeStruct(v.shape[runs:], v.dtype) for v in (a, b)]
         out = shape(*one, window)
-        return a.update(shape=(*a.shape[:1], *out) if lanes else out)
+        return a.update(shape=(*a.shape[:1], *out) if runs else out)
 
-    def on_cpu(a: Array, b: Array, *, window: Window, lanes: bool) -> Array:
-        if not lanes:
+    def on_cpu(a: Array, b: Array, *, window: Window, runs: bool) -> Array:
+        if not runs:
             return cpu(a, b, window=window)
         return lax.map(lambda ab: cpu(*ab, window=window), (a, b))
 
-    def elsewhere(ctx: Any, a: Any, b: Any, *, window: Window, lanes: bool) -> Any:
+    def elsewhere(ctx: Any, a: Any, b: Any, *, window: Window, runs: bool) -> Any:
         form = partial(device_forms.FORMS[name], window=window)
-        if lanes:
+        if runs:
             kinds = ctx.avals_in
-            runs = choice.ConvolutionOfRuns(
+            convolution = choice.ConvolutionOfRuns(
                 name, window, tuple(kind.shape for kind in kinds), kinds[0].dtype
             )
             platforms = tuple(ctx.platforms or ctx.module_context.platforms)
-            form = device_forms.of_runs(name, choice.way(runs, platforms), window)
+            form = device_forms.of_runs(name, choice.way(convolution, platforms), window)
         return mlir.lower_fun(form, multiple_results=False)(ctx, a, b)
 
-    def batch(args: Any, axes: Any, *, window: Window, lanes: bool) -> tuple[Array, int]:
+    def batch(args: Any, axes: Any, *, window: Window, runs: bool) -> tuple[Array, int]:
         size = next(v.shape[d] for v, d in zip(args, axes, strict=True) if d is not None)
-        if has_kernel and not lanes and axes[1] is None:
+        if has_kernel and not runs and axes[1] is None:
             # A batch of batches under one kernel is a larger batch.
             a = jnp.moveaxis(args[0], axes[0], 0)
-            merged = primitive.bind(
-                a.reshape(-1, *a.shape[2:]), args[1], window=window, lanes=False
-            )
+            merged = primitive.bind(a.reshape(-1, *a.shape[2:]), args[1], window=window, runs=False)
             return merged.reshape(*a.shape[:2], *merged.shape[1:]), 0
         a, b = (
             jnp.broadcast_to(v, (size, *v.shape)) if d is None else jnp.moveaxis(v, d, 0)
             for v, d in zip(args, axes, strict=True)
         )
-        if not lanes:
-            return primitive.bind(a, b, window=window, lanes=True), 0
+        if not runs:
+            return primitive.bind(a, b, window=window, runs=True), 0
         flat = [v.reshape(-1, *v.shape[2:]) for v in (a, b)]
-        out = primitive.bind(*flat, window=window, lanes=True)
+        out = primitive.bind(*flat, window=window, runs=True)
         return out.reshape(*a.shape[:2], *out.shape[1:]), 0
 
     primitive.def_abstract_eval(abstract)

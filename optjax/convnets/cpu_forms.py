@@ -14,14 +14,15 @@ _CHUNK_BYTES = 6 << 20  # shifted copies that a kernel gradient holds at once: t
 
 
 def conv(x: Array, w: Array, *, window: Window) -> Array:
+    """Convolve x by w."""
     return lax.conv_general_dilated(x, w, window.stride, window.padding, dimension_numbers=LAYOUT)
 
 
 def to_input(y: Array, w: Array, *, window: Window) -> Array:
-    """Dense convolutions of y, one for each of the s × s phases of the output, interleaved.
+    """Convolve y densely for each of the s × s phases of the output, and interleave the results.
 
-    For large pictures one convolution gives all phases as channels: a tap that a phase lacks
-    is a zero of its kernel, which costs less than interleaving the results of several.
+    For large pictures one convolution gives all phases as channels: a tap that a phase lacks is a
+    zero in its kernel, which costs less than interleaving the results of several convolutions.
     """
     (H, W), (kh, kw), (sh, sw), ((top, _), (left, _)) = window
     size = math.ceil(H / sh), math.ceil(W / sw)
@@ -29,7 +30,7 @@ def to_input(y: Array, w: Array, *, window: Window) -> Array:
     padded_w = jnp.pad(w, ((0, 1), (0, 1), (0, 0), (0, 0)))
 
     def phases(rows: list[dict[int, int]], columns: list[dict[int, int]]) -> Array:
-        """(B, *size, phases of the rows, phases of the columns, C)."""
+        """Compute some phases, (B, *size, phases of the rows, phases of the columns, C)."""
         (low_h, at_h), (low_w, at_w) = _kernel_taps(rows, kh), _kernel_taps(columns, kw)
         kernel = padded_w[at_h][:, :, at_w]  # (dh, rows, dw, columns, C, F)
         dh, dw = len(at_h), len(at_w)
@@ -54,7 +55,7 @@ def to_input(y: Array, w: Array, *, window: Window) -> Array:
 
 
 def _phase_taps(k: int, s: int, pad: int) -> list[dict[int, int]]:
-    """For each phase i mod s of the inputs: o − ⌊i/s⌋ of the outputs that reach them → the tap."""
+    """Map, for each phase i mod s, the offset o − ⌊i/s⌋ of each output that reaches i to a tap."""
     return [
         {(phase + pad - tap) // s: tap for tap in range(k) if (phase + pad - tap) % s == 0}
         for phase in range(s)
@@ -62,17 +63,17 @@ def _phase_taps(k: int, s: int, pad: int) -> list[dict[int, int]]:
 
 
 def _kernel_taps(phases: list[dict[int, int]], k: int) -> tuple[int, np.ndarray]:
-    """The lowest offset of the phases, and the tap at each (offset, phase): k where it has none."""
+    """Return the lowest offset of the phases, and the tap at each (offset, phase), k for none."""
     offsets = sorted({offset for taps in phases for offset in taps} or {0})
     at = [[taps.get(o, k) for taps in phases] for o in range(offsets[0], offsets[-1] + 1)]
     return offsets[0], np.array(at)
 
 
 def to_kernel(x: Array, y: Array, *, window: Window) -> Array:
-    """The fastest of three forms, over so many pictures at once that their copies stay in cache.
+    """Add up the kernel gradient over chunks of pictures whose copies stay in cache.
 
-    Measured on two cores (AVX-512): patches for few channels, a convolution for small pictures,
-    else a product of shifts.
+    The form is the fastest on two cores (AVX-512): patches for few channels, a convolution for
+    small pictures, else a product of shifts.
     """
     (kh, kw), (oh, ow), c, f = window.kernel, window.out, x.shape[3], y.shape[3]
     form, copies = _by_shifts, kw * c + kh * f
@@ -101,7 +102,7 @@ def to_kernel(x: Array, y: Array, *, window: Window) -> Array:
 
 
 def _by_convolution(x: Array, y: Array, window: Window) -> Array:
-    """A convolution whose channels are the pictures: one operand slides over the other."""
+    """Convolve with the pictures as channels: one operand slides over the other."""
     (kh, kw), ((top, bottom), (left, right)) = window.kernel, window.padding
     if x.shape[3] <= y.shape[3]:
         image, kernel, edges = x, y, ((top, bottom), (left, right))
@@ -121,10 +122,10 @@ def _by_convolution(x: Array, y: Array, window: Window) -> Array:
 
 
 def _by_shifts(x: Array, y: Array, window: Window) -> Array:
-    """One product for each phase of the rows, (kw·C) × (taps of the phase·F).
+    """Multiply shifts of x by shifts of y, (kw·C) × (taps·F), once for each phase of the rows.
 
-    The horizontal taps are shifts of x, the vertical ones shifts of y; every block of the product
-    is wanted. Row s·m + φ of the framed x meets the rows m − d of y, d = 0, 1, …, by tap s·d + φ.
+    The horizontal taps are shifts of x, the vertical ones shifts of y; the whole product is used.
+    Row s·m + φ of the framed x meets the rows m − d of y, d = 0, 1, …, by tap s·d + φ.
     """
     (H, W), (kh, kw), (sh, sw), ((ph, _), (pw, _)) = window
     (oh, ow), c, f = window.out, x.shape[3], y.shape[3]
@@ -154,7 +155,7 @@ def _by_shifts(x: Array, y: Array, window: Window) -> Array:
 
 
 def _by_patches(x: Array, y: Array, window: Window) -> Array:
-    """One product of all patches, (kh·kw·C) × F: for few channels."""
+    """Multiply all patches of x by y, (kh·kw·C) × F: for few channels."""
     (kh, kw), (sh, sw), (oh, ow) = window.kernel, window.stride, window.out
     x = jnp.pad(x, ((0, 0), *window.padding, (0, 0)))
     taps = [
@@ -168,10 +169,10 @@ def _by_patches(x: Array, y: Array, window: Window) -> Array:
 
 
 def _gram(a_NxP: Array, b_NxQ: Array) -> Array:
-    """aᵀb, the wider operand second, which is up to twice as fast; rows of 64 numbers not first,
-    as they share few lines of the cache.
-    """
+    """Compute aᵀb with the operands in the faster order."""
     p, q = a_NxP.shape[1], b_NxQ.shape[1]
+    # The wider operand second is up to twice as fast. But rows of 64 numbers do not come first, as
+    # they share few cache lines.
     p_first = p <= q if min(p, q) % 64 or max(p, q) >= 2 * min(p, q) else p > q
     return a_NxP.T @ b_NxQ if p_first else (b_NxQ.T @ a_NxP).T
 

@@ -1,14 +1,14 @@
 """The three convolutions of a trilinear form on accelerators, for one run and for many.
 
-One run is one `jax.lax` convolution each. Many runs, each with a kernel of its own, have three
-ways, of which `choice` takes the fastest:
+For one run, each is one `jax.lax` convolution. For many runs, each with a kernel of its own, there
+are three ways, of which `choice` takes the fastest:
 
 - "one by one": a loop over the runs;
-- "grouped": one convolution with a group a run, which is what `jax.vmap` gives;
-- "product": the pixels that each output looks at side by side, and one batched matrix product,
-  which is what tensor cores like.
+- "grouped": one convolution with a group for each run, as `jax.vmap` gives;
+- "product": a copy of the pixels that each output sees, and one batched matrix product, which
+  suits tensor cores.
 
-R counts the runs; N = B·OH·OW outputs of a run; κ the taps of the kernel.
+There are R runs, N = B·OH·OW outputs of a run, and κ taps of the kernel.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,12 +29,15 @@ _FEW = 128
 
 
 def conv(x: Array, w: Array, *, window: Window) -> Array:
+    """Convolve x by w."""
     return lax.conv_general_dilated(x, w, window.stride, window.padding, dimension_numbers=LAYOUT)
 
 
 def to_input(y: Array, w: Array, *, window: Window) -> Array:
-    """With zeros between the pixels of y: in this shape, over a reversed kernel, XLA hands it to
-    cuDNN and MIOpen as a gradient by the input, and to a TPU's own emitter; none multiplies them.
+    """Convolve y, with zeros between its pixels, by the reversed kernel.
+
+    XLA hands this form to cuDNN and MIOpen as a gradient by the input, and to a TPU's own emitter;
+    none multiplies the zeros.
     """
     edges = [
         (k - 1 - before, n + before - (o - 1) * s - 1)
@@ -51,23 +54,21 @@ def to_input(y: Array, w: Array, *, window: Window) -> Array:
 
 
 def to_kernel(x: Array, y: Array, *, window: Window) -> Array:
+    """Apply the transpose of w ↦ conv(x, w) to y."""
     kernel = jax.ShapeDtypeStruct((*window.kernel, x.shape[-1], y.shape[-1]), x.dtype)
     (grad,) = jax.linear_transpose(lambda w: conv(x, w, window=window), kernel)(y)
     return grad
 
 
-# --------------------------------------------------------------------------- batched products
-
-
 def _cuts(window: Window, channels: int) -> Iterator[slice]:
-    """Rows of the kernel whose taps are copied at once: one, so that a copy is kw times x."""
+    """Yield rows of the kernel to copy at once: one, a copy of kw times x, or all if narrow."""
     kh, kw = window.kernel
     rows = kh if kh * kw * channels <= _FEW else 1
     return (slice(i, i + rows) for i in range(0, kh, rows))
 
 
 def _taps(x: Array, window: Window, rows: slice) -> Array:
-    """(R, B, H, W, C) → (R, N, κ·C): what each output meets under some rows of the kernel."""
+    """Copy the pixels under some rows of the kernel, (R, B, H, W, C) → (R, N, κ·C)."""
     (sh, sw), (oh, ow) = window.stride, window.out
     x = jnp.pad(x, ((0, 0), (0, 0), *window.padding, (0, 0)))
     views = [
@@ -80,7 +81,7 @@ def _taps(x: Array, window: Window, rows: slice) -> Array:
 
 
 def _product(a: Array, b: Array, terms: str) -> Array:
-    """A batched matrix product whose sums are kept in float32 at least."""
+    """Multiply batches of matrices, with sums in float32 at least."""
     exact = a.dtype if a.dtype.itemsize >= 4 else jnp.float32
     return jnp.einsum(terms, a, b, preferred_element_type=exact)
 
@@ -95,7 +96,7 @@ def _conv_product(x: Array, w: Array, *, window: Window) -> Array:
 
 
 def _to_input_product(y: Array, w: Array, *, window: Window) -> Array:
-    """Each y by all taps, then added up where the taps fall: no inserted zero is multiplied."""
+    """Multiply y by all taps, and add up where the taps fall: no inserted zero is multiplied."""
     R, B, C, F = y.shape[0], y.shape[1], w.shape[3], y.shape[-1]
     y_RxNxF, total = y.reshape(R, -1, F), None
     for rows in _cuts(window, C):
@@ -115,7 +116,7 @@ def _to_kernel_product(x: Array, y: Array, *, window: Window) -> Array:
 
 
 FORMS = {"conv": conv, "conv_to_input": to_input, "conv_to_kernel": to_kernel}
-"""Each primitive as the one `jax.lax` convolution that it is: (a, b, window=...) → result."""
+"""Each primitive as one `jax.lax` convolution: (a, b, window=...) → result."""
 
 _PRODUCTS = {
     "conv": _conv_product,
@@ -125,7 +126,7 @@ _PRODUCTS = {
 
 
 def of_runs(name: str, way: Way, window: Window) -> Callable[[Array, Array], Array]:
-    """A primitive of many runs, both arguments with a leading axis R, done in one of the ways."""
+    """Return a primitive over many runs in one of the ways; both arguments are (R, ...)."""
     if way == "product":
         return partial(_PRODUCTS[name], window=window)
     one = partial(FORMS[name], window=window)

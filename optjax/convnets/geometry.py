@@ -1,8 +1,8 @@
 """Padding arithmetic: the sizes that convolutions give, and the paddings that give a size.
 
-One axis at a time, in Python integers: a size is static, so nothing here needs an array. Where
-networks use it (`same_padding`), a size may be one of JAX's symbols.
-The conventions are PyTorch's, whose transposed convolution takes padding *off* its output.
+One axis at a time, in Python integers: a size is static, so nothing here needs an array. For the
+networks, a size of `same_padding` may be one of JAX's symbols. The conventions are PyTorch's, whose
+transposed convolution takes padding *off* its output.
 """
 
 from typing import NamedTuple
@@ -11,18 +11,16 @@ from optjax.support.errors import UserError
 
 
 class Padding(NamedTuple):
-    """The padding of one axis, the output padding of a transposed convolution (else 0), and the
-    dilation of the kernel.
-    """
+    """The padding of one axis, in pixels."""
 
     padding: int
-    output_padding: int = 0
-    dilation: int = 1
+    output_padding: int = 0  # of a transposed convolution
+    dilation: int = 1  # of the kernel
 
 
 def _check(least: int, **values: int) -> None:
     for name, value in values.items():
-        # bool is an int; a padding of True is a slip.
+        # bool is an int, but a padding of True is a mistake.
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise UserError(
                 f"{name.replace('_', ' ')} is {value!r}; give a whole number of at least {least}"
@@ -32,19 +30,19 @@ def _check(least: int, **values: int) -> None:
 def conv_output_size(
     size: int, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1
 ) -> int:
-    """The output size of a convolution along one axis.
+    """Compute the output size of a convolution along one axis, in pixels.
 
     out = ⌊(in + 2p − d(k − 1) − 1)/s⌋ + 1
 
     Args:
-        size: pixels in.
-        kernel: taps k.
-        stride: pixels s from one output to the next.
-        padding: zeros p added at *each* end.
-        dilation: pixels d from one tap to the next.
+      size: pixels in.
+      kernel: taps k.
+      stride: pixels s from one output to the next.
+      padding: zeros p added at *each* end.
+      dilation: pixels d from one tap to the next.
 
     Raises:
-        UserError: an argument is no whole number in its range, or the kernel does not fit.
+      UserError: an argument is no whole number in its range, or the kernel does not fit.
 
     >>> conv_output_size(32, kernel=4, stride=2, padding=1)
     16
@@ -68,20 +66,20 @@ def transposed_output_size(
     output_padding: int = 0,
     dilation: int = 1,
 ) -> int:
-    """The output size of a transposed convolution along one axis.
+    """Compute the output size of a transposed convolution along one axis, in pixels.
 
     out = (in − 1)s − 2p + d(k − 1) + 1 + output padding
 
     Args:
-        size: pixels in.
-        kernel: taps k.
-        stride: pixels s between the places where two neighbouring inputs land.
-        padding: pixels p taken off *each* end of the output.
-        output_padding: pixels added at the far end; less than the larger of s and d.
-        dilation: pixels d from one tap to the next.
+      size: pixels in.
+      kernel: taps k.
+      stride: pixels s between the places where two neighbouring inputs land.
+      padding: pixels p taken off *each* end of the output.
+      output_padding: pixels added at the far end; less than the larger of s and d.
+      dilation: pixels d from one tap to the next.
 
     Raises:
-        UserError: an argument is out of its range, or no pixel would be left.
+      UserError: an argument is out of its range, or no pixel would be left.
 
     >>> transposed_output_size(16, kernel=5, stride=2, padding=2, output_padding=1)
     32
@@ -129,7 +127,7 @@ def solve_padding(
     transposed: bool = False,
     dilation: int | None = 1,
 ) -> list[Padding]:
-    """Every padding that takes `size_in` to `size_out`, the smallest dilation and padding first.
+    """Find every padding from `size_in` to `size_out`, smallest dilation and padding first.
 
     With e = d(k − 1) + 1, the pixels that the kernel spans,
 
@@ -137,16 +135,16 @@ def solve_padding(
     transposed:  2p = (in − 1)s + e − out + o, 0 ≤ o < max(s, d)
 
     Args:
-        kernel: taps k.
-        stride: pixels s.
-        size_in: pixels in.
-        size_out: pixels wanted.
-        transposed: whether the convolution is a transposed one.
-        dilation: pixels d from one tap to the next; None for every one whose kernel fits into the
-            larger of the two pictures.
+      kernel: taps k.
+      stride: pixels s.
+      size_in: pixels in.
+      size_out: pixels wanted.
+      transposed: whether the convolution is a transposed one.
+      dilation: pixels d from one tap to the next; None: all whose kernel fits into the larger
+        of the two pictures.
 
     Raises:
-        UserError: none does; the message says why.
+      UserError: there is no such padding; the message says why.
 
     >>> solve_padding(4, 2, 32, 16)
     [Padding(padding=1, output_padding=0, dilation=1)]
@@ -193,18 +191,18 @@ def solve_padding(
 
 
 def same_padding(kernel: int, stride: int, size: int) -> Padding:
-    """The smallest padding that takes `size` to `size`/`stride` by convolution, and back.
+    """Find the smallest padding that takes `size` to `size`/`stride` by convolution, and back.
 
-    The convolution and the transposed convolution that undoes it share `padding`; the second
-    alone uses `output_padding`. Smallest padding first, then smallest output padding.
+    The convolution and the transposed convolution back share `padding`; the second alone uses
+    `output_padding`, the smallest for this padding.
 
     Args:
-        kernel: taps k.
-        stride: pixels s, a divisor of `size`.
-        size: pixels in, and pixels back out.
+      kernel: taps k.
+      stride: pixels s, a divisor of `size`.
+      size: pixels in, and pixels back out.
 
     Raises:
-        UserError: `stride` does not divide `size`, or no padding serves both ways.
+      UserError: `stride` does not divide `size`, or no padding serves both ways.
 
     >>> [tuple(same_padding(k, stride=2, size=32)) for k in (3, 4)]
     [(1, 1, 1), (1, 0, 1)]

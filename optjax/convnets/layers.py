@@ -14,7 +14,7 @@ from optjax.support.types import Array, Key, PyTree
 
 
 def _window(size: tuple[int, int], kernel: int, stride: int) -> Window:
-    """Takes (H, W) to (H/s, W/s); an even kernel at stride 1 pads one more behind than before."""
+    """Make the window (H, W) → (H/s, W/s); an even kernel at stride 1 pads one more at the end."""
     if stride == 1:
         before = (kernel - 1) // 2
         edges = [(before, kernel - 1 - before)] * 2
@@ -24,10 +24,10 @@ def _window(size: tuple[int, int], kernel: int, stride: int) -> Window:
 
 
 def _uniform_bias(fan_in: int):
-    """U(±1/√fan_in), PyTorch's default for biases."""
+    """Make an initialiser U(±1/√fan_in), PyTorch's default for biases."""
 
     def init(key: Key, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
-        known = isinstance(fan_in, int)  # else a symbol, of which only shapes are asked
+        known = isinstance(fan_in, int)  # else a symbol, and only shapes are needed
         bound = fan_in**-0.5 if known else jax.lax.rsqrt(jnp.asarray(fan_in, dtype))
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -35,12 +35,12 @@ def _uniform_bias(fan_in: int):
 
 
 def _of_parameters(x: Array, dtype: DTypeLike | None) -> DTypeLike:
-    """The parameters' dtype: the input's, or float32 under a `dtype` to compute in."""
+    """Return the parameters' dtype: the input's, or float32 under a `dtype` to compute in."""
     return x.dtype if dtype is None else jnp.float32
 
 
 def _plus(y: Array, bias: Array) -> Array:
-    """Added in the bias's dtype, in which its gradient, a sum over all pixels, is then taken."""
+    """Add a bias in its own dtype, so that its gradient is summed over pixels in that dtype."""
     return (y.astype(bias.dtype) + bias.reshape(1, 1, 1, -1)).astype(y.dtype)
 
 
@@ -53,7 +53,9 @@ class Conv(nn.Module):
     """2-D convolution, H → H/s, weights and biases U(±1/√(k²·C_in)) as PyTorch initialises them.
 
     Attributes:
-      features: channels out. kernel: k. stride: s, a divisor of H and W.
+      features: channels out.
+      kernel: k.
+      stride: s, a divisor of H and W.
       dtype: to compute in, with parameters in float32; None: all in the input's.
     """
 
@@ -64,7 +66,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """(B, H, W, C) → (B, H/s, W/s, features)."""
+        """Convolve, (B, H, W, C) → (B, H/s, W/s, features)."""
         _check_features(self.features)
         k, c, kept = self.kernel, x.shape[-1], _of_parameters(x, self.dtype)
         uniform = variance_scaling(1 / 3, "fan_in", "uniform")
@@ -79,10 +81,13 @@ class ConvTranspose(nn.Module):
     """2-D transposed convolution, H → s·H, the adjoint of `Conv` with the same kernel and stride.
 
     Its kernel is stored as that convolution's, (k, k, out, in): PyTorch's weight (in, out, k, k)
-    is ``kernel.transpose(3, 2, 0, 1)``. PyTorch takes fan_in = out·k², and so do we.
+    is ``kernel.transpose(3, 2, 0, 1)``. As in PyTorch, fan_in = out·k².
 
     Attributes:
-      features: channels out. kernel: k. stride: s. dtype: as of `Conv`.
+      features: channels out.
+      kernel: k.
+      stride: s.
+      dtype: as of `Conv`.
     """
 
     features: int
@@ -92,7 +97,7 @@ class ConvTranspose(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """(B, H, W, C) → (B, s·H, s·W, features)."""
+        """Convolve, (B, H, W, C) → (B, s·H, s·W, features)."""
         _check_features(self.features)
         k, c, kept = self.kernel, x.shape[-1], _of_parameters(x, self.dtype)
         uniform = variance_scaling(1 / 3, "fan_in", "uniform")
@@ -110,10 +115,11 @@ class BatchNorm(nn.Module):
 
     As PyTorch: ε = 1e-5, momentum 0.1 (running ← 0.9 running + 0.1 batch), and the running
     variance takes the unbiased estimate N/(N − 1) σ². A masked batch of b has exactly the
-    statistics of a batch of b, which Flax's own layer shares but for the unbiased variance.
+    statistics of a batch of b. Flax's own layer differs only in its biased running variance.
 
     Attributes:
-      epsilon, momentum: as above.
+      epsilon: ε.
+      momentum: as above.
       dtype: of the result, with statistics and parameters in float32; None: all in the input's.
 
     Source: Ioffe and Szegedy (2015), algorithm 1.
@@ -125,7 +131,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool, mask: Array | None = None) -> Array:
-        """(B, H, W, C) → the same shape; mask (B,) bool or None."""
+        """Normalise (B, H, W, C) over the pictures that the mask, (B,) bool or None, counts."""
         c, out = x.shape[-1], self.dtype or x.dtype
         x = x.astype(_of_parameters(x, self.dtype))
         scale = self.param("scale", nn.initializers.ones, (c,), x.dtype)
@@ -159,16 +165,16 @@ class BatchNorm(nn.Module):
 
 
 def population_statistics(model: nn.Module, variables: PyTree, inputs: Array, batch: int) -> PyTree:
-    """Batch statistics of fixed weights over many inputs, in place of the running averages.
+    """Compute the batch statistics of fixed weights over many inputs, without running averages.
 
-    μ = E[μ_B], σ² = E[N/(N − 1) σ_B²] over the whole batches B of `inputs`: what the running
-    averages of `BatchNorm` would come to if the weights stood still. While they move, the averages
-    lag behind them.
+    μ = E[μ_B], σ² = E[N/(N − 1) σ_B²] over the whole batches B of `inputs`: the limit of
+    `BatchNorm`'s running averages for fixed weights. While the weights move, the averages lag.
 
     Args:
       model: one whose statistics are kept by `BatchNorm`, called with ``train=True``.
       variables: {"params": ..., "batch_stats": ...}.
-      inputs: (n, H, W, C). batch: pictures a batch, at most n; what n leaves over is not used.
+      inputs: (n, H, W, C).
+      batch: pictures a batch, at most n; the remainder of n is not used.
 
     Returns:
       The new "batch_stats".
@@ -198,10 +204,10 @@ def population_statistics(model: nn.Module, variables: PyTree, inputs: Array, ba
 
 @jax.named_scope("max_pool")
 def max_pool(x: Array) -> Array:
-    """2 × 2 max-pooling by reshape, (B, H, W, C) → (B, H/2, W/2, C).
+    """Max-pool 2 × 2 by a reshape, (B, H, W, C) → (B, H/2, W/2, C).
 
-    Its gradient is seven times faster on the CPU than that of a windowed reduction; between
-    equal maxima it is shared, where PyTorch gives it to the first.
+    The gradient is seven times faster on the CPU than that of a windowed reduction. Equal maxima
+    share it; PyTorch gives it to the first.
 
     Raises:
       UserError: H or W is odd.
@@ -214,6 +220,6 @@ def max_pool(x: Array) -> Array:
 
 @jax.named_scope("upsample")
 def upsample(x: Array) -> Array:
-    """Nearest-neighbour upsampling by 2, (B, H, W, C) → (B, 2H, 2W, C)."""
+    """Upsample by 2 to the nearest neighbour, (B, H, W, C) → (B, 2H, 2W, C)."""
     b, h, w, c = x.shape
     return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)

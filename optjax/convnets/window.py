@@ -1,4 +1,4 @@
-"""The static side of a convolution."""
+"""The static sizes of a convolution, and its layout."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ LAYOUT = ("NHWC", "HWIO", "NHWC")
 
 
 class Window(NamedTuple):
-    """The static side of a convolution: which pixels each output looks at."""
+    """The static sizes of a convolution: which pixels each output sees."""
 
     size: Pair  # (H, W) of x
     kernel: Pair  # (kh, kw)

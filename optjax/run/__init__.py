@@ -1,1 +1,1 @@
-"""One run, pure: problems, batches, the step, the trajectory, Flax models, what optax lacks."""
+"""One run as a pure function: problems, batches, steps, trajectories, optimisers, Flax models."""

@@ -1,9 +1,9 @@
-"""How a batch is drawn, and how a mean is taken over the part of it that counts.
+"""The draw of a batch, and the mean over the slots that count.
 
-A batch has B slots (static) of which the first b count; b may be traced, so one program serves
-every batch size up to B and a sweep can be vmapped over it. The draws of a step depend on the
-run's key and the step alone, and a draw of b is the prefix of a draw of B: masked and separately
-compiled runs see the same examples.
+A batch has B slots (static). The first b of them count; b may be traced, so one program serves
+every batch size up to B and a sweep can be vmapped over b. The draws of a step depend on the run's
+key and the step alone, and a draw of b is the prefix of a draw of B: masked and separately compiled
+runs see the same examples.
 """
 
 from typing import Any, Literal, NamedTuple
@@ -17,22 +17,25 @@ Sampler = Literal["replacement", "epochs", "shuffle_once", "full"]
 
 
 class Batch(NamedTuple):
-    """What a loss sees of the data at one step."""
+    """The data that a loss sees at one step."""
 
     examples: PyTree  # every leaf (B, ...)
-    mask: Array | None  # (B,) bool, True where the slot counts, or how often it does; None: all do
+    mask: Array | None  # (B,) bool, which slots count; or numbers, how often; None: all, once
     key: Key  # () for dropout and other noise of this step
-    shared: PyTree  # what every batch sees: held-out data, constants of the loss
-    weights: Array | None = None  # (B,) float, of each slot's example; None: all 1
+    shared: PyTree  # seen by every batch: held-out data, constants of the loss
+    weights: Array | None = None  # (B,) float, of the slots' examples; None: all 1
 
 
 def masked_mean(values: Array, mask: Array | None, weights: Array | None = None) -> Array:
-    """The mean over the examples that count, Σ mᵢ ωᵢ vᵢ / Σ mᵢ, as a sum over a count.
+    """Average over the examples that count, Σ mᵢ ωᵢ vᵢ / Σ mᵢ.
 
     Args:
-      values: one value an example, (B,); or any (B, ...), whose trailing axes are averaged too.
-      mask: (B,) bool; or how often each example counts, a number; or None when every slot does.
-      weights: (B,), ω of each example, of any sign; None: 1. It is not normalised.
+      values: (B, ...), whose trailing axes are averaged too.
+      mask: (B,) m, bool or how often each example counts; None: all count once.
+      weights: (B,) ω, of any sign and not normalised; None: 1.
+
+    Returns:
+      The mean, ().
 
     >>> import jax.numpy as jnp
     >>> float(masked_mean(jnp.array([1.0, 2.0, 9.0]), jnp.array([True, True, False])))
@@ -44,14 +47,14 @@ def masked_mean(values: Array, mask: Array | None, weights: Array | None = None)
     """
     if weights is not None:
         weights = weights.reshape(weights.shape + (1,) * (values.ndim - 1)).astype(values.dtype)
-        # An example of no weight may overflow: 0 · ∞ must not come in. Where it does not it
-        # stays, so that the derivative by a weight of zero is the example's value.
+        # An example of weight 0 may overflow, and 0 · ∞ is NaN: drop it. A finite one stays, so
+        # that the derivative by its weight is its value.
         kept = (weights != 0) | jnp.isfinite(values)
         values = weights * jnp.where(kept, values, jnp.zeros_like(values))
     if mask is None:
         return jnp.mean(values)
     mask = mask.reshape(mask.shape + (1,) * (values.ndim - 1))
-    # An example that does not count may overflow, too.
+    # An example that does not count may overflow too.
     drawn, counted = (mask, values) if mask.dtype == bool else (mask > 0, mask * values)
     total = jnp.sum(jnp.where(drawn, counted, jnp.zeros_like(counted)))
     slots_per_example = values.size // values.shape[0]
@@ -60,14 +63,20 @@ def masked_mean(values: Array, mask: Array | None, weights: Array | None = None)
 
 
 def counts(indices: Array, mask: Array | None, n: int, dtype: Any) -> Array:
-    """How often each of the n examples is drawn, (n,): a mean over a batch as one over all data.
+    """Count how often each example is drawn, to write a batch's mean as one over all data.
 
     .. math:: \\frac1b \\sum_{i ∈ S} v_i = \\sum_j m_j v_j / \\sum_j m_j
 
-    Runs side by side then share one matrix product with all examples, in place of a gather each.
+    Runs vmapped together then share one matrix product with all examples, not a gather each.
 
     Args:
-      indices: (B,) int32. mask: (B,) bool, True where the slot counts; None: all do.
+      indices: (B,) int32.
+      mask: (B,) bool, which slots count; None: all.
+      n: training examples.
+      dtype: of the result.
+
+    Returns:
+      (n,) counts m.
 
     >>> import jax.numpy as jnp
     >>> counts(jnp.array([2, 0, 2, 1]), jnp.array([True, True, True, False]), 4, float).tolist()
@@ -80,12 +89,12 @@ def counts(indices: Array, mask: Array | None, n: int, dtype: Any) -> Array:
 
 
 def no_order() -> Array:
-    """The sampler state of a sampler that has none: (0,) int32."""
+    """Return the order of a sampler that has none: (0,) int32."""
     return jnp.zeros((0,), jnp.int32)
 
 
 def initial_order(sampler: Sampler, key: Key, n: int) -> Array:
-    """The first epoch's order of the examples, (n,) int32; empty for the other samplers."""
+    """Draw the first epoch's order, (n,) int32; (0,) for samplers without one."""
     if sampler not in ("epochs", "shuffle_once"):
         return no_order()
     return _permutation(key, jnp.zeros((), jnp.int32), n)
@@ -94,23 +103,26 @@ def initial_order(sampler: Sampler, key: Key, n: int) -> Array:
 def draw(
     sampler: Sampler, key: Key, step: Array, order: Array, n: int, slots: int, size: Any
 ) -> tuple[Array | None, Array | None, Array]:
-    """The examples of step `step`, the mask of those that count, and the order that goes on.
+    """Draw the examples of a step.
 
     * ``"replacement"``: b examples drawn independently and uniformly.
     * ``"epochs"``: a fresh permutation an epoch, cut into ⌈n / b⌉ batches; each example is seen
       once an epoch, and the last batch of an epoch may be smaller.
     * ``"shuffle_once"``: the same, but the first epoch's permutation serves every epoch.
-    * ``"full"``: every example at every step (indices None: no gather).
+    * ``"full"``: every example at every step.
 
     Args:
+      sampler: one of these.
       key: the run's key for draws.
       step: () int32, from 0.
-      order: (n,) int32, the current epoch's order, for the two that have one.
+      order: (n,) int32, the current epoch's order; (0,) for samplers without one.
+      n: training examples.
       slots: B, static.
       size: b, an int, a traced () integer, or None for b = B.
 
     Returns:
-      indices (B,) int32, mask (B,) bool (None when every slot counts), the next order.
+      The indices, (B,) int32 (None: all examples, no gather); the mask of the slots that count,
+      (B,) bool (None: all); the order for the next step.
     """
     slot = jnp.arange(slots, dtype=jnp.int32)
     if sampler == "full":

@@ -1,7 +1,7 @@
-"""What can be swept: a computation that starts, advances and finishes.
+"""The protocol of a computation that can be swept: it starts, advances and finishes.
 
-A run is one; so are a hypergradient (one record: its value and gradient) and a tuning (its steps
-are outer steps). `optjax.sweeps` carries many of them out side by side.
+A run follows it; so do a hypergradient (one record: its value and gradient) and a tuning (its
+steps are outer steps). `optjax.sweeps` carries out many at once.
 """
 
 from typing import Any, NamedTuple, Protocol
@@ -11,7 +11,7 @@ from optjax.support.types import Array, HParams, Key
 
 
 class Finished(NamedTuple):
-    """How a computation ended, and what is kept of it."""
+    """The status of a computation at its end, and the arrays to keep."""
 
     status: Array  # () int32, a Status
     diverged_at: Array  # () int32, the step at which a value stopped being finite; −1 if none did
@@ -19,7 +19,7 @@ class Finished(NamedTuple):
 
 
 class State(Protocol):
-    """What persists from one step to the next: a NamedTuple with these fields among others."""
+    """The values that persist from step to step: a NamedTuple with these fields among others."""
 
     step: Any  # () int32, steps done
     diverged_at: Any  # () int32, as in `Finished`
@@ -31,15 +31,15 @@ class Computation(Protocol):
     """The static part of a computation: hashable, since equal ones share compiled programs."""
 
     def start(self, data: Data, hparams: HParams, key: Key) -> Any:
-        """The `State` before the first step."""
+        """Return the `State` before the first step."""
         ...
 
     def advance(
         self, data: Data, hparams: HParams, state: Any, steps: Array
     ) -> tuple[Any, dict[str, Array]]:
-        """The state after so many steps, a number that may be traced; one record, by name."""
+        """Take `steps` steps (may be traced); return the state after them, and one record."""
         ...
 
     def finish(self, data: Data, hparams: HParams, state: Any) -> Finished:
-        """How it ended, judged at its last state."""
+        """Judge the computation at its last state."""
         ...

@@ -1,4 +1,4 @@
-"""The pure core of a run: its state, one step, and the scan over them."""
+"""The pure core of a run: its state, one step, and the scan over steps."""
 
 import contextlib
 import dataclasses
@@ -21,11 +21,11 @@ from optjax.support.errors import UserError
 from optjax.support.types import Array, HParams, Key, PyTree
 
 Loop = Callable[..., tuple[Any, Any]]
-"""`jax.lax.scan`, or another (body, carry, xs, length=…) with its values and other derivatives."""
+"""`jax.lax.scan`, or a loop (body, carry, xs, length=…) of equal values and another derivative."""
 
 
 def counted(body: Any, carry: PyTree, xs: None, length: Array) -> tuple[PyTree, Array]:
-    """A `Loop` of traced length without inputs; its one output is the mean of the body's."""
+    """Loop a traced number of times, without inputs; a `Loop` that returns the mean output."""
     kind = jax.eval_shape(body, carry, xs)[1]
     # A sum over many steps loses too much in half precision.
     wide = widened(kind.dtype)
@@ -39,7 +39,7 @@ def counted(body: Any, carry: PyTree, xs: None, length: Array) -> tuple[PyTree, 
 
 
 def widened(dtype: Any) -> Any:
-    """A dtype to add and compare in: at least float32.
+    """Return a dtype to add and compare in: at least float32.
 
     >>> str(widened(jnp.dtype("bfloat16"))), str(widened(jnp.dtype("float64")))
     ('float32', 'float64')
@@ -50,16 +50,16 @@ def widened(dtype: Any) -> Any:
 
 
 class Status(enum.IntEnum):
-    """How a run ended; divergence is data, not an exception."""
+    """The way a run ended; divergence is data, not an exception."""
 
     RUNNING = 0  # the budget of steps ended first
     CONVERGED = 1  # the largest gradient entry of the last step is within the tolerance
     DIVERGED = 2  # a loss, gradient or parameter is NaN or infinite
-    STOPPED = 3  # ended from outside
+    STOPPED = 3  # ended by a stop rule of a sweep
 
 
 class Records(NamedTuple):
-    """What is looked at along a run, one row a record."""
+    """The values recorded along a run, one row a record."""
 
     step: Array  # (R,) int32, updates done when the record was taken: k, 2k, …
     loss: Array  # (R,) mean mini-batch loss over the k steps up to the record
@@ -68,7 +68,7 @@ class Records(NamedTuple):
 
 
 class RunState(NamedTuple):
-    """What must persist from one step to the next; enough to resume a run."""
+    """The values that persist from one step to the next: enough to resume a run."""
 
     step: Array  # () int32, updates done
     key: Key  # () the run's own key
@@ -81,7 +81,7 @@ class RunState(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Where a run has come to, judged at its last state."""
+    """The outcome of a run, judged at its last state."""
 
     final_loss: Array  # () loss over all training data at the final parameters, without l2 term
     status: Array  # () int32, a Status
@@ -89,7 +89,7 @@ class Outcome(NamedTuple):
 
 
 class Trajectory(NamedTuple):
-    """A whole run: what was recorded along it, and its outcome."""
+    """A whole run: its records and its outcome."""
 
     step: Array  # (R,) int32, updates done when the record was taken: k, 2k, …, T
     loss: Array  # (R,) mean mini-batch loss over the k steps up to the record, without l2 term
@@ -116,21 +116,21 @@ class Plan:
     n: int
     slots: int
     whole: bool  # without a batch size, every step sees all examples
-    counts: bool  # a batch is all n examples and how often each was drawn; the draws are the same
+    counts: bool  # a batch is all n examples, masked by how often each is drawn; same draws
     record_every: int
     record_path: bool
     tolerance: float | None
     own: frozenset[str]  # hyperparameters that go to the optimiser's factory
-    final: Any = None  # (params, model_state, data) → what a sweep keeps of a run that has ended
+    final: Any = None  # (params, model_state, data) → arrays that a sweep keeps of a run's end
 
     def start(self, data: Data, hparams: HParams, key: Key) -> RunState:
-        """As `Computation.start`."""
+        """Return the state before the first step."""
         return init(self, data, hparams, key)
 
     def advance(
         self, data: Data, hparams: HParams, state: RunState, steps: Array
     ) -> tuple[RunState, dict[str, Array]]:
-        """As `Computation.advance`: the mean loss of the steps, and the problem's metrics."""
+        """Take `steps` steps; return the state, the steps' mean loss and the problem's metrics."""
 
         def one(state: RunState, _: None) -> tuple[RunState, Array]:
             return _step(self, data, hparams, state)
@@ -143,7 +143,7 @@ class Plan:
         return state, {name: value[0] for name, value in values.items()}
 
     def finish(self, data: Data, hparams: HParams, state: RunState) -> Finished:
-        """As `Computation.finish`: the final loss, and what `final` gives."""
+        """Return the status, the final loss and the arrays of `final`."""
         found = outcome(self, data, hparams, state)
         kept = {"final_loss": found.final_loss}
         if self.final is not None:
@@ -155,25 +155,25 @@ _INIT, _DRAW, _NOISE = 0, 1, 2  # folded into the run's key: independent streams
 
 
 def hyper_dtype(params: PyTree) -> Any:
-    """Hyperparameters enter in the parameters' dtype, but never below float32."""
+    """Return the dtype of hyperparameters: the parameters', but at least float32."""
     dtypes = (leaf.dtype for leaf in jax.tree.leaves(params))
     return functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))
 
 
 @contextlib.contextmanager
 def _traced(hparams: HParams) -> Iterator[None]:
-    """A hyperparameter that decides the optimiser's program cannot be traced: say so."""
+    """Refuse a traced hyperparameter that decides the optimiser's program."""
     try:
         yield
     except jax.errors.ConcretizationTypeError:
         raise UserError(
-            f"one of {', '.join(hparams)} shapes the optimiser's program and cannot be a "
+            f"one of {', '.join(hparams)} decides the optimiser's program, so it cannot be a "
             "hyperparameter: give it with functools.partial(factory, name=value)"
         ) from None
 
 
 def hparams_at(plan: Plan, hparams: HParams, params: PyTree, step: Array) -> dict[str, Any]:
-    """The hyperparameters at a step, in the parameters' dtype; a batch size of n examples whole."""
+    """Evaluate the hyperparameters at a step: in `hyper_dtype`, a number of examples in int32."""
     dtype = hyper_dtype(params)
 
     def at(name: str, value: Any) -> Any:
@@ -185,7 +185,7 @@ def hparams_at(plan: Plan, hparams: HParams, params: PyTree, step: Array) -> dic
 
 
 def optimizer_of(plan: Plan, hparams: HParams) -> optax.GradientTransformationExtraArgs:
-    """The optimiser with its hyperparameters, as `hparams_at` gives them."""
+    """Make the optimiser from hyperparameters that `hparams_at` gives."""
     own = {name: value for name, value in hparams.items() if name in plan.own}
     with _traced(own):
         return optimizers.differentiable(plan.optimizer(**own))
@@ -193,7 +193,7 @@ def optimizer_of(plan: Plan, hparams: HParams) -> optax.GradientTransformationEx
 
 @functools.partial(jax.jit, static_argnums=0)
 def init(plan: Plan, data: Data, hparams: HParams, key: Key) -> RunState:
-    """The state before the first step; a traced batch size out of range is diverged at 0."""
+    """Return the state before the first step; a traced batch size out of range diverges at 0."""
     params, model_state = plan.init(jax.random.fold_in(key, _INIT), data)
     if "initial_params" in hparams:
         params = _given(params, hparams["initial_params"])
@@ -207,9 +207,8 @@ def init(plan: Plan, data: Data, hparams: HParams, key: Key) -> RunState:
         key=key,
         params=params,
         model_state=model_state,
-        opt_state=jax.tree.map(
-            jnp.asarray, optimizer_of(plan, now).init(params)
-        ),  # optax has Python bools in some
+        # Some states of optax hold Python bools.
+        opt_state=jax.tree.map(jnp.asarray, optimizer_of(plan, now).init(params)),
         order=batching.initial_order(plan.sampler, jax.random.fold_in(key, _DRAW), plan.n),
         gradient=jnp.full((), jnp.inf, hyper_dtype(params)),
         diverged_at=jnp.where(good, -1, 0).astype(jnp.int32),
@@ -217,19 +216,19 @@ def init(plan: Plan, data: Data, hparams: HParams, key: Key) -> RunState:
 
 
 def _given(params: PyTree, initial: PyTree) -> PyTree:
-    """The initial parameters that the hyperparameters give, in the problem's own dtypes."""
+    """Cast the initial parameters that the hyperparameters give to the problem's dtypes."""
     return jax.tree.map(lambda w, v: jnp.asarray(v).astype(w.dtype), params, initial)
 
 
 def _for_each(value: PyTree, params: PyTree) -> PyTree:
-    """A hyperparameter as a tree like the parameters: itself, or one number for all of them."""
+    """Return a hyperparameter as a tree like the parameters; one number serves every leaf."""
     if jax.tree.structure(value) == jax.tree.structure(params):
         return value
     return jax.tree.map(lambda _: value, params)
 
 
 def penalised(loss: Array, l2: PyTree | None, params: PyTree) -> Array:
-    """Loss + Σ λ̃ w², for one λ̃, one for each parameter, or none."""
+    """Add the penalty Σ λ̃ w² to a loss, for one λ̃, one for each parameter, or none."""
     if l2 is None:
         return loss
     dtype = hyper_dtype(params)
@@ -242,7 +241,7 @@ def penalised(loss: Array, l2: PyTree | None, params: PyTree) -> Array:
 
 
 def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[RunState, Array]:
-    """One update of the parameters: the state after it, and the mini-batch loss before it."""
+    """Update the parameters once; return the new state, and the mini-batch loss before it."""
     numbers = hparams_at(plan, hparams, state.params, state.step)
     tx, size = optimizer_of(plan, numbers), numbers.get("batch_size")
     if size is not None and plan.n:
@@ -282,7 +281,7 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
             grads,
             state.opt_state,
             state.params,
-            value=penalised(loss, l2, state.params),  # a line search must see the penalty, too
+            value=penalised(loss, l2, state.params),  # a line search must see the penalty too
             grad=grads,
             value_fn=lambda p: penalised(value(p)[0], l2, p),
         )
@@ -313,7 +312,7 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
 
 
 def record(plan: Plan, data: Data, hparams: HParams, state: RunState, loss: Array) -> Records:
-    """What is recorded at a state, given the mean loss of the steps before it.
+    """Record a state, given the mean loss of the steps before it.
 
     A schedule has the value of the last step taken.
     """
@@ -322,7 +321,7 @@ def record(plan: Plan, data: Data, hparams: HParams, state: RunState, loss: Arra
     return Records(state.step, loss, metrics, state.params if plan.record_path else None)
 
 
-# Compiled in itself, so that JAX traces it once, however often a sweep asks for its shapes.
+# Jitted by itself, so that JAX traces it once, however often a sweep asks for its shapes.
 _step = functools.partial(jax.jit, static_argnums=0)(step)
 
 
@@ -335,12 +334,16 @@ def walk(
     rows: PyTree = None,
     loop: Loop = jax.lax.scan,
 ) -> tuple[Any, Any]:
-    """Loop over steps with a record every so many: (the state after them, the records stacked).
+    """Loop over steps; return the state after them, and their stacked records.
 
     Args:
-      every: k; it may be traced where it is all `steps`, and `loop` serves that.
-      one: (state, row) → (state, loss). recorded: (state, losses) → a record.
-      rows: leaves (steps, ...), one a step.
+      steps: number of steps.
+      every: k, steps from record to record; may be traced if it is `steps`, and `loop` takes that.
+      one: (state, row) → (state, loss).
+      recorded: (state, losses) → a record.
+      state: the state to start from.
+      rows: leaves (steps, ...), one row a step.
+      loop: over steps, and over records.
     """
 
     def several(state: Any, rows: PyTree) -> tuple[Any, Any]:
@@ -356,7 +359,7 @@ def walk(
         return state, jax.tree.map(lambda a: a[None], record)
     cut = jax.tree.map(lambda a: a.reshape(steps // every, every, *a.shape[1:]), rows)
     if loop is not jax.lax.scan and every > 1:
-        # A loop that keeps little must not keep what a whole record's steps leave.
+        # A loop that stores little must not store the residuals of a whole record's steps.
         several = jax.checkpoint(several, prevent_cse=False)
     return loop(several, state, cut, length=steps // every)
 
@@ -369,9 +372,9 @@ def steps_of(
     state: RunState,
     loop: Loop = jax.lax.scan,
 ) -> tuple[RunState, Records]:
-    """Take `steps` more steps: (the state after them, their `Records`)."""
-    # A schedule goes in step by step: the derivative by it is then a row a step, and not a sum of
-    # T arrays of length K.
+    """Take `steps` more steps; return the state after them, and their `Records`."""
+    # A schedule enters as one value a step: its derivative is then one row a step, not a sum of T
+    # arrays of length K.
     moving = {name: value for name, value in hparams.items() if isinstance(value, Piecewise)}
     fixed = {name: value for name, value in hparams.items() if name not in moving}
     when = state.step + jnp.arange(steps, dtype=jnp.int32)
@@ -388,12 +391,12 @@ def steps_of(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def advance(plan: Plan, steps: int, data: Data, hparams: HParams, state: RunState):
-    """`steps_of`, compiled."""
+    """Compile and run `steps_of`."""
     return steps_of(plan, steps, data, hparams, state)
 
 
 def outcome(plan: Plan, data: Data, hparams: HParams, state: RunState) -> Outcome:
-    """What a run that ends in `state` has reached."""
+    """Judge a run that ends in `state`."""
     numbers = hparams_at(plan, hparams, state.params, state.step)
     final_loss = plan.objective(state.params, state.model_state, data, numbers)
     finite = jnp.isfinite(final_loss)
@@ -411,7 +414,7 @@ def outcome(plan: Plan, data: Data, hparams: HParams, state: RunState) -> Outcom
 def finish(
     plan: Plan, data: Data, hparams: HParams, start: PyTree, state: RunState, records: Records
 ) -> Trajectory:
-    """The outcome of a run from parameters `start` to `state`, with all its records."""
+    """Return the trajectory of a run from the parameters `start` to `state`."""
     path = None
     if plan.record_path:
         path = jax.tree.map(
@@ -432,7 +435,7 @@ def finish(
 def run(
     plan: Plan, data: Data, hparams: HParams, key: Key, loop: Loop = jax.lax.scan
 ) -> Trajectory:
-    """The whole run in one program."""
+    """Carry out the whole run in one program."""
     start = init(plan, data, hparams, key)
     end, records = steps_of(plan, plan.steps, data, hparams, start, loop)
     return finish(plan, data, hparams, start.params, end, records)

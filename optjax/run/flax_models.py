@@ -19,7 +19,7 @@ Score = Callable[[PyTree, PyTree], Mapping[str, Array]]
 
 
 def _taken(module: type, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """Those flags that the module's ``__call__`` takes."""
+    """Select the flags that the module's ``__call__`` takes."""
     taken = inspect.signature(module.__call__).parameters
     return {name: value for name, value in flags.items() if name in taken}
 
@@ -27,14 +27,14 @@ def _taken(module: type, flags: Mapping[str, Any]) -> dict[str, Any]:
 def _needs_mask(module: type) -> None:
     if "mask" not in inspect.signature(module.__call__).parameters:
         raise UserError(
-            f"{module.__name__} has batch statistics and a batch may be part empty: let its "
+            f"{module.__name__} has batch statistics and a batch may have empty slots: let its "
             "__call__ take `mask`, or fix the size by max_batch_size (for 'epochs', a divisor of n)"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class _Linen:
-    """A Linen module behind (init, apply); equal modules give equal (hashable) objects."""
+    """A Linen module as (init, apply), hashable; equal modules give equal objects."""
 
     model: Any
 
@@ -63,7 +63,7 @@ class _Linen:
 
 @dataclasses.dataclass(frozen=True)
 class _NNX:
-    """An NNX module's factory behind (init, apply), by split and merge."""
+    """A factory of NNX modules as (init, apply), by split and merge."""
 
     factory: Callable[[Any], Any]
 
@@ -90,13 +90,13 @@ class _NNX:
 
 
 def boundary(model: Any) -> _Linen | _NNX:
-    """A Flax model as `init(key, inputs) -> (params, state)` and `apply(params, state, inputs)`.
+    """Wrap a Flax model: `init(key, inputs) → (params, state)`, `apply(params, state, inputs)`.
 
     Args:
       model: a Linen module; or, for NNX, a function of `nnx.Rngs` that builds the module.
 
     Raises:
-      UserError: neither.
+      UserError: the model is neither.
     """
     from flax import linen, nnx
 
@@ -148,7 +148,7 @@ class _Supervised:
         return {f"validation_{name}": value for name, value in means.items()}
 
     def _means(self, params, state, examples, *, with_score: bool) -> Metrics:
-        """Means in evaluation mode, chunk by chunk so that memory does not grow with n."""
+        """Average in evaluation mode, by chunks, so that memory does not grow with n."""
 
         def sums(part: PyTree) -> Metrics:
             out, _ = self.net.apply(params, state, part["inputs"], train=False)
@@ -191,7 +191,7 @@ def flax_problem(
     score: Score | None = None,
     chunk: int = 100,
 ) -> Problem:
-    """Supervised training of any Flax model, loss = mean over the batch of `loss(output, target)`.
+    """Make a problem of training a Flax model: the mean of `loss(output, target)` over a batch.
 
     Args:
       model: a Linen module; or, for NNX, a function of `nnx.Rngs` that builds the module (a run's
@@ -199,15 +199,16 @@ def flax_problem(
         Linen module's ``__call__`` may take ``train`` or ``training`` (True while training),
         ``deterministic`` (False then) and ``mask`` ((B,) bool: the examples of a batch that count,
         for its batch statistics).
-      inputs, targets: (n, ...) training examples.
+      inputs: (n, ...) of the training examples.
+      targets: (n, ...) of the training examples.
       loss: (outputs (B, ...), targets (B, ...)) → (B,), one value an example.
-      validation: (inputs, targets) held out; its mean loss is recorded as ``validation_loss``,
-        at every record of the run.
+      validation: (inputs, targets) held out; their mean loss is recorded as ``validation_loss``.
       score: like `loss` but returns named (B,) values, recorded as ``validation_<name>``.
       chunk: examples evaluated at once outside training.
 
     Raises:
-      UserError: inputs and targets of different lengths, NaN or infinity in float inputs.
+      UserError: inputs and targets of different lengths, no examples, NaN or infinity in float
+        inputs, chunk below 1.
 
     >>> import jax, optax, flax.linen as nn, numpy as np, optjax as oj
     >>> x = np.linspace(-1, 1, 32, dtype=np.float32)[:, None]

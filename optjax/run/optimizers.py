@@ -1,9 +1,9 @@
-"""What optax lacks: finite derivatives through an optimiser's square roots, and the source's forms.
+"""Additions to optax: finite derivatives through square roots, and plain weight decay.
 
-Adam, AdaGrad, RMSProp with ε outside the root and their kin divide by √v + ε. Where a gradient
+Adam, AdaGrad, RMSProp with ε outside the root and the like divide by √v + ε. Where a gradient
 coordinate has been exactly zero, v = 0 and d√v/dv = ∞ meets dv = 0: the derivative of a run by
-any hyperparameter is NaN. The value of the step is smooth there (m/(√v + ε) with m ∝ g, v ∝ g²),
-and its derivative is the one that takes d√v/dv · 0 = 0.
+any hyperparameter is NaN. The step is smooth there (m/(√v + ε) with m ∝ g, v ∝ g²), and taking
+d√v/dv · 0 = 0 gives its derivative.
 """
 
 import contextlib
@@ -24,10 +24,10 @@ Factory = Callable[..., optax.GradientTransformation]
 
 @jax.custom_jvp
 def safe_sqrt(x: Array) -> Array:
-    """√x with the derivative 0 where x is not above 0, the ordinary one elsewhere.
+    """Compute √x, with the derivative 0 where x is not above 0.
 
-    Values are `jnp.sqrt`'s. Below 0 they are NaN; the derivative is not, so that a branch which
-    `jnp.where` leaves out leaves nothing behind in reverse mode, either.
+    Values are `jnp.sqrt`'s: NaN below 0. The derivative is finite there, so that a branch which
+    `jnp.where` leaves out adds no NaN in reverse mode.
 
     >>> import jax
     >>> float(jax.grad(safe_sqrt)(0.0)), float(jax.grad(safe_sqrt)(4.0))
@@ -47,7 +47,7 @@ def _safe_sqrt_jvp(primals, tangents):
 
 @jax.custom_jvp
 def _safe_cbrt(x: Array) -> Array:
-    """∛x with the derivative 0 at 0, as `safe_sqrt`."""
+    """Compute ∛x, with the derivative 0 at 0, like `safe_sqrt`."""
     return jnp.cbrt(x)
 
 
@@ -61,26 +61,25 @@ def _safe_cbrt_jvp(primals, tangents):
 
 
 def _whole_power(x: Array, n: Array) -> Array:
-    """xⁿ for a whole n: XLA's own conversion, made where strict promotion sees it."""
+    """Compute xⁿ, with a whole n converted explicitly, as strict promotion demands."""
     return jax.lax.pow(x, n.astype(x.dtype) if jnp.issubdtype(n.dtype, jnp.integer) else n)
 
 
 def _real_sqrt(x: Array) -> Array:
-    """`safe_sqrt`, and 0 below 0: reverse mode through an unused branch multiplies by the root."""
+    """Compute `safe_sqrt`, or 0 below 0: reverse mode multiplies an unused branch by the root."""
     return safe_sqrt(jnp.where(x < 0, jnp.zeros_like(x), x))
 
 
 _EXCHANGED = {"sqrt": _real_sqrt, "cbrt": _safe_cbrt, "pow": _whole_power}
-"""Primitives of an optimiser's update, and what stands for them: equal values to the bit where
-roots are real."""
+"""Primitives of an optimiser's update and their replacements, equal to the bit for real roots."""
 
 
 def differentiable(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """The same transformation with every root of its update replaced by one like `safe_sqrt`.
+    """Replace every root in a transformation's update by one like `safe_sqrt`.
 
-    The update is traced once and its program evaluated again with the roots exchanged, so any
-    optax transformation goes in, and its values come out equal to the bit. Roots inside loops
-    and custom derivatives of the transformation are left as they are.
+    The update is traced, and its program is evaluated with the roots replaced. This takes any
+    optax transformation, and keeps its values to the bit. Roots inside loops and custom derivatives
+    stay as they are.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> def first_step(lr):
@@ -104,7 +103,7 @@ def differentiable(tx: optax.GradientTransformation) -> optax.GradientTransforma
             closed, shape = jax.make_jaxpr(program, return_shape=True)(updates, state, params)
             leaves = jax.tree.leaves((updates, state, params))
             out = _evaluate(closed.jaxpr, closed.consts, leaves)
-        # A result that is a constant of the program comes as Python's own number.
+        # A constant result is a Python number.
         return jax.tree.map(
             lambda s, o: jnp.asarray(o, s.dtype),
             shape,
@@ -116,13 +115,13 @@ def differentiable(tx: optax.GradientTransformation) -> optax.GradientTransforma
 
 @contextlib.contextmanager
 def _as_optax_expects() -> Iterator[None]:
-    """Optax relies on implicit promotion (`decay**count`), which a strict user may forbid."""
+    """Allow implicit promotion, which optax relies on (`decay**count`) and a user may forbid."""
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
         yield
 
 
 def _evaluate(jaxpr: Any, consts: list[Any], args: list[Any]) -> list[Any]:
-    """Evaluate a jaxpr with its roots exchanged for safe ones, inner jits included."""
+    """Evaluate a jaxpr with its roots replaced by safe ones, inner jits included."""
     values: dict[Any, Any] = dict(
         zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True)
     )
@@ -145,12 +144,18 @@ def _evaluate(jaxpr: Any, consts: list[Any], args: list[Any]) -> list[Any]:
 
 
 def with_weight_decay(factory: Factory) -> Factory:
-    """A factory that decays the weights by λ a step beside `factory`'s own step.
+    """Add weight decay to a factory: its optimiser also decays the weights by λ a step.
 
     .. math:: w ← (1 − λ) w + u(∇L)
 
     λ is not multiplied by the learning rate (optax's decoupled decay is: there λ = η · wd). With
     gradient descent it equals the penalty λ̃‖w‖² for λ̃ = λ / (2η), step for step.
+
+    Args:
+      factory: an optax factory.
+
+    Returns:
+      A factory that takes λ by the keyword ``weight_decay``.
 
     >>> import jax.numpy as jnp, optax
     >>> tx = with_weight_decay(optax.sgd)(learning_rate=0.1, weight_decay=0.5)
@@ -186,7 +191,7 @@ def _named(factory: Factory) -> list[inspect.Parameter]:
 
 
 def keywords(factory: Factory) -> set[str]:
-    """The hyperparameter names of an optimiser factory: its keyword names.
+    """Return the keyword names of a factory: the hyperparameters that it takes.
 
     >>> sorted(keywords(partial(optax.sgd, momentum=0.9)))
     ['accumulator_dtype', 'learning_rate', 'nesterov']
@@ -195,7 +200,7 @@ def keywords(factory: Factory) -> set[str]:
 
 
 def required(factory: Factory) -> set[str]:
-    """Those of them that have no default.
+    """Return the keyword names of a factory that have no default.
 
     >>> required(optax.rmsprop)
     {'learning_rate'}

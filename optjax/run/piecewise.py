@@ -15,14 +15,14 @@ class Piecewise:
     """A hyperparameter of K values over the T steps of a run, in place of one number.
 
     Each value is held for T/K steps: step t has values[⌊tK/T⌋]. With ``linear`` the values are
-    knots, evenly spaced from the first step to the last, and steps between them interpolate.
+    knots, evenly spaced from the first step to the last, and interpolated between.
 
     Args:
       values: (K,); K divides T, unless ``linear`` (then K ≥ 2). May be traced.
       linear: interpolate.
 
     Raises:
-      UserError: (from the run) K does not fit T, or values are no list of numbers.
+      UserError: (by the run) K does not fit T, or the values are not a list of numbers.
 
     >>> import jax, optax, optjax as oj
     >>> problem = oj.least_squares([[2.0, 1.0], [0.0, 1.0]], [2.0, 1.0])
@@ -41,7 +41,7 @@ class Piecewise:
             object.__setattr__(self, "values", np.asarray(self.values, float))
 
     def at(self, step: Array, steps: int) -> Array:
-        """The values at the given steps, of any shape, of a run of `steps`; past its end the last.
+        """Return the value at each given step of a run of `steps` steps; past its end, the last.
 
         >>> Piecewise(jnp.array([1.0, 2.0])).at(jnp.array([0, 1, 2, 3, 4]), 4).tolist()
         [1.0, 1.0, 2.0, 2.0, 2.0]
@@ -59,7 +59,7 @@ class Piecewise:
 
 
 def plain(tree: PyTree) -> PyTree:
-    """A tree with each schedule's values in its place.
+    """Replace each schedule in a tree by its values.
 
     >>> plain({"learning_rate": Piecewise([0.1, 0.2])})["learning_rate"].tolist()
     [0.1, 0.2]

@@ -1,7 +1,7 @@
 """Problems: an initial point, a loss of a batch, and the data that both read.
 
-A problem's functions take the data as an argument, so that one compiled program serves every data
-set of the same shape, and no data are folded into it as constants.
+A problem's functions take the data as an argument. So one compiled program serves every data set
+of the same shape, and holds no data as constants.
 """
 
 import dataclasses
@@ -22,18 +22,20 @@ Metrics = dict[str, Array]
 
 
 class Data(NamedTuple):
-    """What a problem's functions read."""
+    """The data that a problem's functions read."""
 
     examples: PyTree  # every leaf (n, ...): batches are drawn from these
     shared: PyTree  # seen whole by every batch: held-out examples, constants
 
 
 class LossFn(Protocol):
-    """(params, model_state, batch, hparams) → (mean loss of the batch, new model_state)."""
+    """The training loss of a batch."""
 
     def __call__(
         self, params: PyTree, model_state: PyTree, batch: Batch, hparams: HParams, /
-    ) -> tuple[Array, PyTree]: ...
+    ) -> tuple[Array, PyTree]:
+        """Return the mean loss of the batch, (), and the new model_state."""
+        ...
 
 
 def _no_metrics(params: PyTree, model_state: PyTree, data: Data, hparams: HParams) -> Metrics:
@@ -42,19 +44,20 @@ def _no_metrics(params: PyTree, model_state: PyTree, data: Data, hparams: HParam
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Problem:
-    """An optimisation problem as `make_run` takes it.
+    """An optimisation problem, for `make_run`.
 
     Attributes:
       init: (key, data) → (params, model_state).
-      loss: the training loss of a batch, a sum over a count of the slots that the mask leaves.
-      objective: (params, model_state, data, hparams) → the loss over all training data, (); what
-        `Trajectory.final_loss` reports.
+      loss: (params, model_state, batch, hparams) → (mean loss, new model_state), the mean over the
+        slots that the mask counts.
+      objective: (params, model_state, data, hparams) → () loss over all training data, the
+        `final_loss` of a `Trajectory`.
       metrics: the same arguments → named scalars, taken at every record.
-      data: the examples and what is shared; arguments of the compiled program.
-      hparams: names of the hyperparameters that the problem itself reads; "example_weights" says
-        that its loss weighs examples by `Batch.weights`, as one by `masked_mean` can.
-      weighted: whether `loss` takes a batch of all examples with how often each was drawn for its
-        mask, as a loss by `masked_mean` does; a sweep then may run so, where it is faster.
+      data: examples and shared arrays, arguments of the compiled program.
+      hparams: names of the hyperparameters that the problem itself reads; "example_weights" if its
+        loss weighs examples by `Batch.weights`, as `masked_mean` can.
+      weighted: whether `loss` takes counts as a mask (how often each of all n examples is drawn),
+        as `masked_mean` does; a sweep then takes the faster of the two forms.
       name: for messages.
 
     Two problems with equal functions and data of equal shapes share one compiled program.
@@ -71,13 +74,13 @@ class Problem:
 
     @property
     def n(self) -> int:
-        """Number of training examples (0 for a problem without any)."""
+        """Number of training examples, 0 for a problem without any."""
         leaves = jax.tree.leaves(self.data.examples)
         return leaves[0].shape[0] if leaves else 0
 
 
 def _checked(name: str, value: ArrayLike, ndim: int) -> Array:
-    """The value as a floating array; a traced one, whose numbers are unknown, by its shape."""
+    """Convert a value to a finite floating array of `ndim` axes; of a tracer, check the shape."""
     try:
         array = value if isinstance(value, Tracer) else np.asarray(value)
         if not np.issubdtype(array.dtype, np.floating):
@@ -85,7 +88,7 @@ def _checked(name: str, value: ArrayLike, ndim: int) -> Array:
                 raise TypeError(array.dtype)
             array = array.astype(float)
     except (TypeError, ValueError):
-        raise UserError(f"{name} is no array of real numbers: expected {ndim} axes") from None
+        raise UserError(f"{name} is not an array of real numbers: expected {ndim} axes") from None
     if array.ndim != ndim:
         raise UserError(f"{name} has shape {array.shape}: expected {ndim} axes; reshape it")
     if not array.size:
@@ -95,18 +98,15 @@ def _checked(name: str, value: ArrayLike, ndim: int) -> Array:
     if not np.all(np.isfinite(array)):
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
         raise UserError(
-            f"{name} holds {array[where]} at {where}: expected finite numbers; remove or mend it"
+            f"{name} holds {array[where]} at {where}: expected finite numbers; remove or correct it"
         )
     return jnp.asarray(array)
-
-
-# ---------------------------------------------------------------------------- least squares
 
 
 def least_squares(
     X: ArrayLike, t: ArrayLike, w0: ArrayLike | None = None, scale: float = 1.0
 ) -> Problem:
-    """Linear least squares, loss(w) = scale · ‖Xw − t‖² / n; on a batch, over its b examples.
+    """Make a linear least-squares problem, loss(w) = scale · ‖Xw − t‖² / n.
 
     Args:
       X: (n, d) examples.
@@ -114,7 +114,8 @@ def least_squares(
       w0: (d,) start; zeros by default.
       scale: factor of the loss; ½ for the source's ½(xᵀw − t)².
 
-    X, t and w0 may be traced: `vmap` a function that builds the problem to run many at once.
+    The loss of a batch is the mean over its b examples. X, t and w0 may be traced: `vmap` a
+    function that builds the problem to run many at once.
 
     Raises:
       UserError: shapes that do not fit (both named), NaN or infinity.
@@ -126,7 +127,7 @@ def least_squares(
     [0.8, 0.4]
 
     The gradient is that of the **mean square**: (2/n)Xᵀ(Xw − t). A text that steps along
-    (1/b)Σ(wᵀx − t)x uses half of it: give scale=0.5 to use its rates as they stand.
+    (1/b)Σ(wᵀx − t)x uses half of this gradient: give scale=0.5 to use the text's learning rates.
     """
     x, y = _checked("X", X, 2), _checked("t", t, 1)
     if x.shape[0] != y.shape[0]:
@@ -156,6 +157,7 @@ def _start_of_shared(key: Key, data: Data) -> tuple[PyTree, PyTree]:
 
 
 def squares_loss(w: Array, state: PyTree, batch: Batch, hparams: HParams) -> tuple[Array, PyTree]:
+    """Return the batch's mean of scale · (xᵀw − t)², and the state unchanged."""
     residual_B = batch.examples["x"] @ w - batch.examples["t"]
     return batch.shared["scale"] * masked_mean(residual_B**2, batch.mask, batch.weights), state
 
@@ -164,20 +166,17 @@ def _squares_objective(w: Array, state: PyTree, data: Data, hparams: HParams) ->
     return data.shared["scale"] * jnp.mean((data.examples["x"] @ w - data.examples["t"]) ** 2)
 
 
-# -------------------------------------------------------------------------------- quadratics
-
-
 def quadratic(
     H: ArrayLike, w0: ArrayLike, w_star: ArrayLike | None = None, noise: ArrayLike | None = None
 ) -> Problem:
-    """A quadratic bowl, loss(w) = ½ (w − w*)ᵀH(w − w*), with optional gradient noise.
+    """Make a quadratic bowl, loss(w) = ½ (w − w*)ᵀH(w − w*), with optional gradient noise.
 
     Args:
       H: (d, d) symmetric curvature, or (d,) its diagonal.
       w0: (d,) start.
       w_star: (d,) minimiser; zeros by default.
-      noise: (d,) standard deviation of the gradient's noise for one example; a batch of b
-        has it divided by √b (`batch_size` in the hyperparameters; 1 without). Zero by default.
+      noise: (d,) standard deviation of the gradient's noise for one example, zeros by default; it
+        is divided by √b, with b the hyperparameter `batch_size` (1 if absent).
 
     Raises:
       UserError: shapes that do not fit (both named), NaN or infinity.
@@ -220,7 +219,7 @@ def _quadratic_loss(w: Array, state: PyTree, batch: Batch, hparams: HParams):
     shared = batch.shared
     size = jnp.asarray(hparams.get("batch_size", 1)).astype(w.dtype)
     xi = shared["noise"] * jax.random.normal(batch.key, w.shape, w.dtype) / jnp.sqrt(size)
-    # The noise is in the gradient only: the value subtracted is the term's own.
+    # Its value is 0 and its gradient ξ: the noise is in the gradient alone.
     term = xi @ (w - jax.lax.stop_gradient(w))
     return _bowl(w, shared) + term, state
 

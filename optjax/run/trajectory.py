@@ -32,28 +32,35 @@ class Run:
     plan: Plan
 
     def __call__(self, hparams: HParams, key: Key) -> Trajectory:
+        """Carry out the run."""
         return self.pure(self.problem.data, hparams, key)
 
     def pure(self, data: Data, hparams: HParams, key: Key) -> Trajectory:
-        """The run with its data as an argument: what to `jit` where they are large.
+        """Carry out the run with the data as an argument: `jit` this if the data are large.
 
         ``run(hparams, key)`` is itself compiled, once for all data of a shape. A user's own
-        ``jax.jit(run)`` makes the data constants of the program it compiles (any array that a
-        function closes over is); ``jax.jit(run.pure)(run.problem.data, hparams, key)`` does not.
+        ``jax.jit(run)`` makes the data constants of its program, like every array that a function
+        closes over; ``jax.jit(run.pure)(run.problem.data, hparams, key)`` does not.
         """
         return core.run(self.plan, data, self.checked(hparams), key)
 
     def init(self, hparams: HParams, key: Key) -> RunState:
-        """The state before the first step."""
+        """Return the state before the first step."""
         return core.init(self.plan, self.problem.data, self.checked(hparams), key)
 
     def advance(
         self, state: RunState, hparams: HParams, steps: int, data: Data | None = None
     ) -> tuple[RunState, Records]:
-        """`steps` more steps from `state`; the same values as in one piece.
+        """Take `steps` more steps, with the same values as in an uninterrupted run.
 
         Args:
+          state: the state to start from.
+          hparams: as of the run.
+          steps: a multiple of the run's record_every.
           data: the problem's own by default; an argument for the same reason as in `pure`.
+
+        Returns:
+          The state after the steps, and their records.
 
         Raises:
           UserError: steps is not a positive multiple of the run's record_every.
@@ -65,15 +72,15 @@ class Run:
         return core.advance(self.plan, steps, data, self.checked(hparams), state)
 
     def finish(self, start: RunState, end: RunState, records: Records, hparams: HParams):
-        """The `Trajectory` of a run that was advanced from `start` to `end` in chunks."""
+        """Return the `Trajectory` of a run that was advanced from `start` to `end` in chunks."""
         hparams = self.checked(hparams)
         return core.finish(self.plan, self.problem.data, hparams, start.params, end, records)
 
     def chunks(self, hparams: HParams, key: Key, steps: int) -> Iterator[tuple[RunState, Records]]:
-        """The run in chunks of `steps`, from the host: for progress, stop rules, checkpoints.
+        """Yield state and records after every `steps` steps, on the host: for stop rules, progress.
 
         Raises:
-          UserError: steps does not divide the run's own.
+          UserError: `steps` does not divide the run's steps.
         """
         if steps < 1 or self.plan.steps % steps:
             raise UserError(f"chunk of {steps} steps: expected a divisor of {self.plan.steps}")
@@ -83,7 +90,7 @@ class Run:
             yield state, records
 
     def checked(self, hparams: HParams) -> HParams:
-        """Names against the factory's, and concrete values against what they can be."""
+        """Check the names and the concrete values; return all as they enter the program."""
         plan = self.plan
         if not isinstance(hparams, Mapping):
             raise UserError(f"hparams is a {type(hparams).__name__}: expected a dict of numbers")
@@ -116,7 +123,7 @@ class Run:
     def _check_shapes(self, hparams: HParams) -> None:
         size, weights = hparams.get("batch_size"), hparams.get("example_weights")
         if isinstance(size, Piecewise | dict) or np.ndim(cast(Any, size)):
-            raise UserError("batch_size is no single number: expected one; vmap over several")
+            raise UserError("batch_size is not a single number: expected one; vmap over several")
         l2 = hparams.get("l2")
         if l2 is not None and not isinstance(l2, Piecewise) and not _is_number(l2):
             self._check_like_params("l2", l2, alone=((),))
@@ -135,7 +142,7 @@ class Run:
         return jax.eval_shape(self.plan.init, jax.random.key(0), self.problem.data)[0]
 
     def _check_like_params(self, name: str, tree: Any, alone: tuple[Any, ...] = ()) -> None:
-        """A tree like the parameters: each leaf of its shape, or of one of the shapes `alone`."""
+        """Check that a tree is like the parameters; a leaf may have a shape in `alone` instead."""
         params = self.params
         same = jax.tree.structure(tree) == jax.tree.structure(params)
         pairs = zip(jax.tree.leaves(tree), jax.tree.leaves(params), strict=same)
@@ -152,7 +159,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _described(tree: Any) -> str:
-    """The shapes of a tree, by their paths, in one line."""
+    """Describe the shapes of a tree, by their paths, in one line."""
     found = jax.tree_util.tree_flatten_with_path(tree)[0]
     named = [(jax.tree_util.keystr(p, simple=True, separator="."), np.shape(v)) for p, v in found]
     shown = ", ".join(f"{name} {shape}".strip() for name, shape in named[:6])
@@ -160,7 +167,7 @@ def _described(tree: Any) -> str:
 
 
 def _value(name: str, value: Any, steps: int) -> Any:
-    """A hyperparameter as it enters the program: numbers, trees of them, values along the run."""
+    """Convert a hyperparameter to the number, the tree or the schedule that enters the program."""
     if isinstance(value, Piecewise):
         return _schedule(name, value, steps)
     if callable(value) and not isinstance(value, type):
@@ -171,7 +178,7 @@ def _value(name: str, value: Any, steps: int) -> Any:
 
 
 def _is_tree(value: Any) -> bool:
-    """Whether it is a tree of parameters and not a list of numbers."""
+    """Tell a tree of parameters from a list of numbers."""
     return isinstance(value, Mapping) or any(np.ndim(leaf) for leaf in jax.tree.leaves(value))
 
 
@@ -192,15 +199,15 @@ def _schedule(name: str, schedule: Piecewise, steps: int) -> Piecewise:
 
 
 def _of_steps(name: str, schedule: Callable[[Any], Any], steps: int) -> Piecewise:
-    """What a schedule of optax, or any function of the step, gives at every step."""
+    """Evaluate a schedule of optax, or any function of the step, at every step."""
     try:
         with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
             values = jax.vmap(lambda t: jnp.asarray(schedule(t), float))(jnp.arange(steps))
     except Exception as error:
         said = " ".join(str(error).split())[:120]
         raise UserError(
-            f"{name} is a function that gives no number for a step ({said}): expected one of "
-            "optax's schedules, or its like"
+            f"{name} is a function that gives no number for a step ({said}): expected a schedule, "
+            "as optax's"
         ) from None
     if values.shape != (steps,):
         raise UserError(
@@ -210,7 +217,7 @@ def _of_steps(name: str, schedule: Callable[[Any], Any], steps: int) -> Piecewis
 
 
 def _number(name: str, value: Any) -> Any:
-    """A hyperparameter as it enters the program: one type for all Python and NumPy numbers."""
+    """Convert a number to its one type in the program, for all Python and NumPy numbers."""
     if isinstance(value, (bool, str)) or value is None or callable(value):
         raise UserError(
             f"{name} is {value!r}: expected a number; give a flag to the optimiser with "
@@ -235,28 +242,28 @@ def make_run(
     record_path: bool = False,
     tolerance: float | None = None,
 ) -> Run:
-    """A pure ``run(hparams, key) -> Trajectory``, w_{t+1} = w_t + u(∇L_{S_t}(w_t) + 2 l2 w_t).
+    """Make a pure ``run(hparams, key)``, w_{t+1} = w_t + u(∇L_{S_t}(w_t) + 2 l2 w_t).
 
     Args:
-      problem: what is minimised.
+      problem: the problem to minimise.
       optimizer: an optax factory (`optax.adam`, …), called with the hyperparameters by name. Its
         square roots get a derivative that is finite where a gradient is exactly zero.
       steps: T, updates of the parameters.
       sampler: ``"replacement"``; ``"epochs"``, a fresh permutation an epoch; ``"shuffle_once"``,
         one permutation for all epochs; or ``"full"``.
       max_batch_size: B, the slots of a batch; all n examples by default. ``batch_size`` in the
-        hyperparameters may be anything from 1 to B, traced too, and is B when it is not given.
-        Computation costs as much as B examples: set B to the largest batch of a sweep.
-      record_every: k, steps from record to record; must divide T. A problem's metrics (the loss
-        on held-out data) are computed at every record: give an epoch's steps where they cost.
+        hyperparameters may be 1 … B, also traced, and is B by default. A step costs as much as B
+        examples: set B to the largest batch of a sweep.
+      record_every: k, steps from record to record; must divide T. The problem's metrics (the loss
+        on held-out data) are computed at every record: if they are slow, record once an epoch.
       record_path: keep the parameters at every record.
       tolerance: a run whose last gradient has no entry above it is `Status.CONVERGED`.
 
     Returns:
-      The run. ``hparams`` is a dict. Every value may be traced. In place of a number a
-      `Piecewise`, or a schedule of optax, changes along the run:
+      The `Run`. Its ``hparams`` are a dict. Every value may be traced. A `Piecewise` or a schedule
+      of optax in place of a number changes along the run. The names:
 
-      * the factory's keyword names; flags that shape the program (``nesterov``) go in by
+      * the factory's keyword names; flags that decide the program (``nesterov``) go in by
         `functools.partial`;
       * ``batch_size``, 1 … B;
       * ``l2``, λ̃ of a penalty λ̃‖w‖² on all parameters, or a tree like the parameters;
@@ -267,13 +274,13 @@ def make_run(
       A traced ``batch_size`` outside 1 … B cannot raise: such a run is `Status.DIVERGED` at 0.
 
     Raises:
-      UserError: steps, sizes or names that cannot be, each in a line.
+      UserError: an impossible setting, named in one line.
 
     >>> import jax, optax, optjax as oj
     >>> problem = oj.least_squares([[2.0, 1.0], [0.0, 1.0]], [2.0, 1.0])
     >>> run = oj.make_run(problem, optax.sgd, steps=100)
     >>> slope = jax.grad(lambda rate: run({"learning_rate": rate}, jax.random.key(0)).final_loss)
-    >>> bool(slope(0.1) < 0)  # a larger rate would have come further
+    >>> bool(slope(0.1) < 0)  # a larger rate ends lower
     True
     """
     if not isinstance(problem, Problem):

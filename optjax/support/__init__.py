@@ -1,1 +1,1 @@
-"""What every room uses: errors, console, files, fingerprints, provenance."""
+"""Tools of every room: errors, console, files, cache, fingerprints, provenance."""

@@ -1,4 +1,4 @@
-"""What was measured once and holds for later processes too: small files in the user's cache."""
+"""Measurements that later processes read again: small files in the user's cache."""
 
 import json
 import os
@@ -12,24 +12,24 @@ _UNWRITTEN: dict[Path, dict[str, Any]] = {}
 
 
 class Remembered(NamedTuple):
-    """Entries by key in the folder OPTJAX_CACHE, or in the user's cache: the newest thousand.
+    """A file of the newest thousand entries by key, in OPTJAX_CACHE or the user's cache.
 
-    A file that cannot be read counts as empty. Where it cannot be written, the entries last as
-    long as the process, which costs the next one time and nothing else.
+    A file that cannot be read counts as empty. If it cannot be written, the entries last as long
+    as the process, and the next one measures again.
     """
 
     name: str  # of the file
 
     @property
     def file(self) -> Path:
-        """Where the entries are."""
+        """The path of the file."""
         import platformdirs
 
         folder = os.environ.get("OPTJAX_CACHE") or platformdirs.user_cache_dir("optjax")
         return Path(folder) / self.name
 
     def entries(self) -> dict[str, Any]:
-        """All entries, the oldest first; whoever reads one checks that it is well formed."""
+        """Read all entries, the oldest first; the caller checks that an entry is well formed."""
         file = self.file
         try:
             found = json.loads(file.read_text("utf-8")) if file.stat().st_size <= 1 << 20 else {}
@@ -38,7 +38,7 @@ class Remembered(NamedTuple):
         return (found if isinstance(found, dict) else {}) | _UNWRITTEN.get(file, {})
 
     def keep(self, key: str, entry: Any) -> None:
-        """Write an entry, which JSON can hold, in place of an older one of the same key."""
+        """Write an entry, of JSON's types, in place of an older one of the same key."""
         entries = {k: v for k, v in self.entries().items() if k != key}
         entries = dict([*entries.items(), (key, entry)][-_ROOM:])
         try:

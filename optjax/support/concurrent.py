@@ -1,7 +1,6 @@
-"""Calls of small programs beside each other, one a core of the CPU.
+"""Concurrent calls of small programs, one on each core of the CPU.
 
-XLA runs a loop of small arrays on one core. Where there are many such calls, as many threads as
-there are cores keep all of them busy.
+XLA runs a loop of small arrays on one core. Many such calls keep all cores busy with a thread each.
 """
 
 import os
@@ -15,7 +14,7 @@ _MOST = 8  # threads: each holds the memory of a call
 
 
 def cores() -> int:
-    """Cores that this process may use.
+    """Return the number of cores that this process may use.
 
     >>> cores() >= 1
     True
@@ -26,14 +25,14 @@ def cores() -> int:
 
 
 def threads() -> int:
-    """Calls under way at once: one where a device fills itself."""
+    """Return the number of calls to make at once: one on an accelerator, which one call fills."""
     import jax
 
     return 1 if jax.default_backend() != "cpu" else min(cores(), _MOST)
 
 
 def beside(call: Callable[[A], B], items: Sequence[A]) -> list[B]:
-    """`call` of every item, in their order; with the caller's setting of float64.
+    """Call a function on all items concurrently, with the caller's setting of float64.
 
     >>> beside(lambda x: x + 1, [1, 2, 3])
     [2, 3, 4]

@@ -1,4 +1,4 @@
-"""What a person sees while an experiment runs: a bar on a terminal, a few lines elsewhere."""
+"""The display of an experiment's progress: a bar on a terminal, a few lines elsewhere."""
 
 import sys
 import time
@@ -10,11 +10,11 @@ _EVERY_SECONDS = 30.0
 
 
 def silent(text: str, fraction: float) -> None:
-    """Progress that nobody looks at: what an experiment called from Python reports to."""
+    """Ignore progress: the default of an experiment called from Python."""
 
 
 class Console:
-    """Where lines and progress go; `quiet` says nothing at all.
+    """A stream for lines and progress; `quiet` writes nothing.
 
     >>> import sys
     >>> Console(sys.stdout).line("noise: done")
@@ -32,7 +32,7 @@ class Console:
 
     @contextmanager
     def progress(self, name: str) -> Iterator[Callable[[str, float], None]]:
-        """A function progress(text, fraction) to hand to an experiment, fraction in [0, 1]."""
+        """Yield a function of (text, fraction in [0, 1]) that shows an experiment's progress."""
         if self.quiet:
             yield lambda text, fraction: None
         elif self.stream.isatty():
@@ -42,7 +42,7 @@ class Console:
 
     @contextmanager
     def late(self, name: str, after: float = 2.0) -> Iterator[Callable[[str, float], None]]:
-        """Like `progress`, for work that may be short: shown once `after` seconds have gone by."""
+        """Yield one like `progress` that shows nothing in the first `after` seconds."""
         begin, shown = time.monotonic(), ExitStack()
         inner: list[Callable[[str, float], None]] = []
 

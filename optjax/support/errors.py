@@ -1,4 +1,4 @@
-"""The one exception a user's mistake raises."""
+"""The exception for a user's mistake, and checks that raise it."""
 
 import difflib
 import operator
@@ -7,14 +7,14 @@ from typing import Any
 
 
 class UserError(ValueError):
-    """A mistake in the input, said in one line: the value, what was expected, what to do.
+    """A mistake in the input, in one line: the value, the expected one, the remedy.
 
     The command line prints it after ``optjax:`` and exits with status 2.
     """
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint that names the known names closest to `name`.
+    """Suggest the known names closest to `name`.
 
     >>> nearest("learning_rte", ["learning_rate", "eps"])
     "did you mean 'learning_rate'?"
@@ -29,17 +29,17 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def whole(name: str, value: Any, least: int) -> int:
-    """A whole number of at least `least`, Python's or NumPy's.
+    """Return a whole number of at least `least`, Python's or NumPy's, as an int.
 
     Raises:
-        UserError: it is none.
+      UserError: the value is no such number.
 
     >>> whole("steps", 3, 1)
     3
     """
     try:
         number = operator.index(value)
-        # No flag is a number here: NumPy's have no index, Python's have one.
+        # A flag is not a number; operator.index refuses NumPy's alone.
         if not isinstance(value, bool) and number >= least:
             return number
     except TypeError:

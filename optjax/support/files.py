@@ -38,7 +38,7 @@ def save_dataset(dataset: "xarray.Dataset", path: Path) -> None:
 
 
 def read_dataset(path: Path) -> "xarray.Dataset":
-    """A saved dataset, wholly in memory."""
+    """Read a saved dataset wholly into memory."""
     import xarray
 
     with xarray.open_dataset(path, engine="h5netcdf") as dataset:
@@ -46,7 +46,7 @@ def read_dataset(path: Path) -> "xarray.Dataset":
 
 
 def read_attrs(path: Path) -> Mapping[str, Any]:
-    """A saved dataset's attributes; none where the file is absent or not readable as netCDF."""
+    """Read a saved dataset's attributes; none if the file is absent or not netCDF."""
     import h5netcdf
 
     try:
@@ -63,7 +63,7 @@ def _attr(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON can hold it: numpy's and JAX's arrays as lists, no NaN, no infinity.
+    """Convert a value to JSON's types: arrays to lists; NaN and infinity to null and a text.
 
     >>> plain({"loss": float("nan"), "steps": (1, 2)})
     {'loss': None, 'loss_text': 'nan', 'steps': [1, 2]}
@@ -114,7 +114,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def plainly(value: Any) -> str:
-    """What a value is, in one line that is the same in every process: no addresses.
+    """Describe a value in one line that is the same in every process: no addresses.
 
     >>> plainly(len)
     '<built-in function len>'

@@ -1,4 +1,4 @@
-"""Fingerprints: what tells one computation's results from another's.
+"""Fingerprints, which tell one computation's results from another's.
 
 A sweep, a tuning and the report's cache are named by their code, their settings, their data and
 the versions of the libraries. Functions count by their code, constants and closures, not by their
@@ -44,7 +44,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any]) -> str | None:
 
 
 def of(*parts: Any) -> str:
-    """Describe callables and values, and take a fingerprint of all that they are made of."""
+    """Describe callables and values, and take a fingerprint of all their parts."""
     digest = hashlib.sha256()
     for part in parts:
         feed(digest, part)
@@ -98,7 +98,7 @@ def feed(digest: Any, value: Any, depth: int = 0) -> None:
 
 
 def _feed_code(digest: Any, code: types.CodeType, doc: str | None = None) -> None:
-    """Feed what a function does into a fingerprint, not its docstring and line numbers."""
+    """Feed a function's code into a fingerprint, without its docstring and line numbers."""
     digest.update(code.co_code + repr(code.co_names).encode())
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
@@ -110,13 +110,13 @@ def _feed_code(digest: Any, code: types.CodeType, doc: str | None = None) -> Non
 
 
 def _has_file(name: str | None) -> bool:
-    """Whether a module's source is hashed as a whole: not a script's or a notebook's own."""
+    """Tell whether a module's source is hashed as a whole: not a script's or a notebook's."""
     module = sys.modules.get(name or "")
     return name != "__main__" and bool(getattr(module, "__file__", None))
 
 
 def modules_of(part: Any, depth: int = 0) -> set[types.ModuleType]:
-    """The modules that a callable and what it is made of come from."""
+    """Return the modules that a callable and its parts come from."""
     found: set[types.ModuleType] = set()
     if depth > 6:
         return found
@@ -137,7 +137,7 @@ def modules_of(part: Any, depth: int = 0) -> set[types.ModuleType]:
 
 
 def _own(name: str) -> bool:
-    """Code that its version does not tell: ours and the user's, not an installed library's."""
+    """Tell whether a module is ours or the user's: no version tells its code."""
     file = getattr(sys.modules[name], "__file__", None) or ""
     return _has_file(name) and (name.startswith("optjax") or "site-packages" not in file)
 

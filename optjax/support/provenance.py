@@ -1,4 +1,4 @@
-"""Where a result comes from: the code that made it, the commit, the versions."""
+"""The provenance of a result: its code, its commit, its versions."""
 
 import ast
 import functools
@@ -24,7 +24,7 @@ _EXCLUDED = (
 
 
 def versions() -> dict[str, str]:
-    """The versions of Python, of optjax and of the libraries that results depend on.
+    """Return the versions of Python, of optjax and of the libraries that results depend on.
 
     >>> sorted(versions())
     ['flax', 'jax', 'jaxlib', 'numpy', 'optax', 'optjax', 'python']
@@ -35,9 +35,9 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str:
-    """The commit of the checkout that this code runs from, "-dirty" after it where files differ.
+    """Return the commit of the checkout that this code runs from, "-dirty" if files differ.
 
-    "unknown" outside a checkout of optjax, or where git is absent.
+    It is "unknown" outside a checkout of optjax, or without git.
     """
     try:
         # A virtual environment may lie inside some other repository.
@@ -49,17 +49,18 @@ def commit() -> str:
 
 
 def code_hash(experiments: str | Path, module: str) -> str:
-    """A fingerprint of all the code that an experiment's numbers depend on.
+    """Take a fingerprint of all the code that an experiment's numbers depend on.
 
     It covers the experiment, every optjax module that it imports (and those that they import),
     and the versions of `LIBRARIES`. Comments, docstrings, `optjax.report`, and the experiment's
     functions that serve only its `figures` and `claims` are left out: they change no number.
 
     Args:
-        experiments: the folder of experiments. module: the experiment's name below it.
+      experiments: the folder of experiments.
+      module: the experiment's name in that folder.
 
     Returns:
-        64 hexadecimal digits (sha256).
+      64 hexadecimal digits (sha256).
     """
     folder = Path(experiments).resolve()
     root = folder.joinpath(*module.split(".")).with_suffix(".py")
@@ -73,7 +74,7 @@ def code_hash(experiments: str | Path, module: str) -> str:
 
 
 def source_hashes(modules: Iterable[types.ModuleType]) -> dict[str, str]:
-    """A fingerprint of each module's source and of every optjax module that they import.
+    """Take fingerprints of the modules' sources and of every optjax module that they import.
 
     Comments and docstrings are left out, and so are modules without a file.
 
@@ -93,7 +94,7 @@ def source_hashes(modules: Iterable[types.ModuleType]) -> dict[str, str]:
 def _closure(
     roots: list[tuple[str, Path]], experiments: Path | None, *, prune: bool
 ) -> dict[str, str]:
-    """The source of the roots and of every optjax module that they load, without docstrings."""
+    """Read the source of the roots and of the optjax modules they load, without docstrings."""
     done: dict[str, str] = {}
     waiting = list(roots)
     while waiting:
@@ -109,7 +110,7 @@ def _closure(
 
 @functools.lru_cache(maxsize=256)
 def _read(name: str, file: Path, changed: int, prune: bool) -> tuple[str, tuple[str, ...]]:
-    """A module's source without docstrings, and the names under optjax that it may load."""
+    """Read a module's source without docstrings, and the names under optjax that it may load."""
     tree = ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
     if prune:
         _prune(tree)
@@ -118,7 +119,7 @@ def _read(name: str, file: Path, changed: int, prune: bool) -> tuple[str, tuple[
 
 
 def file_hash(path: str | Path) -> str:
-    """A fingerprint of a file's bytes, or of a folder's file names, sizes and times."""
+    """Take a fingerprint of a file's bytes, or of a folder's file names, sizes and times."""
     path = Path(path)
     digest = hashlib.sha256()
     if path.is_dir():
@@ -187,7 +188,7 @@ def _strip_docstrings(tree: ast.Module) -> None:
 
 
 def _imports(tree: ast.Module, name: str, *, is_package: bool) -> Iterator[str]:
-    """The dotted names under optjax that a module may load."""
+    """Yield the dotted names under optjax that a module may load."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -205,7 +206,7 @@ def _imports(tree: ast.Module, name: str, *, is_package: bool) -> Iterator[str]:
 
 
 def _files(target: str, experiments: Path) -> Iterator[tuple[str, Path]]:
-    """The modules that importing `target` loads: itself and its parent packages."""
+    """Yield the modules that importing `target` loads: itself and its parent packages."""
     parts = target.split(".")
     if parts[0] != "optjax" or target.startswith(_EXCLUDED):
         return

@@ -6,7 +6,7 @@ letter   meaning
 n        examples in the training data
 d        parameters of a linear model
 B        slots of a batch (static); b of them are used (may be traced)
-T        steps of a run; R records of it, one every k = T / R steps
+T        steps of a run; R records, one every k = T / R steps
 H, W     height and width of a picture in pixels
 C, F     channels in, channels (filters) out
 K        colours of a palette

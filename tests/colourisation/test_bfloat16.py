@@ -1,5 +1,6 @@
-"""Networks that compute in bfloat16: what stays in float32, and that they learn the same."""
+"""Networks that compute in bfloat16: float32 where it must be, and the same learning."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,8 +59,7 @@ def test_parameters_gradients_statistics_and_scores_are_float32(name):
     found = jax.eval_shape(
         lambda p, s: jax.value_and_grad(problem.loss, has_aux=True)(p, s, batch, {}), params, state
     )
-    for leaf in jax.tree.leaves((params, state, found)):
-        assert leaf.dtype == jnp.float32
+    chex.assert_type(jax.tree.leaves((params, state, found)), jnp.float32)
 
 
 def test_each_layer_gives_its_dtype_and_batch_statistics_are_exact_sums():
@@ -71,7 +71,7 @@ def test_each_layer_gives_its_dtype_and_batch_statistics_are_exact_sums():
         assert y.dtype == jnp.bfloat16
         y, variables = layer.clone(dtype=jnp.bfloat16).init_with_output(jax.random.key(0), x)
         assert y.dtype == jnp.bfloat16
-        assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+        chex.assert_type(jax.tree.leaves(variables), jnp.float32)
     norm = BatchNorm(dtype=jnp.bfloat16)
     rounded = jnp.asarray(x, jnp.bfloat16)
     variables = norm.init(jax.random.key(0), rounded, True)

@@ -1,4 +1,4 @@
-"""Pictures: what is read, how it is split, and that hostile files are refused in one line."""
+"""Pictures: their reading and splitting, and the refusal of hostile files in one line."""
 
 import io
 import os
@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import chex
 import numpy as np
 import pytest
 from PIL import Image
@@ -239,8 +240,7 @@ def test_folder_reads_every_format_and_splits_by_file(tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / ".hidden.png").write_bytes(b"no picture")
     loaded = load_pictures(str(tmp_path), size=8)
-    assert loaded.train.shape == (10, 8, 8, 3)
-    assert loaded.validation.shape == (2, 8, 8, 3)
+    chex.assert_shape([loaded.train, loaded.validation], [(10, 8, 8, 3), (2, 8, 8, 3)])
 
 
 def test_folder_crops_the_centre(tmp_path):
@@ -368,8 +368,7 @@ def test_cifar10_parser_reads_the_class(tmp_path, cifar_files):
     extra = {"batches.meta.txt": b"airplane\n", **cifar_files, "readme.html": b"x"}
     path = save_cifar(tmp_path / "c.tar.gz", extra)
     (train, held_out), note = cifar10.read(path, "horse", records_per_file=RECORDS)
-    assert train.shape == (10, 32, 32, 3)
-    assert held_out.shape == (2, 32, 32, 3)
+    chex.assert_shape([train, held_out], [(10, 32, 32, 3), (2, 32, 32, 3)])
     assert "horse" in note
     record = cifar_records(1)[17]
     for row, column, channel in [(0, 0, 0), (3, 5, 1), (31, 30, 2)]:
@@ -445,6 +444,6 @@ def test_cifar10_without_network(tmp_path, monkeypatch):
 @pytest.mark.needs_data
 def test_horses(data_folder):
     horses = load_pictures(str(data_folder / "cifar10_horses.npz"))
-    assert horses.train.shape == (5000, 32, 32, 3)
-    assert horses.validation.shape == (1000, 32, 32, 3)
+    shapes = [(5000, 32, 32, 3), (1000, 32, 32, 3)]
+    chex.assert_shape([horses.train, horses.validation], shapes)
     assert not horses.demo

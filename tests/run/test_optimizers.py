@@ -57,7 +57,7 @@ def test_derivatives_are_finite_where_a_gradient_is_zero(name):
 
 
 def test_optax_alone_gives_nan_there():
-    """What `differentiable` is for; when this fails, optax has mended it and ours can go."""
+    """Show the need for `differentiable`: once this fails, optax has mended it and ours can go."""
     factory, hparams = TABLE["rmsprop"]
 
     def end(decay):
