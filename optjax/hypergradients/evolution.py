@@ -23,7 +23,7 @@ from optjax.run.problems import Data
 from optjax.support.errors import UserError, nearest, whole
 from optjax.support.types import Array, HParams, Key, PyTree
 
-_DIRECTIONS = 3  # folded into the run's key: a stream of its own, beside scan's 0, 1, 2
+_DIRECTIONS = 3  # folded into the run's key: a stream of its own; a run's are 0, 1, 2
 
 
 _PERTURBED = (
@@ -100,12 +100,12 @@ class ES(Mode):
       pairs: N, of runs θ ± σε.
       sigma: deviation of a perturbation as a share of each number (σ itself where it is 0; at
         least 1 for a batch size), or absolute ones by name.
-      tile: pairs that run side by side; the others follow.
+      at_once: pairs that run side by side; the others follow.
     """
 
     pairs: int = 64
     sigma: Any = 0.01
-    tile: int = 64
+    at_once: int = 64
 
     name = "es"
     perturbs = True
@@ -116,12 +116,12 @@ class ES(Mode):
 
     def check(self, job: Job, names: frozenset[str]) -> None:
         """Pairs and deviations."""
-        whole(f"{self.name}: tile", self.tile, 1)
+        whole(f"{self.name}: at_once", self.at_once, 1)
         check_evolution(self, names)
 
     def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
         """Count two runs for each pair at a time; a step leaves half of its residuals."""
-        return (2 * found.state + found.step // 2) * min(self.tile, self.pairs)
+        return (2 * found.state + found.step // 2) * min(self.at_once, self.pairs)
 
     def cost(self, job: Job, found: Footprint, numbers: int) -> float:
         """Count two runs a pair, and one without a perturbation."""
@@ -140,7 +140,7 @@ class ES(Mode):
             return epsilon * (above - below) / (2 * sigma)
 
         indices = jnp.arange(self.pairs, dtype=jnp.int32)
-        estimates = jax.lax.map(pair, indices, batch_size=min(self.tile, self.pairs))
+        estimates = jax.lax.map(pair, indices, batch_size=min(self.at_once, self.pairs))
         slope, error = mean_and_error(estimates)
         value, outcome = run(flat)
         return Found(value, unravel(slope), outcome, {"standard_error": unravel(error)})

@@ -29,23 +29,23 @@ class Forward(Mode):
     """Tangents carried along the run (Franceschi et al. 2017, forward-HG).
 
     Args:
-      tile: tangents carried at once; more than these take several passes.
-      singly: up to so many are carried one beside the other, more as one batch.
+      at_once: tangents carried at once; more than these take several passes.
+      singly: up to so many are carried one by one, more as one batch.
     """
 
-    tile: int = 32
+    at_once: int = 32
     singly: int = 4
 
     name = "forward"
 
     def check(self, job: Job, names: frozenset[str]) -> None:
         """Tangents are whole numbers."""
-        whole("Forward: tile", self.tile, 1)
+        whole("Forward: at_once", self.at_once, 1)
         whole("Forward: singly", self.singly, 0)
 
     def bytes(self, job: Job, found: Footprint, numbers: int) -> int:
         """Count a state, its tangents before and after a step, and the step."""
-        tangents = min(numbers, self.tile)
+        tangents = min(numbers, self.at_once)
         return found.state * (1 + 2 * tangents) + found.step + found.rest
 
     def cost(self, job: Job, found: Footprint, numbers: int) -> float:
@@ -67,20 +67,20 @@ class Forward(Mode):
             )
 
         together = jax.vmap(along, out_axes=(None, 0, None))
-        if count <= self.tile:
+        if count <= self.at_once:
             value, slopes, outcome = together(jnp.eye(count, dtype=flat.dtype))
             return Found(value, unravel(slopes), outcome, {})
 
         # Rows past the last are zero tangents, whose slopes nobody reads.
-        passes = -(-count // self.tile)
+        passes = -(-count // self.at_once)
 
-        def tile(start: Array) -> tuple[Array, Array, Outcome]:
-            rows = start + jnp.arange(self.tile, dtype=start.dtype)
+        def several(start: Array) -> tuple[Array, Array, Outcome]:
+            rows = start + jnp.arange(self.at_once, dtype=start.dtype)
             columns = jnp.arange(count, dtype=start.dtype)
             return together((rows[:, None] == columns[None]).astype(flat.dtype))
 
-        starts = self.tile * jnp.arange(passes, dtype=jnp.int32)
-        values, slopes, outcomes = jax.lax.map(tile, starts)
+        starts = self.at_once * jnp.arange(passes, dtype=jnp.int32)
+        values, slopes, outcomes = jax.lax.map(several, starts)
         value, outcome = jax.tree.map(lambda a: a[0], (values, outcomes))
         return Found(value, unravel(slopes.reshape(-1)[:count]), outcome, {})
 

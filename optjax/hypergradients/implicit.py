@@ -45,7 +45,7 @@ class Implicit(Mode):
       iterations: of the solver; by default until the tolerance, at most ten times the parameters
         (Neumann: 1,000).
       direction: "tangent" solves a system for each number of θ; "adjoint" solves one, whose right
-        side ∂_w F may have parts outside the range of a singular H ("cg" then goes on as
+        side ∂_w F may have parts outside the range of a singular H ("cg" is then followed by
         "normal_cg"); "auto": tangents for up to 16.
       tolerance: the largest ``residual`` that counts as converged; √ε of the parameters' type by
         default. A run whose status is CONVERGED by its own tolerance counts, too.

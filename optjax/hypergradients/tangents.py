@@ -1,4 +1,4 @@
-"""Values with tangents beside them, pushed through functions: one linearisation, many tangents.
+"""Values and their tangents, pushed through functions: one linearisation, many tangents.
 
 `vmap(jvp)` gives every array of a run a batch axis, and its products another layout; a few
 tangents go faster one by one, through the linear map that one linearisation of a step gives.

@@ -49,7 +49,7 @@ def anchor(name: str) -> str:
 
 
 def pairs(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """List a mapping's items, less each null that stands beside its own text.
+    """List a mapping's items, less each null that has its text under another name.
 
     >>> pairs({"loss": None, "loss_text": "nan"})
     [('loss_text', 'nan')]

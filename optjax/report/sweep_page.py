@@ -123,7 +123,7 @@ def _loss(dataset: xr.Dataset, rows: list[Row]) -> Figure:
     return style.caption(
         fig,
         f"Mean mini-batch loss between records, for the {min(SHOWN, len(rows))} points of least "
-        "median final loss and for all runs. Lines: medians over runs that still go on; bands: "
+        "median final loss and for all runs. Lines: medians over runs still under way; bands: "
         "10th to 90th percentile.",
     )
 

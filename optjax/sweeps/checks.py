@@ -87,7 +87,7 @@ def settings(devices: Any, **numbers: Any) -> list[Any]:
 
 
 def names(points: Sequence[Point], grid: Grid, final: Final | None) -> tuple[set[str], set[str]]:
-    """Metrics that all runs record beside the loss, and those that any does.
+    """Collect the metrics that all runs record, and those that any does.
 
     Raises:
       UserError: a metric that is no number, or a name that is taken.
@@ -174,7 +174,7 @@ def fits(runs: int, records: int, metrics: int, free: float, what: str, instead:
     """Refuse what memory or a disk cannot hold.
 
     Args:
-      metrics: recorded beside the loss. free: bytes. what: "memory" or "disk".
+      metrics: recorded, the loss not counted. free: bytes. what: "memory" or "disk".
 
     Raises:
       UserError: how large it is, and what there is.

@@ -166,7 +166,7 @@ class Executor:
         return self.settings.memory or layouts.device_memory(self.settings.devices[0])
 
     def _most(self, group: Group) -> int:
-        """How many runs' states the devices hold beside what a chunk takes, at most."""
+        """Count the runs whose states the devices hold while a chunk is under way."""
         spec = RunSpec(group.computation, self.rules, 1, self.drop_diverged)
         one = inputs(group, self.results.seeds, group.points[:1] * len(self.results.seeds))
         each = layouts.run_bytes(spec, group, one)

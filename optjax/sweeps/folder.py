@@ -1,4 +1,4 @@
-"""A sweep's folder: opened for a sweep that may go on in it, or looked into."""
+"""A sweep's folder: opened to start or resume a sweep, or read."""
 
 import os
 from collections.abc import Mapping

@@ -64,7 +64,7 @@ class Group:
     hparams: dict[str, np.ndarray | Column]  # numbers as (G,)
     which: np.ndarray | None  # (G,) int32, each point's place in the stacked data
     name: str
-    bytes: int | None = None  # that a run under way takes beside its state, where predicted
+    bytes: int | None = None  # temporaries of a run, where predicted
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)  # to tell the user
 
     @property

@@ -36,7 +36,7 @@ def identity(
 
     Args:
       settings: the sweep's own that change results: stop rules, whether diverged runs are kept.
-      code: modules that results depend on beside those of runs.
+      code: further modules that results depend on.
     """
     seen: dict[str, Point] = {}
     for point in points:

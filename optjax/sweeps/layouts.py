@@ -25,7 +25,7 @@ Arrangement = Literal["auto", "vmap", "map", "loop"]
 ARRANGEMENTS = ("auto", "vmap", "map", "loop")
 
 _CACHE_BYTES = 2 << 20
-"""The state of a vmap chunk's runs on the CPU: what caches hold beside the temporaries."""
+"""The state of a vmap chunk's runs on the CPU: caches hold it and the temporaries."""
 
 _COUNTED = 8
 """Examples a slot up to which one product over all of them beats a gather of a batch a run."""

@@ -141,7 +141,7 @@ class Results:
             self.end(runs[known], rows)
 
     def reopen(self) -> None:
-        """Let runs that ended with fewer steps than they now have go on; keep those with more."""
+        """Reopen runs that ended with fewer steps than they now have; keep those with more."""
         self.steps = np.maximum(self.steps, self.done)
         ended = (self.stopped_at >= 0) | (self.status == Status.DIVERGED)
         self.judged &= ended | (self.done >= self.steps)

@@ -98,11 +98,11 @@ class Plateau:
 
 @dataclasses.dataclass(frozen=True)
 class Halving:
-    """Successive halving: at steps r, rη, rη², … only the best 1/η of the runs go on.
+    """Successive halving: at steps r, rη, rη², … only the best 1/η of the runs stay.
 
     Args:
       first: r, the step of the first selection; must be a multiple of the run's record_every.
-      keep: 1/η, the share that goes on.
+      keep: 1/η, the share that stays.
       metric, better: as in `Target`, at the record of that step; a diverged run is the worst.
 
     Source: Jamieson and Talwalkar (2016), algorithm 1.
@@ -130,7 +130,7 @@ class Halving:
         return found
 
     def select(self, values: np.ndarray, runs: int) -> np.ndarray:
-        """Which of the runs go on, (L,) bool: the best ⌈runs · keep⌉, ties to the earlier."""
+        """Select the runs that stay, (L,) bool: the best ⌈runs · keep⌉, ties to the earlier."""
         values = values if self.better == "low" else -values
         order = np.argsort(np.where(np.isfinite(values), values, np.inf), kind="stable")
         chosen = np.zeros(len(values), bool)

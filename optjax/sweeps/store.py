@@ -221,7 +221,7 @@ class _Writing:
             advice = "make room" if full else "see to it"
             raise UserError(
                 f"cannot write to {str(self.folder)!r} ({_why(error)}): {advice} and start the "
-                "sweep again; it goes on from what was computed"
+                "sweep again; it resumes from what was computed"
             ) from error
 
 

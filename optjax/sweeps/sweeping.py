@@ -55,7 +55,7 @@ def sweep(
 ) -> "xarray.Dataset":
     """Run every point of a grid from every seed: a run a run, thousands of runs at once.
 
-    The run of point h and seed s is ``run(h, jax.random.key(s))``, whatever runs beside it: its
+    The run of point h and seed s is ``run(h, jax.random.key(s))``, whatever else runs: its
     draws are those of that call to the bit, its values agree to rounding.
 
     Args:
@@ -66,11 +66,11 @@ def sweep(
         hyperparameters of the run, ``steps``, or parameters of the function.
       seeds: how many, 0, 1, …; or which.
       stop: rules by which a run ends early: `Target`, `Plateau`, `Halving`.
-      keep_diverged: go on with runs that have diverged; without, they leave the sweep, their
+      keep_diverged: advance runs that have diverged; without, they leave the sweep, their
         records are NaN after the divergence, and so is their final loss.
       final: (params, model_state, data) → named arrays, kept of every run as it ends: parameters,
         predictions, a score; variables of the dataset.
-      out: a folder that keeps the sweep. The same call again goes on where it stopped, or returns
+      out: a folder that keeps the sweep. The same call again resumes it, or returns
         the result; with more points or seeds it computes the new ones.
       overwrite: drop what the folder holds.
       batching: a program for each batch size ("static"), one for all with part of the batch masked
@@ -83,7 +83,7 @@ def sweep(
       chunk_steps, chunk_seconds: how long the devices run between two looks at the records.
       checkpoint_seconds: at least so long between two checkpoints.
       progress: called with (text, fraction); a bar or lines on stderr by default.
-      about: kept in the folder beside the sweep (how it was called), and no part of what it is.
+      about: notes kept in the folder, such as how the sweep was called; no part of its fingerprint.
 
     Returns:
       A Dataset with an axis for each of the grid's (or ``point``), ``seed`` and ``step``:
@@ -140,7 +140,7 @@ class Work:
     halving: stop_rules.Halving | None = None
     drop_diverged: bool = True
     weighted: bool = False
-    metrics: int = 0  # recorded beside the loss
+    metrics: int = 0  # recorded, the loss not counted
     dataset: Callable[["xarray.Dataset"], "xarray.Dataset"] | None = None
     keep_states: bool = False  # of runs that ended, so that they can be given more steps
     said: Callable[[], str] | None = None  # what progress says of it

@@ -49,7 +49,7 @@ class Tuning:
     """What `oj.tune` found.
 
     Attributes:
-      hparams: the best point, with what was not tuned beside it: what a run takes.
+      hparams: the best point and the hyperparameters that were not tuned, as a run takes them.
       value: of it, the mean over the seeds. NaN, and ``hparams`` the start, where it was
         interrupted before any run stayed finite.
       path: a Dataset with axes ``restart`` and ``outer_step``: ``value``, ``finite``,

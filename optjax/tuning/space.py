@@ -122,10 +122,10 @@ def _inside(u: Array, span: Range) -> Array:
         theta = high - jnp.exp(u)
     else:
         theta = low + (high - low) * jax.nn.sigmoid(u)
-    return jnp.clip(theta, _beside(low, math.inf, u.dtype), _beside(high, -math.inf, u.dtype))
+    return jnp.clip(theta, _next_to(low, math.inf, u.dtype), _next_to(high, -math.inf, u.dtype))
 
 
-def _beside(end: float, toward: float, dtype: Any) -> np.ndarray:
+def _next_to(end: float, toward: float, dtype: Any) -> np.ndarray:
     """Return the number next to an end of a range; none so small that processors take it for 0."""
     found = np.nextafter(np.asarray(end, dtype), np.asarray(toward, dtype))
     tiny = jnp.finfo(dtype).tiny

@@ -103,7 +103,7 @@ class Small(nn.Module):
         "one_step",
         "implicit",
         Truncated(2),
-        ES(pairs=2, tile=2),
+        ES(pairs=2, at_once=2),
         PES(2, pairs=2),
     ],
     ids=lambda mode: mode if isinstance(mode, str) else mode.name,

@@ -204,7 +204,7 @@ def test_every_kind_of_hyperparameter_in_every_mode():
     for other in found[1:]:
         for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(found[0]), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
-    tile = oj.hypergrad(run, mode=Forward(tile=5))(hparams, KEY).gradient
+    tile = oj.hypergrad(run, mode=Forward(at_once=5))(hparams, KEY).gradient
     for a, b in zip(jax.tree.leaves(tile), jax.tree.leaves(found[0]), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14)
 

@@ -90,7 +90,7 @@ def test_es_is_unbiased_on_a_quadratic():
     """The loss after one step is a parabola in the rate (lopsided: far from its vertex)."""
     X, t, w0 = _data(5, 4, 2)
     run = oj.make_run(oj.least_squares(X, t, w0), optax.sgd, 1, sampler="full")
-    found = oj.hypergrad(run, mode=ES(pairs=4000, sigma={"learning_rate": 0.3}, tile=4000))(
+    found = oj.hypergrad(run, mode=ES(pairs=4000, sigma={"learning_rate": 0.3}, at_once=4000))(
         {"learning_rate": 0.9}, KEY
     )
     exact = gradient_descent.one_step_hypergradient(X, t, w0, 0.9)
@@ -108,7 +108,7 @@ def test_es_is_unbiased_by_many_numbers():
     run = oj.make_run(oj.least_squares(X, t), optax.sgd, 6, max_batch_size=2)
     hparams = {"learning_rate": 0.05, "initial_params": w0}
     exact = oj.hypergrad(run, wrt="initial_params")(hparams, KEY).gradient["initial_params"]
-    found = oj.hypergrad(run, wrt="initial_params", mode=ES(pairs=4000, tile=4000))(hparams, KEY)
+    found = oj.hypergrad(run, wrt="initial_params", mode=ES(pairs=4000, at_once=4000))(hparams, KEY)
     z = (found.gradient["initial_params"] - exact) / found.aux["standard_error"]["initial_params"]
     assert np.max(np.abs(z)) < 3.5
 
@@ -170,7 +170,7 @@ def test_es_by_a_batch_size_is_the_slope_of_the_smoothed_losses():
     ends = np.array([-np.inf, *np.arange(1.5, 16), np.inf])
     density = np.exp(-(((ends - b) / sigma) ** 2) / 2) / np.sqrt(2 * np.pi)
     exact = np.sum(losses * (density[:-1] - density[1:])) / sigma
-    mode = ES(pairs=4000, sigma={"batch_size": sigma}, tile=500)
+    mode = ES(pairs=4000, sigma={"batch_size": sigma}, at_once=500)
     found = oj.hypergrad(run, wrt="batch_size", mode=mode)(
         {"learning_rate": 0.02, "batch_size": b}, KEY
     )
@@ -344,7 +344,7 @@ def test_memory_grows_as_it_should():
 
 MODES_OF_MEMORY = [
     Forward(), Reverse(), Segmented(), Recursive(), Recursive(4), Truncated(64),
-    ES(pairs=32, tile=8), PES(64, pairs=32), Implicit(),
+    ES(pairs=32, at_once=8), PES(64, pairs=32), Implicit(),
 ]  # fmt: skip
 
 
@@ -477,7 +477,7 @@ def test_no_second_program_for_other_values():
         (lambda r: oj.hypergrad(r, mode=Segmented(0)), {}, "at least 1"),
         (lambda r: oj.hypergrad(r, mode=Segmented(2.5)), {}, "at least 1"),
         (lambda r: oj.hypergrad(r, mode=Recursive(1)), {}, "at least 2"),
-        (lambda r: oj.hypergrad(r, mode=Forward(tile=0)), {}, "at least 1"),
+        (lambda r: oj.hypergrad(r, mode=Forward(at_once=0)), {}, "at least 1"),
         (lambda r: oj.hypergrad(r, mode=ES), {}, "expected a name, or an object"),
         (lambda r: oj.hypergrad(r, mode=3), {}, "expected a name, or an object"),
         (lambda r: oj.hypergrad(r, mode=ES(sigma="a")), {}, "above 0"),
