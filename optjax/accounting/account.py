@@ -1,4 +1,4 @@
-"""How many weights, outputs, connections and operations a network has: in numbers or in symbols."""
+"""The weights, outputs, connections and operations of a network, in numbers or in symbols."""
 
 import dataclasses
 import functools
@@ -33,37 +33,39 @@ COLUMNS = (
 
 @dataclasses.dataclass(frozen=True)
 class Accounting:
-    """What a network costs, by layer and in all; ints, or sympy expressions in symbols.
+    """The cost of a network, by layer and in total; ints, or sympy expressions in symbols.
 
-    Counts are of one example, forward, in evaluation mode. With o = outputs, k = taps:
+    Counts are of one example, forward, in evaluation mode. With k = taps:
 
     - ``weights``: entries of parameters that a convolution, a dot product or a lookup reads;
       ``biases``: all other parameters (biases, and the scales and shifts of a normalisation).
     - ``outputs``: values that convolutions, dot products, pools and upsamplings give. Activations,
       normalisations, sums and concatenations give none of their own.
-    - ``connections``: the source's convention. One a term of each product, so that every output of
-      a convolution has k·C_in of them and every input of a transposed one k·C_out, taps on padding
-      included; one an input of a pool, one an output of an upsampling.
-      ``connections_exact`` leaves out what falls on padding or outside the output.
-    - ``multiply_adds``: the connections of products, no multiplication by an inserted zero.
-    - ``flops``: 2 a multiply-add, 1 an elementwise operation (a comparison, a root or an
-      exponential too), 1 a value that a pool or a sum takes in.
+    - ``connections``: the source's convention. One per term of each product, so that every output
+      of a convolution has k·C_in and every input of a transposed one k·C_out, taps on padding
+      included; one per input of a pool, one per output of an upsampling. ``connections_exact``
+      leaves out taps on padding or outside the output.
+    - ``multiply_adds``: the connections of products, without multiplications by an inserted zero.
+    - ``flops``: 2 per multiply-add, 1 per elementwise operation (a comparison, a root or an
+      exponential too), 1 per value that a pool or a sum takes in.
     - ``activation_bytes``: each layer's result, once.
 
-    What is computed of parameters alone, whatever the input (a weight normalisation, a
-    hypernetwork), makes no connections; its products count in ``training_flops`` only. Zeros that
-    the program puts into the picture itself (`jnp.pad`, padding "CAUSAL") are part of the picture.
-    A resize other than the nearest is a product with fixed weights, as programs compute it. Of the
-    branches of a `cond` the longest counts.
+    Operations on parameters alone (a weight normalisation, a hypernetwork) make no connections;
+    their products count in ``training_flops`` only. Zeros that the program puts into the picture
+    itself (`jnp.pad`, padding "CAUSAL") are part of the picture. A resize other than the nearest is
+    a product with fixed weights, as in programs. Of the branches of a `cond` the longest counts.
 
     Attributes:
-      rows: the layers, in order. name: of the model. input_shape: of one example.
+      rows: the layers, in order.
+      name: of the model.
+      input_shape: of one example.
       batch: examples of a training step.
-      multiples: a symbol → what its value has to be a multiple of.
-      least: a symbol → its least value for which `connections_exact` holds.
-      uncounted: what of the program was not counted.
-      leaves: arrays that the parameters are kept in. step: traces a training step.
-      substitutions: what its symbols stand for, put in one after the other.
+      multiples: by symbol, the number that its value must be a multiple of.
+      least: by symbol, the least value for which `connections_exact` holds.
+      uncounted: parts of the program that were not counted.
+      leaves: arrays that hold the parameters.
+      step: traces a training step.
+      substitutions: values of the traced symbols, to be put in one after the other.
     """
 
     rows: tuple[Row, ...]
@@ -80,7 +82,7 @@ class Accounting:
     )
 
     def total(self, column: str) -> Dim:
-        """The sum of a column over the layers; `parameters` is weights + biases."""
+        """Sum a column over the layers; `parameters` is weights + biases."""
         if column == "parameters":
             return _tidy(self.total("weights") + self.total("biases"))
         if column == "training_flops":
@@ -111,7 +113,7 @@ class Accounting:
 
     @cached_property
     def training_flops(self) -> Dim:
-        """Of one training step of `batch` examples: forward, and the gradient by the parameters.
+        """FLOPs of a training step of `batch` examples: forward, and the parameters' gradient.
 
         Loss and optimiser are left out. Traced when first asked for.
         """
@@ -119,10 +121,10 @@ class Accounting:
 
     @cached_property
     def training_bytes(self) -> int:
-        """The most alive at once in a training step of `batch` examples; with Adam's moments.
+        """Most bytes alive at once in a training step of `batch` examples, with Adam's moments.
 
         In program order, each value until its last use, nothing fused: parameters, gradients, two
-        further copies of the parameters, activations kept for the gradient and what is at work.
+        further copies of the parameters, activations kept for the gradient, and temporary values.
 
         Raises:
           UserError: symbols are left; which moment needs most depends on them.
@@ -135,23 +137,22 @@ class Accounting:
 
     @cached_property
     def training_uncounted(self) -> tuple[str, ...]:
-        """What of the training step is in no count (besides `uncounted`)."""
+        """Operations of the training step that were not counted (besides `uncounted`)."""
         return tuple(dict.fromkeys(self._training_count[1]))
 
     @cached_property
     def symbols(self) -> tuple[sympy.Symbol, ...]:
-        """The symbols that the counts are in, by name."""
+        """The symbols in the counts, by name."""
         found = {*self.multiples, *self.least}
         for value in (*self.input_shape, *map(self.total, COLUMNS)):
             found |= sympy.sympify(value).free_symbols
         return tuple(sorted(found, key=str))
 
     def at(self, **values: int) -> "Accounting":
-        """The same account with numbers for some of the symbols.
+        """Substitute numbers for some of the symbols.
 
         Raises:
-          UserError: a name that is no symbol of this account, or a value that is too small or not
-            the multiple it has to be.
+          UserError: a name is no symbol here, or a value is too small or not the required multiple.
         """
         known = {str(s): s for s in self.symbols}
         for name, value in values.items():
@@ -179,15 +180,15 @@ class Accounting:
         )
 
     def text(self, column: str) -> str:
-        """A total as text: ``9·NIC·NF + 36·NF² + ...``."""
+        """Format a total as text: ``9·NIC·NF + 36·NF² + ...``."""
         return text(self.total(column), self._sizes())
 
     def latex(self, column: str) -> str:
-        """A total in LaTeX."""
+        """Format a total in LaTeX."""
         return latex(self.total(column), self._sizes())
 
     def function(self, column: str) -> Callable[..., Any]:
-        """A total as a function of keyword arguments, one a symbol; arrays broadcast."""
+        """Compile a total to a function of keyword arguments, one per symbol; arrays broadcast."""
         names = [str(s) for s in self.symbols]
         compute = sympy.lambdify(self.symbols, self.total(column), "numpy")
 
@@ -199,7 +200,7 @@ class Accounting:
         return total
 
     def _sizes(self) -> list[sympy.Symbol]:
-        """The symbols of the picture's size, which polynomials are collected by."""
+        """Return the symbols of the picture's size, by which polynomials are collected."""
         spatial = [sympy.sympify(n).free_symbols for n in self.input_shape[:-1]]
         return sorted(set().union(*spatial), key=str)
 
@@ -212,25 +213,25 @@ def account(
     dtype: DTypeLike = jnp.float32,
     **widths: int | str,
 ) -> Accounting:
-    """Weights, outputs, connections, operations and memory of any Flax model.
+    """Count the weights, outputs, connections, operations and memory of any Flax model.
 
-    They are read off the traced program, not off a list of known layers: convolutions with any
-    stride, dilation and groups, transposed ones, dense layers and dot products, pools,
+    The counts are read off the traced program, not off a list of known layers: convolutions with
+    any stride, dilation and groups, transposed ones, dense layers and dot products, pools,
     upsamplings, lookups, attention. No parameter is allocated.
 
     Args:
-      model: a Linen module, or a function of `nnx.Rngs` that builds an NNX one. With `widths`, a
-        function (a Linen or NNX class, say) that makes one of the widths.
+      model: a Linen module, or a function of `nnx.Rngs` that makes an NNX module. With `widths`, a
+        function (a Linen or NNX class, say) that makes one from the widths.
       input_shape: of one example, as (height, width, channels). A name makes a symbol of that
         length, and the counts expressions in it.
       batch: examples of a training step.
       dtype: of the input.
       widths: constructor arguments of `model`; names make symbols (of Linen models; the
-        initialisers that NNX runs refuse them with jax 0.12).
+        initialisers that NNX runs refuse symbols with jax 0.12).
 
     Raises:
-      UserError: a shape, symbol or model that will not do. A size that a stride does not divide
-        names the layer.
+      UserError: a shape, symbol or model that will not do. Where a stride does not divide a size,
+        the message names the layer.
 
     >>> import flax.linen as nn
     >>> net = account(lambda NF: nn.Conv(NF, (3, 3)), ("H", "W", 3), NF="NF")
@@ -257,16 +258,18 @@ def account(
 
 
 def _put(value: Any, substitution: Mapping[sympy.Symbol, Any]) -> Any:
+    """Substitute symbols in a value."""
     return _tidy(sympy.sympify(value).subs(substitution, simultaneous=True))
 
 
 def _mapped(row: Row, change: Callable[[Any], Any]) -> Row:
+    """Apply a function to the counts and the output shape of a row."""
     counted = {column: change(getattr(row, column)) for column in COLUMNS}
     return row._replace(output=tuple(map(change, row.output)), **counted)
 
 
 def _flops(program: Program) -> tuple[Dim, list[str]]:
-    """FLOPs of all that depends on an argument, and what was not counted."""
+    """Sum the FLOPs of all operations that depend on an argument; list those not counted."""
     alive, total, uncounted = set(program.ins), 0, []
     for op in program.ops:
         if not any(v in alive for v in op.ins):
@@ -281,6 +284,7 @@ def _flops(program: Program) -> tuple[Dim, list[str]]:
 
 
 def _tidy(value: Any) -> Dim:
+    """Convert a value to an int where it is whole, and expand it where it has symbols."""
     value = sympy.sympify(value)
     if value.is_Integer:
         return int(value)

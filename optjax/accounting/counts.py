@@ -1,4 +1,4 @@
-"""What one operation of a traced program computes: connections, multiply-adds, FLOPs."""
+"""Counts of one operation of a traced program: connections, multiply-adds, FLOPs."""
 
 import functools
 import math
@@ -41,7 +41,7 @@ PRODUCTS = frozenset(("conv_general_dilated", "dot_general"))
 
 
 class Count(NamedTuple):
-    """Of one operation, once. `exact` leaves out the taps that fall on padding."""
+    """The counts of one operation, done once; `exact` leaves out taps on padding."""
 
     connections: Dim = 0
     exact: Dim = 0
@@ -50,7 +50,7 @@ class Count(NamedTuple):
 
 
 def size(shape: Iterable[Dim]) -> Dim:
-    """Number of elements."""
+    """Return the number of elements."""
     return math.prod(shape)
 
 
@@ -59,9 +59,9 @@ Limits = dict[sympy.Symbol, int]
 
 
 class Axis(NamedTuple):
-    """One axis of a window that slides: input i meets output o by tap t where
+    """One axis of a sliding window.
 
-    i·d = o·s + t·e − p, for 0 ≤ i < n, 0 ≤ t < k, 0 ≤ o < out.
+    Input i < n meets output o < out by tap t < k where i·d = o·s + t·e − p; all are at least 0.
     """
 
     n: Dim
@@ -74,10 +74,13 @@ class Axis(NamedTuple):
 
 
 def taps(axis: Axis, limits: Limits | None = None) -> Dim:
-    """Triples (i, t, o) that meet, those that fall on padding left out.
+    """Count the triples (i, t, o) that meet, without those on padding.
 
-    Lengths may be linear in a symbol; the count is then the line that it follows from a least
-    value of the symbol on, which is noted in `limits`.
+    Lengths may be linear in a symbol. The count is then linear too, from a least value of the
+    symbol on; `limits` collects that value.
+
+    Raises:
+      UserError: the lengths hold several symbols, or the count is not linear.
 
     >>> taps(Axis(n=32, k=3, out=32, p=1))  # 32 · 3, less one at each end
     94
@@ -99,10 +102,10 @@ def taps(axis: Axis, limits: Limits | None = None) -> Dim:
 
 
 def taps_with_padding(axis: Axis) -> Dim:
-    """The same by the convention that has no borders, for a layer of a network.
+    """Count the taps of a layer by the convention that has no borders.
 
     A convolution gives each of its outputs k taps; a transposed one gives k to each of its inputs
-    (what falls outside its output counts, what falls on an inserted zero does not). With stride 1
+    (taps outside its output count, taps on an inserted zero do not). With stride 1
     the two are the same program, and it counts as a convolution.
 
     >>> taps_with_padding(Axis(n=32, k=3, out=32, p=1))
@@ -114,7 +117,7 @@ def taps_with_padding(axis: Axis) -> Dim:
 
 
 def taps_of_gradient(axis: Axis) -> Dim:
-    """The same for a convolution that may be a gradient: as many as the layer itself has.
+    """Count the taps of a convolution that may be a gradient: as many as its layer has.
 
     >>> taps_of_gradient(Axis(n=16, k=32, out=3, d=2, p=1))  # that layer's, by its kernel
     48
@@ -123,6 +126,7 @@ def taps_of_gradient(axis: Axis) -> Dim:
 
 
 def _taps(axis: Axis) -> int:
+    """Count the taps of an axis without symbols."""
     o, t = np.arange(axis.out)[:, None], np.arange(axis.k)
     i = o * axis.s + t * axis.e - axis.p
     return int(np.sum((i >= 0) & (i % axis.d == 0) & (i // axis.d < axis.n)))
@@ -130,7 +134,7 @@ def _taps(axis: Axis) -> int:
 
 @functools.cache
 def _line(axis: Axis, x: sympy.Symbol) -> tuple[int, int, int]:
-    """(slope, constant, the least x from which the taps of a long axis follow that line)."""
+    """Return (slope, constant, least x) of the line that the taps follow from the least x on."""
     terms = [(0, v) if isinstance(v, int) else _linear(v, x) for v in axis]
 
     def at(value: int) -> int:
@@ -150,14 +154,16 @@ def _line(axis: Axis, x: sympy.Symbol) -> tuple[int, int, int]:
 
 
 def _linear(length: Any, x: sympy.Symbol) -> tuple[int, int]:
-    """(a, b) of a·x + b."""
+    """Split a length into (a, b) of a·x + b."""
     a, b = length.coeff(x, 1), length.coeff(x, 0)
     if sympy.expand(length - a * x - b) != 0 or not (a.is_Integer and b.is_Integer):
-        raise UserError(f"a length is {length}, not a multiple of {x} and a number: give a number")
+        raise UserError(f"a length is {length}, not of the form a·{x} + b: give a number")
     return int(a), int(b)
 
 
 def _least(*values: Dim) -> Dim:
+    """Return the least of some values, at large values of their symbols."""
+
     def far(value: Dim) -> float:
         value = sympy.sympify(value)
         return float(value.subs(dict.fromkeys(value.free_symbols, 10**6)))
@@ -166,6 +172,7 @@ def _least(*values: Dim) -> Dim:
 
 
 def _conv(op: Op, ins: list[Shape], out: Shape, limits: Limits | None, gradient: bool) -> Count:
+    """Count a convolution."""
     spec, p = op.params["dimension_numbers"], op.params
     lhs, rhs = ins
     pairs = out[spec.out_spec[0]] * out[spec.out_spec[1]] * rhs[spec.rhs_spec[1]]
@@ -190,12 +197,14 @@ def _conv(op: Op, ins: list[Shape], out: Shape, limits: Limits | None, gradient:
 
 
 def _dot(op: Op, ins: list[Shape], out: Shape) -> Count:
+    """Count a dot product."""
     (contracted, _), _ = op.params["dimension_numbers"]
     terms = size(out) * size(ins[0][axis] for axis in contracted)
     return Count(terms, terms, terms, 2 * terms)
 
 
 def _window(op: Op, ins: list[Shape], out: Shape, limits: Limits | None) -> Count:
+    """Count a reduction over windows, or the gradient of a pool."""
     p = op.params
     ones = (1,) * len(out)
     axes = [
@@ -221,15 +230,17 @@ def _window(op: Op, ins: list[Shape], out: Shape, limits: Limits | None) -> Coun
 def count(
     op: Op, shapes: list[Shape], limits: Limits | None = None, *, gradient: bool = False
 ) -> Count | None:
-    """What one turn of the operation computes; None where it is not known.
+    """Count one turn of an operation; None where the operation is not known.
+
+    A product (convolution, dot product) makes one connection per term; a reduction or a pool one
+    per value it takes in. FLOPs: two per multiply-add, one per elementwise operation (a comparison,
+    a root or an exponential too), one per value reduced.
 
     Args:
-      op: of a forward program, or with `gradient` of one that holds gradients too (no connections).
-      shapes: of the program's values. limits: gathers from where on formulas in symbols hold.
-
-    A product (convolution, dot product) makes one connection a term; a reduction or a pool one a
-    value it takes in. FLOPs: two a multiply-add, one an elementwise operation (a comparison, a
-    root or an exponential too), one a value reduced.
+      op: an operation of a program.
+      shapes: of the program's values.
+      limits: collects the least values of symbols from which formulas hold.
+      gradient: whether the program holds gradients too; connections are then not counted.
     """
     ins = [() if v is None else shapes[v] for v in op.ins]
     out = shapes[op.outs[0]] if op.outs else ()

@@ -1,7 +1,7 @@
-"""What outputs see along one axis, as intervals that repeat; and what windows make of them.
+"""The pixels that outputs see along one axis, as intervals that repeat, and windows over them.
 
 An output o sees the pixels first(o) to last(o). Through convolutions, pools and upsamplings both
-repeat: first(o + P) = first(o) + Q, and last likewise, so that P of each say all. Q/P is the
+repeat: first(o + P) = first(o) + Q, and last likewise, so that P of each are enough. Q/P is the
 effective stride. Borders are left out: the axis has no end.
 """
 
@@ -13,14 +13,14 @@ from optjax.support.errors import UserError
 
 
 class Reach(NamedTuple):
-    """The pixels that outputs 0 … P − 1 see along one axis; P outputs later, `shift` further on."""
+    """The pixels that outputs 0 … P − 1 see along one axis; output o + P sees `shift` further."""
 
     first: tuple[int, ...]
     last: tuple[int, ...]
     shift: int
 
     def at(self, o: int) -> tuple[int, int]:
-        """(first, last) pixel of output o, any integer; pixels off the picture are padding."""
+        """Return the (first, last) pixel of any output o; pixels off the picture are padding."""
         turn, phase = divmod(o, len(self.first))
         return self.first[phase] + turn * self.shift, self.last[phase] + turn * self.shift
 
@@ -46,11 +46,18 @@ IDENTITY = Reach((0,), (0,), 1)
 def windowed(
     reach: Reach, kernel: int, stride: int = 1, padding: int = 0, dilation: int = 1, up: int = 1
 ) -> Reach:
-    """The reach behind a window: output o sees the inputs i with i·up = o·stride + t·dilation − p.
+    """Pass a reach through a window: output o sees inputs i with i·up = o·stride + t·dilation − p.
 
     Args:
-      reach: of the inputs i. kernel: taps t = 0 … k − 1. stride, padding, dilation: of the window.
+      reach: of the inputs i.
+      kernel: taps, t = 0, …, kernel − 1.
+      stride: of the window.
+      padding: p.
+      dilation: of the window.
       up: zeros inserted between inputs, plus one (a transposed convolution's stride).
+
+    Raises:
+      UserError: an output sees no input.
 
     >>> windowed(IDENTITY, kernel=3, stride=2, padding=1)
     Reach(first=(-1,), last=(1,), shift=2)
@@ -72,7 +79,7 @@ def windowed(
 
 
 def repeated(reach: Reach, times: int) -> Reach:
-    """The reach behind nearest upsampling: output o sees what input ⌊o/times⌋ sees.
+    """Pass a reach through nearest upsampling: output o sees the pixels of input ⌊o/times⌋.
 
     >>> repeated(IDENTITY, 2)
     Reach(first=(0, 0), last=(0, 0), shift=1)
@@ -83,7 +90,7 @@ def repeated(reach: Reach, times: int) -> Reach:
 
 
 def union(a: Reach, b: Reach) -> Reach | None:
-    """What either sees, for values that are added or laid side by side; None if strides differ."""
+    """Unite the reaches of values that are added or concatenated; None if their strides differ."""
     if a.stride != b.stride:
         return None
     period = math.lcm(len(a.first), len(b.first))

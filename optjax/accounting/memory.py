@@ -1,20 +1,19 @@
-"""How much memory a traced program needs, before anything is allocated."""
+"""The memory that a traced program needs, before anything is allocated."""
 
 from optjax.accounting.counts import size
 from optjax.accounting.operations import Program
 
-# Results that share their operand's memory, or that every compiler fuses into what reads them.
+# Results that share their operand's memory, or that every compiler fuses into their readers.
 _VIEWS = frozenset(
     "reshape squeeze expand_dims broadcast_in_dim stop_gradient scan_slice name iota".split()
 )
 
 
 def peak_bytes(program: Program) -> int:
-    """The most bytes alive at once, in program order, each value until its last use.
+    """Return the most bytes alive at once, in program order, each value until its last use.
 
     Arguments and results stay alive throughout. Nothing is fused, so an elementwise chain holds
-    one array more than a compiled program would; what a convolution needs inside itself is left
-    out.
+    one array more than a compiled program would; the workspace of a convolution is left out.
 
     >>> import jax, jax.numpy as jnp
     >>> from optjax.accounting.operations import flatten

@@ -1,7 +1,6 @@
-"""A model's traced program as one flat list of operations, whatever calls and loops it is made of.
+"""A model's traced program as one flat list of operations, its calls and loops inlined.
 
-Everything that is counted of a network (`accounting`, `receptive`) is read off this list, so that
-it is right for any model JAX can trace and not for a list of known layers.
+All accounting reads this list, so it is right for any model that JAX can trace.
 """
 
 import ast
@@ -42,11 +41,11 @@ class Program(NamedTuple):
     outs: list[int]
     shapes: list[Shape]
     itemsizes: list[int]
-    endless: set[str]  # loops whose number of turns the program does not say
+    endless: set[str]  # loops of an unknown number of turns
 
 
 def flatten(closed: ClosedJaxpr) -> Program:
-    """The program of a jaxpr: calls inlined, a scan's body once with its number of turns.
+    """Flatten a jaxpr: calls inlined, a scan's body once with its number of turns.
 
     Of the branches of a `cond` the longest is taken; the body of a `while_loop` counts once and
     the loop is named in `Program.endless`.
@@ -65,6 +64,8 @@ def flatten(closed: ClosedJaxpr) -> Program:
 
 
 class _Builder:
+    """A program under construction."""
+
     def __init__(self) -> None:
         self.ops: list[Op] = []
         self.shapes: list[Shape] = []
@@ -72,6 +73,7 @@ class _Builder:
         self.endless: set[str] = set()
 
     def value(self, aval: Any) -> int:
+        """Add a value; return its number."""
         self.shapes.append(tuple(as_sympy(n) for n in getattr(aval, "shape", ())))
         dtype = getattr(aval, "dtype", None)
         # A key is two words of four bytes, which its dtype does not say.
@@ -86,7 +88,7 @@ class _Builder:
         function: str,
         times: Dim,
     ) -> list[int]:
-        """Append the jaxpr's operations; the values of its results."""
+        """Append the jaxpr's operations; return the values of its results."""
         env: dict[Any, int | None] = dict(zip([*jaxpr.constvars, *jaxpr.invars], args, strict=True))
 
         def read(atom: Any) -> int | None:
@@ -101,6 +103,7 @@ class _Builder:
         return [self.value(v.aval) if (out := read(v)) is None else out for v in jaxpr.outvars]
 
     def _equation(self, eqn: Any, ins: list, path: tuple, function: str, times: Dim) -> list[int]:
+        """Append an equation's operations; return the values of its results."""
         name, params = eqn.primitive.name, eqn.params
         if name == "scan":
             return self._scan(eqn, ins, path, function, times)
@@ -127,23 +130,26 @@ class _Builder:
         return self._append(name, params, path, function, ins, eqn.outvars, times)
 
     def _call(self, jaxpr: Any, ins: list, path: tuple, function: str, times: Dim) -> list[int]:
+        """Append the operations of a jaxpr that is called with `ins`."""
         body = _open(jaxpr)
         constants = [self.value(var.aval) for var in body.constvars]
         return self.inline(body, constants + ins, path, function, times)
 
     def _append(self, name, params, path, function, ins, outvars, times) -> list[int]:
+        """Append one operation."""
         outs = [self.value(var.aval) for var in outvars]
         self.ops.append(Op(name, params, path, function, tuple(ins), tuple(outs), times))
         return outs
 
     def _scan(self, eqn: Any, ins: list, path: tuple, function: str, times: Dim) -> list[int]:
+        """Append a scan's body once, with its number of turns."""
         params = eqn.params
         body, turns = _open(params["jaxpr"]), as_sympy(params["length"])
 
         def sliced_or_stacked(outside: Any, inside: Any) -> bool:
             return len(outside.aval.shape) != len(inside.aval.shape)
 
-        # Constants and carry come first, then what is sliced a turn: JAX 0.12 says no numbers.
+        # Constants and carry come first, then the sliced inputs: JAX 0.12 gives no counts.
         fixed = sum(not sliced_or_stacked(*v) for v in zip(eqn.invars, body.invars, strict=True))
         carried = sum(
             not sliced_or_stacked(*v) for v in zip(eqn.outvars, body.outvars, strict=True)
@@ -165,7 +171,7 @@ class _Builder:
     def _carry(
         self, jaxpr: Any, ins: list, first: int, path: tuple, times: Dim, many: int | None = None
     ) -> list[int]:
-        """What a loop's body carries in: made of its start and of all that the body adds to it."""
+        """Append a loop's carry: made of its start and of all that the body adds to it."""
         body = _open(jaxpr)
         many = len(ins) - first if many is None else many
         sources = _loop_sources(body, first, many)
@@ -184,7 +190,7 @@ class _Builder:
 
 
 def _loop_sources(body: Jaxpr, first: int, many: int) -> list[set[int]]:
-    """For each carried value, the body's inputs (by index) that any turn makes it of."""
+    """Return, for each carried value, the body's inputs (by index) that any turn makes it from."""
     made: dict[Any, set[int]] = {var: {i} for i, var in enumerate(body.invars)}
 
     def of(atom: Any) -> set[int]:
@@ -203,10 +209,9 @@ def _loop_sources(body: Jaxpr, first: int, many: int) -> list[set[int]]:
 
 
 def _open(jaxpr: Any) -> Jaxpr:
+    """Return the jaxpr without its constants."""
     return jaxpr.jaxpr if isinstance(jaxpr, ClosedJaxpr) else jaxpr
 
-
-# ------------------------------------------------------------------------------------- symbols
 
 _OPERATORS: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
@@ -224,12 +229,12 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 
 
 def symbol(name: str) -> sympy.Symbol:
-    """The sympy symbol of a length: a positive integer."""
+    """Make the sympy symbol of a length, a positive integer."""
     return sympy.Symbol(name, integer=True, positive=True)
 
 
 def as_sympy(dim: Any) -> Dim:
-    """A length of JAX as an int or a sympy expression.
+    """Convert a length of JAX to an int or a sympy expression.
 
     >>> from jax import export
     >>> n, = export.symbolic_shape("n")
@@ -243,6 +248,7 @@ def as_sympy(dim: Any) -> Dim:
 
 
 def _parse(node: ast.expr) -> Any:
+    """Convert a parsed length to sympy."""
     match node:
         case ast.Constant(value=int(number)):
             return sympy.Integer(number)

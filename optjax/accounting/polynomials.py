@@ -12,7 +12,7 @@ _RAISED = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def text(value: Dim, sizes: Sequence[sympy.Symbol] = ()) -> str:
-    """An expression as people write it, collected by `sizes`.
+    """Format an expression as people write it, collected by `sizes`.
 
     >>> h, c = sympy.symbols("h c")
     >>> text(sympy.expand(h**2 * (3 * c + c**2 / 2) + c), [h])
@@ -31,7 +31,7 @@ def text(value: Dim, sizes: Sequence[sympy.Symbol] = ()) -> str:
 
 
 def latex(value: Dim, sizes: Sequence[sympy.Symbol] = ()) -> str:
-    """The same in LaTeX.
+    """Format an expression in LaTeX, collected by `sizes`.
 
     >>> h, c = sympy.symbols("h c")
     >>> latex(h**2 * (3 * c + c**2), [h])
@@ -48,7 +48,7 @@ def latex(value: Dim, sizes: Sequence[sympy.Symbol] = ()) -> str:
 
 
 def _collected(value: Expr, sizes: Sequence[sympy.Symbol]) -> list[tuple[Expr, Expr]]:
-    """[(monomial in the sizes, its coefficient)], the highest degree first."""
+    """Return [(monomial in the sizes, its coefficient)], the highest degree first."""
     value = sympy.expand(value)
     used = [s for s in sizes if s in value.free_symbols]
     if not used or value.free_symbols <= set(used) or not value.is_polynomial(*used):
@@ -61,11 +61,13 @@ def _collected(value: Expr, sizes: Sequence[sympy.Symbol]) -> list[tuple[Expr, E
 
 
 def _sum(value: Expr) -> str:
+    """Format a sum as text."""
     terms = value.as_ordered_terms() if isinstance(value, sympy.Add) else [value]
     return " + ".join(map(_product, terms)).replace("+ −", "− ")
 
 
 def _product(term: Expr) -> str:
+    """Format a product as text."""
     number, rest = term.as_coeff_Mul()
     if rest == 1:
         return str(number).replace("-", "−")
@@ -76,6 +78,7 @@ def _product(term: Expr) -> str:
 
 
 def _power(factor: Expr) -> str:
+    """Format a power as text."""
     base, power = factor.as_base_exp()
     if power == 1:
         return str(base)

@@ -1,4 +1,4 @@
-"""What of the picture each layer's outputs see: receptive field, effective stride and offset."""
+"""The part of the picture that each layer sees: receptive field, effective stride and offset."""
 
 import functools
 import math
@@ -20,33 +20,37 @@ from optjax.support.errors import UserError
 
 
 class Field(NamedTuple):
-    """What the outputs of one layer see."""
+    """The receptive field of a layer's outputs."""
 
     name: str
     kind: str
     output: tuple[int, ...]
-    axes: tuple[Reach | None, ...]  # of each axis of the picture; None: all of it, or unknown
+    axes: tuple[Reach | None, ...]  # of each axis of the picture; None: the whole axis, or unknown
 
 
 def receptive_fields(
     model: Any, input_shape: tuple[int, ...], dtype: DTypeLike = jnp.float32
 ) -> list[Field]:
-    """The receptive field of every layer, read off the traced program.
+    """Compute the receptive field of every layer from the traced program.
 
     r = last − first + 1 pixels; through a window of k taps, stride s and dilation d over inputs of
-    effective stride S, r ← r + (k − 1)·d·S and S ← S·s; an upsampling by f takes S to S/f.
+    effective stride S, r ← r + (k − 1)·d·S and S ← S·s; an upsampling by f takes S to S/f. After
+    upsamplings the field differs between outputs; it is kept for a period of P outputs.
 
     Args:
-      model: a Linen module or class, or a function of `nnx.Rngs` that builds an NNX one.
+      model: a Linen module or class, or a function of `nnx.Rngs` that makes an NNX module.
       input_shape: of one example, (height, width, channels), in numbers.
+      dtype: of the input.
 
-    Source: Araujo, Norris and Sim (2019), for convolutions; through upsamplings the field differs
-    from output to output, so it is kept for each of the P outputs after which it repeats.
+    Raises:
+      UserError: input_shape holds a name, or the model cannot be traced.
 
     >>> import flax.linen as nn
     >>> net = nn.Sequential([nn.Conv(4, (3, 3), strides=2, padding=1), nn.Conv(4, (3, 3))])
     >>> [field.axes[0].size for field in receptive_fields(net, (32, 32, 1))]
     [3, 7]
+
+    Source: Araujo, Norris and Sim (2019), for convolutions.
     """
     if any(isinstance(n, str) for n in input_shape):
         raise UserError(f"input_shape is {input_shape}: a receptive field needs numbers")
@@ -62,18 +66,18 @@ def receptive_fields(
 
 
 class View(NamedTuple):
-    """Which axes of an array spell the position along an axis of the picture, major first."""
+    """The array axes that index one axis of the picture, major first, and their reach."""
 
     dims: tuple[int, ...]
     reach: Reach
 
 
 Views = tuple[View | None, ...]
-"""A view an axis of the picture; None where the value sees all of it."""
+"""One view per axis of the picture; None where the value sees the whole axis."""
 
 
 class Propagation:
-    """Views of all values of a program, from its input's on."""
+    """The views of all values of a program, from its input's on."""
 
     def __init__(self, layout: Layout, axes: int) -> None:
         self.shapes, self.axes = layout.program.shapes, axes
@@ -86,7 +90,7 @@ class Propagation:
                 self.views.update(dict.fromkeys(op.outs, self.through(op)))
 
     def through(self, op: Op) -> Views:
-        """What the operation's results see."""
+        """Return the views of the operation's results."""
         seen = [self.views.get(v) if v is not None else None for v in op.ins]
         name, params = op.primitive, op.params
         first = seen[0] or self.nothing
@@ -114,10 +118,11 @@ class Propagation:
         return self.nothing
 
     def shape(self, value: int | None) -> tuple[int, ...]:
+        """Return the shape of a value; () for a literal."""
         return () if value is None else self.shapes[value]
 
     def _together(self, op: Op, seen: list[Views | None]) -> Views:
-        """Of operands of one shape, or broadcast to it along axes of length 1."""
+        """Unite the views of operands of one shape, or broadcast to it along axes of length 1."""
         shape, out = self.shapes[op.outs[0]], []
         for axis in range(self.axes):
             views = [views[axis] for views in seen if views is not None]
@@ -136,6 +141,7 @@ class Propagation:
         return tuple(out)
 
     def _convolved(self, view: View, op: Op) -> View | None:
+        """Pass a view through a convolution; None if its axis is not one that slides."""
         params, spec = op.params, op.params["dimension_numbers"]
         kernel = self.shape(op.ins[1])
         if len(view.dims) != 1 or view.dims[0] not in spec.lhs_spec[2:]:
@@ -152,6 +158,7 @@ class Propagation:
         return View((spec.out_spec[2:][axis],), reach)
 
     def _reduced(self, view: View, axes: tuple[int, ...], op: Op) -> View | None:
+        """Pass a view through a reduction; None unless only its minor axes are reduced."""
         shape = self.shape(op.ins[0])
         kept = [d for d in view.dims if d not in axes]
         lost = view.dims[len(kept) :]
@@ -162,6 +169,7 @@ class Propagation:
         return View(tuple(d - sum(a < d for a in axes) for d in kept), reach)
 
     def _product(self, seen: list[Views | None], numbers: Any, op: Op) -> Views:
+        """Pass views through a dot product; None where they are contracted or differ."""
         (contracted, batched), out = numbers, []
         free = [
             [d for d in range(len(self.shape(v))) if d not in (*contracted[i], *batched[i])]
@@ -185,6 +193,7 @@ class Propagation:
         return tuple(out)
 
     def _reshaped(self, view: View, op: Op) -> View | None:
+        """Pass a view through a reshape; None where its axes are mixed with others."""
         before, after = self.shape(op.ins[0]), self.shape(op.outs[0])
         dims, reach = list(view.dims), view.reach
         for old, new in _blocks(before, after):
@@ -211,7 +220,7 @@ _SAME = ("convert_element_type", "stop_gradient", "copy", "reduce_precision", "n
 
 
 def _blocks(before: tuple, after: tuple) -> list[tuple[list[int], list[int]]]:
-    """Runs of axes of two shapes that hold the same elements, the shortest such."""
+    """Match the axes of two shapes in the shortest groups that hold the same elements."""
     blocks, i, j = [], 0, 0
     while i < len(before) or j < len(after):
         old, new = [i] if i < len(before) else [], [j] if j < len(after) else []
@@ -229,13 +238,14 @@ def _blocks(before: tuple, after: tuple) -> list[tuple[list[int], list[int]]]:
 
 
 def _moved(view: View, where: Callable[[int], int | None]) -> View | None:
+    """Renumber the axes of a view; None if one is lost."""
     dims = [where(d) for d in view.dims]
     kept = tuple(d for d in dims if d is not None)
     return View(kept, view.reach) if len(kept) == len(dims) else None
 
 
-class Window(NamedTuple):
-    """How an operation slides along one axis; by default not at all."""
+class AxisWindow(NamedTuple):
+    """The window of an operation along one axis; by default it does not slide."""
 
     kernel: int = 1
     stride: int = 1
@@ -244,38 +254,39 @@ class Window(NamedTuple):
     up: int = 1
 
 
-def _slid(view: View, of: Callable[[int], Window]) -> View | None:
+def _slid(view: View, of: Callable[[int], AxisWindow]) -> View | None:
+    """Pass a view through windows along its axes."""
     if len(view.dims) == 1:
         return View(view.dims, windowed(view.reach, *of(view.dims[0])))
-    # Where several axes spell a position, none of them may slide.
-    return view if all(of(d) == Window() for d in view.dims) else None
+    # Where several axes index a position, none of them may slide.
+    return view if all(of(d) == AxisWindow() for d in view.dims) else None
 
 
-def _pool(params: Any) -> Callable[[int], Window]:
+def _pool(params: Any) -> Callable[[int], AxisWindow]:
     ones = (1,) * len(params["window_dimensions"])
     kernel, stride = params["window_dimensions"], params["window_strides"]
     dilation = params.get("window_dilation", ones)
     up = params.get("base_dilation", ones)
-    return lambda d: Window(kernel[d], stride[d], params["padding"][d][0], dilation[d], up[d])
+    return lambda d: AxisWindow(kernel[d], stride[d], params["padding"][d][0], dilation[d], up[d])
 
 
-def _slice(params: Any) -> Callable[[int], Window]:
+def _slice(params: Any) -> Callable[[int], AxisWindow]:
     start, strides = (
         params["start_indices"],
         params["strides"] or (1,) * len(params["start_indices"]),
     )
-    return lambda d: Window(stride=strides[d], padding=-start[d])
+    return lambda d: AxisWindow(stride=strides[d], padding=-start[d])
 
 
-def _pad(params: Any) -> Callable[[int], Window] | None:
+def _pad(params: Any) -> Callable[[int], AxisWindow] | None:
     edges = params["padding_config"]
     if any(inside for *_, inside in edges):
         return None
-    return lambda d: Window(padding=edges[d][0])
+    return lambda d: AxisWindow(padding=edges[d][0])
 
 
 _SLIDES = {"slice": _slice, "pad": _pad, **dict.fromkeys(WINDOWS, _pool)}
-"""For a primitive that slides along axes: how along each, None where that is not known."""
+"""By primitive, a function of its params that gives the window of each axis; None where unknown."""
 
 
 def _squeezed(propagation: Propagation, op: Op) -> Any:
@@ -294,7 +305,7 @@ def _transposed(propagation: Propagation, op: Op) -> Any:
 
 
 _MOVES = {"squeeze": _squeezed, "broadcast_in_dim": _broadcast, "transpose": _transposed}
-"""For a primitive that moves axes: where each goes, None where its positions are lost."""
+"""By primitive, a function that maps each axis to its new place; None where positions are lost."""
 
 
 def measured_field(
@@ -305,16 +316,26 @@ def measured_field(
     samples: int = 64,
     seed: int = 0,
 ) -> np.ndarray:
-    """Which pixels a network's output at `position` depends on, by its gradient.
+    """Find the pixels that a network's output at `position` depends on, by its gradient.
 
     Weights and pictures are random; a pixel counts where the gradient of the sum of that output's
-    channels is not zero in any of `samples` draws (a maximum passes its gradient to one input).
+    channels is nonzero in at least one draw (a maximum passes its gradient to one input).
+
+    Args:
+      model: as in `receptive_fields`.
+      input_shape: of one example, (height, width, channels), in numbers.
+      position: of the output, an index for each axis of the picture.
+      samples: draws.
+      seed: of the draws.
 
     Returns:
       (height, width) bool.
 
+    Raises:
+      UserError: position does not have an index for each axis of the picture.
+
     >>> import flax.linen as nn
-    >>> measured_field(nn.Conv(4, (3, 3)), (8, 8, 1), (0, 4)).sum(0).tolist()  # its corner is cut
+    >>> measured_field(nn.Conv(4, (3, 3)), (8, 8, 1), (0, 4)).sum(0).tolist()  # cut by the border
     [0, 0, 0, 2, 2, 2, 0, 0]
     """
     if len(position) != len(input_shape) - 1:
@@ -327,14 +348,14 @@ def measured_field(
 
 @functools.lru_cache(maxsize=8)
 def _gradient(model: Any, input_shape: tuple[int, ...]) -> Callable:
-    """(keys, position) → the gradients of that output by the picture, one a key."""
+    """Return (keys, position) ↦ the gradients of that output by the picture, one per key."""
     net = boundary(model)
 
     def one(key: jax.Array, position: tuple[jax.Array, ...]) -> jax.Array:
         of_weights, of_picture = jax.random.split(key)
         picture = jax.random.uniform(of_picture, (1, *input_shape), jnp.float32)
         params, state = net.init(of_weights, picture)
-        # Positive weights: no unit is shut and nothing cancels.
+        # Positive weights: no unit is off and nothing cancels.
         params = jax.tree.map(lambda leaf: jnp.abs(leaf) + jnp.asarray(0.01, leaf.dtype), params)
 
         def output(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The layers of a traced program: which operations belong together, and what each one is."""
+"""The layers of a traced program: which operations belong together, and the kind of each."""
 
 import sys
 from collections import Counter
@@ -46,7 +46,7 @@ class Table(NamedTuple):
 
 
 class Layout:
-    """Operations of a forward program of one example, told apart by what they read.
+    """The layers of a forward program of one example, told apart by the values they read.
 
     A *main* operation (product, pool, upsampling, lookup) makes a layer of its own; all else
     (activations, normalisations, sums) joins the layer of its module, or stands by itself where
@@ -54,7 +54,7 @@ class Layout:
     """
 
     def __init__(self, program: Program, parameters: list[str], states: list[str]) -> None:
-        """`program` takes parameters, then state (both named by their paths), then an input."""
+        """Index a program that takes parameters, state (both named by paths) and an input."""
         self.program = program
         self.parameters = dict(zip(program.ins, parameters, strict=False))
         self.names = dict(zip(program.ins, [*parameters, *states], strict=False))
@@ -63,7 +63,7 @@ class Layout:
         for op in program.ops:
             for v in {v for v in op.ins if v is not None}:
                 self.readers.setdefault(v, []).append(op)
-        # of each value that the input does not reach, the parameters and state it is made of
+        # The parameters and state that each value is made of, where the input does not reach it.
         self.origins: dict[int, frozenset[int]] = {
             v: frozenset({v} if v in self.names else ()) for v in program.ins
         }
@@ -75,14 +75,13 @@ class Layout:
             made_of = frozenset().union(*(self.origins.get(v, ()) for v in op.ins if v is not None))
             self.origins.update(dict.fromkeys(op.outs, made_of))
 
-    # ------------------------------------------------------------------------- what an op is
-
     @cached_property
     def kinds(self) -> dict[int, str]:
-        """What each main operation is called, by its identity."""
+        """The kind of each main operation, by its identity."""
         return {id(op): kind for op in self.program.ops if (kind := self._kind(op))}
 
     def _kind(self, op: Op) -> str | None:
+        """Return the kind of a main operation; None for any other."""
         ins = [v for v in op.ins if v is not None]
         if not any(v in self.reached for v in ins):
             return None
@@ -106,23 +105,26 @@ class Layout:
         return None
 
     def size(self, value: int) -> Dim:
+        """Return the number of elements of a value."""
         return size(self.program.shapes[value])
 
     def _weighs(self, value: int) -> bool:
+        """Return whether a value is made of parameters and not of the input."""
         return value not in self.reached and not self.origins[value].isdisjoint(self.parameters)
 
     def _grows(self, op: Op) -> bool:
+        """Return whether an operation's result is larger than its operand."""
         return _more(self.size(op.outs[0]), self.size(op.ins[0]))  # type: ignore[arg-type]
 
     def _grows_on(self, op: Op) -> bool:
-        """Whether all that is read of a gather is gathered again (a resize, an axis at a time)."""
+        """Return whether a gather's only reader gathers again (a resize, an axis at a time)."""
         readers = self.readers.get(op.outs[0], [])
         return len(readers) == 1 and readers[0].primitive == "gather" and self._grows(readers[0])
 
     def _normalises(self, op: Op) -> bool:
-        """Whether what a reduction gives comes back, broadcast, to values of its operand's size.
+        """Return whether a reduction's result is broadcast back to values of its operand's size.
 
-        So the sums of a softmax or of a layer's normalisation, against those of a pool.
+        So are the sums of a softmax or of a layer's normalisation, unlike those of a pool.
         """
         whole, seen, ahead = self.size(op.ins[0]), set(op.outs), list(op.outs)  # type: ignore[arg-type]
         while ahead:
@@ -141,7 +143,7 @@ class Layout:
         return False
 
     def _upsamples(self, op: Op) -> bool:
-        """Whether a broadcast's copies are laid out side by side (a reshape merges their axis)."""
+        """Return whether a broadcast's copies end up in a row (a reshape merges their axis)."""
         if not self._grows(op):
             return False
         value = op.outs[0]
@@ -156,11 +158,9 @@ class Layout:
                 return len(merged) < len(before) and merged[-1] == before[-1]
             value = after
 
-    # -------------------------------------------------------------------------------- layers
-
     @cached_property
     def layers(self) -> list[tuple[str, str, list[Op]]]:
-        """(name, kind, its operations) in order; parameter arithmetic goes with its module."""
+        """The (name, kind, operations) of each layer; parameter arithmetic joins its module."""
         paths = {op.path for op in self.program.ops}
         inner = {path[:depth] for path in paths for depth in range(len(path))}
         root = 1 if len({path[:1] for path in paths if path}) == 1 else 0
@@ -173,14 +173,14 @@ class Layout:
                 run, turn, previous, module = run + 1, 0, op.path, ""
             whole = op.path not in inner and bool(op.path)
             if whole and of_path[op.path] <= 1:
-                key = (op.path, "")  # a module and all that it does, wherever it does it
+                key = (op.path, "")  # a module and all its operations, wherever they are
             elif whole:
-                # What comes before the first main operation of a call joins it.
+                # Operations before the first main one of a call join it.
                 turn += id(op) in mains
                 key = (op.path, run, max(turn, 1))
             else:
-                # Inside several modules' parent; where a program names no modules (NNX), the
-                # parameters do.
+                # In the parent of several modules; where a program names no modules (NNX), the
+                # parameters' paths do.
                 turn += id(op) in mains
                 module = self._module(op) or ("" if op.function or id(op) in mains else module)
                 if op.path or not module:
@@ -203,16 +203,17 @@ class Layout:
         return layers
 
     def _module(self, op: Op) -> str:
-        """The module that an operation's parameters or state are in."""
+        """Return the module of an operation's parameters and state; empty if not exactly one."""
         used = {p for v in op.ins if v is not None for p in self._made_of(v)}
         modules = {self.names[p].rpartition("/")[0] for p in used}
         return modules.pop() if len(modules) == 1 else ""
 
     def _made_of(self, value: int) -> frozenset[int]:
+        """Return the parameters and state that a value is made of."""
         return self.origins.get(value, frozenset()) if value not in self.reached else frozenset()
 
     def rows(self, limits: Limits) -> Table:
-        """The table of layers; `limits` gathers from where on its formulas hold."""
+        """Make the table of layers; collect in `limits` the least values for which it holds."""
         shapes, used, rows, kept, uncounted = self.program.shapes, set(), [], [], []
         for name, kind, ops in self.layers:
             total, weights, biases, outputs = Count(), 0, 0, 0
@@ -257,13 +258,13 @@ class Layout:
 
 
 def _more(a: Dim, b: Dim) -> bool:
-    """A > b, for large values of the symbols."""
+    """Return whether a > b, for large values of the symbols."""
     difference = sympy.sympify(a - b)
     return bool(difference.subs(dict.fromkeys(difference.free_symbols, sys.maxsize)) > 0)
 
 
 def _numbered(rows: list[Row]) -> list[Row]:
-    """Rows of one name told apart as Flax tells modules apart: max_pool_0, max_pool_1."""
+    """Tell rows of one name apart as Flax does modules: max_pool_0, max_pool_1."""
     again, turn = Counter(row.name for row in rows), Counter()
     out = []
     for row in rows:

@@ -1,4 +1,4 @@
-"""From a Flax model and a shape, in numbers or symbols, to its traced program."""
+"""The traced program of a Flax model, at a shape in numbers or symbols."""
 
 import contextlib
 import functools
@@ -38,17 +38,20 @@ class Lattice(NamedTuple):
     JAX's own symbol of that name stands for h.
     """
 
-    names: tuple[str, ...]  # of the symbols that are so placed; the others are themselves
+    names: tuple[str, ...]  # symbols placed on the lattice; the others are left as they are
     multiple: int
     offset: int
 
     def place(self, name: str, dim: Any) -> Any:
+        """Return the size that stands for `dim` of a name."""
         return self.multiple * (dim + self.offset) if name in self.names else dim
 
     def back(self, n: sympy.Symbol) -> Any:
+        """Return h for the size n."""
         return n / self.multiple - self.offset
 
     def least(self, n: sympy.Symbol, limits: Limits) -> int:
+        """Return the least size of a symbol for which formulas hold, from the least h."""
         least = limits.get(n, 1)
         if str(n) not in self.names:
             return least
@@ -58,12 +61,12 @@ class Lattice(NamedTuple):
 def _whole(
     traced: Callable[[Lattice], Traced], sizes: list[str], names: list[str]
 ) -> tuple[Lattice, Traced]:
-    """The first lattice of sizes on which no layer rounds a length, and the program there.
+    """Find the first lattice of sizes on which no layer rounds a length, and its program.
 
-    Multiples of the picture's size first, then of the widths, then of both; each first from 1 on,
-    then from a size that leaves something of the picture behind layers that do not pad. When those
-    are tried, the programs that rounded say by what to multiply. Where every one rounds somewhere,
-    the first that traces; the counts then hold ⌊ ⌋.
+    Multiples of the picture's size come first, then of the widths, then of both; each from 1 on,
+    then from a size that leaves something of the picture behind layers that do not pad. After those
+    come multiples by the divisors of the lengths that were rounded. Where every program rounds
+    somewhere, the first that traces is taken; its counts hold ⌊ ⌋.
     """
     widths = [n for n in names if n not in sizes]
     groups = [sizes, widths, names] if sizes and widths else [names]
@@ -104,9 +107,9 @@ def trace(
     dtype: DTypeLike = jnp.float32,
     widths: Mapping[str, int | str] | None = None,
 ) -> tuple[Lattice, Traced]:
-    """The programs of `model` on one example, and the sizes that they stand for.
+    """Trace the programs of `model` on one example, and find the sizes that they stand for.
 
-    Arguments as of `optjax.accounting.account.account`, which see.
+    The arguments are those of `optjax.accounting.account.account`.
 
     Raises:
       UserError: a shape, symbol or model that will not do.
@@ -126,6 +129,7 @@ def trace(
 
 
 def _check_shape(input_shape: tuple, batch: int) -> None:
+    """Check the shape of an example and the batch size."""
     if not isinstance(input_shape, tuple) or not input_shape:
         raise UserError(f"input_shape is {input_shape!r}: expected a tuple such as (32, 32, 1)")
     if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
@@ -136,6 +140,7 @@ def _check_shape(input_shape: tuple, batch: int) -> None:
 
 
 def _symbols(names: list[str]) -> dict[str, Any]:
+    """Make JAX's symbolic lengths of some names."""
     for name in names:
         if not name.isidentifier() or keyword.iskeyword(name):
             raise UserError(f"symbol {name!r}: expected a name, such as NF; a number has no quotes")
@@ -148,7 +153,7 @@ def _symbols(names: list[str]) -> dict[str, Any]:
 
 
 def built(model: Any, widths: Mapping[str, Any]) -> Any:
-    """The model of those constructor arguments: a Linen module, or a function of `nnx.Rngs`."""
+    """Build the model of constructor arguments: a Linen module, or a function of `nnx.Rngs`."""
     from flax import linen, nnx
 
     if not widths and not isinstance(model, type):
@@ -156,7 +161,7 @@ def built(model: Any, widths: Mapping[str, Any]) -> Any:
     if isinstance(model, linen.Module | nnx.Module) or not callable(model):
         raise UserError(
             f"model is a {type(model).__name__} and widths are given: expected its class, or a "
-            "function that makes it of them"
+            "function that makes it from them"
         )
     if isinstance(model, type) and not issubclass(model, linen.Module | nnx.Module):
         raise UserError(f"{model.__name__} is no Flax module: expected one of Linen or NNX")
@@ -168,6 +173,7 @@ def built(model: Any, widths: Mapping[str, Any]) -> Any:
 
 
 def _check_arguments(model: Any, widths: Mapping[str, Any]) -> None:
+    """Check widths against the arguments of a constructor."""
     bound = model.__init__ if isinstance(model, type) else model
     taken = list(inspect.signature(bound).parameters.values())[isinstance(model, type) :]
     named = [p for p in taken if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -185,12 +191,12 @@ def _check_arguments(model: Any, widths: Mapping[str, Any]) -> None:
 
 
 def name_of(model: Any) -> str:
-    """What a model is called in messages: its class, or the function that makes it."""
+    """Return a model's name in messages: its class, or the function that makes it."""
     return getattr(model, "__name__", None) or type(model).__name__
 
 
 def _trace(build: Any, shape: Shape, batch: int, dtype: DTypeLike) -> Traced:
-    """The forward program of one example, its layout, and how to trace a training step."""
+    """Trace one example forward; return the program, its layout and a training step."""
     net = boundary(build)
     key = jax.eval_shape(lambda: jax.random.key(0))
     one, many = (jax.ShapeDtypeStruct((b, *shape), dtype) for b in (1, batch))
@@ -223,10 +229,10 @@ def _trace(build: Any, shape: Shape, batch: int, dtype: DTypeLike) -> Traced:
 
 @contextlib.contextmanager
 def _shapes_only() -> Iterator[None]:
-    """Linen parameters whose shape holds a symbol are zeros where their initialiser fails.
+    """Make Linen parameters of symbolic shape zeros where their initialiser fails.
 
     Initialisers compute with their sizes (a fan-in in a square root, a comparison with 0), which
-    symbols do not allow everywhere; of a parameter nothing but the shape is asked here.
+    symbols do not allow everywhere; only the shape of a parameter is needed here.
     """
     from flax import linen
 
@@ -257,10 +263,12 @@ def _shapes_only() -> Iterator[None]:
 
 
 def _symbolic(shape: Any) -> bool:
+    """Return whether a value is a shape with a symbol."""
     return isinstance(shape, tuple | list) and any(export.is_symbolic_dim(n) for n in shape)
 
 
 def _is_dtype(value: Any) -> bool:
+    """Return whether a value is a dtype."""
     try:
         return jnp.dtype(value) is not None
     except TypeError:
@@ -268,6 +276,7 @@ def _is_dtype(value: Any) -> bool:
 
 
 def _paths(tree: Any) -> list[str]:
+    """Return the path of each leaf of a tree."""
     return [
         jax.tree_util.keystr(path, simple=True, separator="/").removesuffix("/value")
         for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]
@@ -276,7 +285,7 @@ def _paths(tree: Any) -> list[str]:
 
 @contextlib.contextmanager
 def _naming_layer() -> Iterator[None]:
-    """Errors of the model as one line that names the innermost Linen layer they rose in."""
+    """Raise errors of the model as one line that names the innermost Linen layer."""
     from flax import linen
 
     layers: list[str] = []
@@ -299,7 +308,7 @@ def _naming_layer() -> Iterator[None]:
 
 
 def _rounding(program: Program) -> tuple[int, set[str]]:
-    """What the rounded lengths of a program are divided by, and the symbols that they are in."""
+    """Return the divisor of a program's rounded lengths, and the symbols in them."""
     rounded: set[Any] = {
         part
         for shape in program.shapes

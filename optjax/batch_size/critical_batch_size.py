@@ -38,17 +38,25 @@ def critical_batch_size(
     level: float = 0.95,
     seed: int = 0,
 ) -> "xr.Dataset":
-    """Steps to a target against the batch size: tuned rates, the law's fit, regimes, speed-up.
+    """Fit the critical batch size of a sweep: tuned rates, the law, regimes, speed-up.
 
     S = S_min(1 + B_crit/B), fitted to the steps at each batch size's tuned rate, weighted by
-    1/(σ² + mean σ²): the variances σ² of few seeds are themselves uncertain.
+    1/(σ² + mean σ²), since the variances σ² over few seeds are uncertain themselves.
 
     Args:
       sweep: a Dataset of `sweep` over ``batch_size`` and ``learning_rate``; or a `steps_table`.
-      target, metric, better, interpolate, window: of `steps_to_target`, for a Dataset.
-      statistic, may_fail, resamples, seed: of `tuned_rates`.
-      noise_below, curvature_above: of `regime`.
-      level: of the intervals.
+      target: value that the metric is to reach; for a Dataset.
+      metric: as in `steps_to_target`, for a Dataset; likewise `better`, `interpolate`, `window`.
+      better: whether the metric is to be ``"low"`` or ``"high"``.
+      interpolate: whether to interpolate between records.
+      window: records in the metric's moving mean.
+      statistic: of the steps over seeds, as in `tuned_rates`.
+      may_fail: share of a rate's runs that may fail, as in `tuned_rates`.
+      noise_below: slope below which noise limits the steps, as in `regime`.
+      curvature_above: slope above which curvature limits the steps, as in `regime`.
+      resamples: bootstrap resamples.
+      level: confidence of the intervals.
+      seed: of the resamples.
 
     Returns:
       A Dataset over ``batch_size``, whose ``…_interval`` have an axis ``bound`` (low, high):
@@ -56,15 +64,15 @@ def critical_batch_size(
       ``examples`` at the tuned rate, with intervals; ``share`` of the runs that reach the target
       there; ``rate_end``, ``optimism`` of `tuned_rates`; ``S_min``, ``E_min``, ``B_crit``, with
       intervals; ``resolved``, whether B_crit lies within the batch sizes; ``steps_fitted``,
-      ``residual``, ``r2``, ``worst_factor`` off and where; ``p_value`` of a lack of fit as large
-      by the seeds' scatter alone; ``slope`` with interval and ``slope_fitted``; ``regime`` by the
-      slope, ``regime_sure`` where its interval lies wholly within, ``regime_fitted``; ``speedup``
-      and ``efficiency`` against the smallest batch that reaches the target. The attribute ``notes``
-      says in lines what is doubtful.
+      ``residual``, ``r2``, ``worst_factor`` and ``worst_batch_size`` of the fit; ``p_value`` of so
+      large a lack of fit by the seeds' scatter alone; ``slope`` with interval and ``slope_fitted``;
+      ``regime`` by the slope, ``regime_sure`` where the interval lies wholly within,
+      ``regime_fitted``; ``speedup`` and ``efficiency`` against the smallest batch that reaches the
+      target. The attribute ``notes`` lists the doubts, one a line.
 
     Raises:
-      UserError: fewer than two seeds, fewer than three batch sizes that reach the target, and what
-        the functions named above refuse.
+      UserError: fewer than two seeds, fewer than three batch sizes that reach the target, or an
+        argument that the functions named above refuse.
 
     >>> import numpy as np
     >>> from optjax.batch_size.steps_to_target import steps_table
@@ -109,7 +117,7 @@ def critical_batch_size(
 
 
 def _used(tuned: TunedRates) -> np.ndarray:
-    """The batch sizes that reach the target, (B,) bool; at least three."""
+    """Return which batch sizes reach the target, (B,) bool; require at least three."""
     if len(tuned.sizes) < 3:
         raise UserError(f"the sweep has {len(tuned.sizes)} batch sizes: expected at least 3")
     used = np.isfinite(tuned.steps)
@@ -123,6 +131,7 @@ def _used(tuned: TunedRates) -> np.ndarray:
 
 
 def _measured(table: StepsToTarget, tuned: TunedRates, level: float) -> dict[str, Any]:
+    """Return the variables that are measured at each batch size."""
     runs = ("batch_size", "learning_rate", "seed")
     b, used = tuned.sizes, np.isfinite(tuned.steps)
     parallel = data_parallel(b, tuned.steps, int(np.argmax(used)))
@@ -148,22 +157,22 @@ def _measured(table: StepsToTarget, tuned: TunedRates, level: float) -> dict[str
 
 
 def _flattery(tuned: TunedRates) -> np.ndarray:
-    """How far picking a rate made the log steps too small, (B,); 0 where it is not known."""
+    """Return how far picking a rate made the log steps too small, (B,); 0 where unknown."""
     return np.log(np.where(np.isnan(tuned.optimism), 1, tuned.optimism))
 
 
 def _fitted(tuned: TunedRates, used: np.ndarray, level: float) -> dict[str, Any]:
-    """The law, its intervals, and whether it holds."""
+    """Fit the law; return its variables, their intervals and a test of the fit."""
     b, steps, rows = tuned.sizes[used], tuned.steps[used], tuned.steps_resampled[:, used]
     logs = np.log(np.where(np.isfinite(rows), rows, np.nan))
     variance = np.array([np.nanvar(v) if np.isfinite(v).any() else np.nan for v in logs.T])
     total = variance + np.nanmean(variance)
-    # Without scatter, or where no resample has steps, a size counts as the others do on average.
+    # Without scatter, or where no resample has steps, a size gets the others' mean weight.
     weights = 1 / np.where(total > 0, total, 1)
     weights[~(total > 0)] = weights[total > 0].mean() if np.any(total > 0) else 1
     fit = fit_critical_batch(b, steps, weights)
     refits = fit_critical_batch(b, rows, weights)
-    # Common to the sizes, it is in S_min and E_min, and not in their ratio.
+    # Common to the sizes, it affects S_min and E_min, and not their ratio.
     each = _flattery(tuned)[used]
     flattery = float(each[np.isfinite(each)].mean()) if np.isfinite(each).any() else 0.0
     found: dict[str, Any] = {}
@@ -193,17 +202,17 @@ def _lack_of_fit(
     residual: np.ndarray, logs: np.ndarray, b: np.ndarray, refits: CriticalBatch,
     weights: np.ndarray, seeds: int,
 ) -> float:  # fmt: skip
-    """The share of resamples whose residuals move by as much as the measured ones are."""
+    """Return the share of resamples whose residuals move by at least the measured ones."""
     off = (logs - np.log(law(b, refits)) - residual) * np.sqrt(seeds / (seeds - 1))
     by_chance = np.sum(weights * off**2, -1)
     by_chance = by_chance[np.isfinite(by_chance)]
-    # As much, to rounding: without any scatter and lack of fit nothing is to be explained.
+    # At least, to rounding: without scatter and lack of fit there is nothing to explain.
     least = np.sum(weights * residual**2) * (1 - 1e-9) - 1e-18 * weights.sum()
     return float((1 + np.sum(by_chance >= least)) / (1 + len(by_chance)))
 
 
 def _sloped(tuned: TunedRates, used: np.ndarray, level: float) -> dict[str, Any]:
-    """The slopes between neighbours that reach the target."""
+    """Return the local slopes at the batch sizes that reach the target."""
     slope, ends = np.full(len(used), np.nan), np.full((len(used), 2), np.nan)
     b = tuned.sizes[used]
     slope[used] = local_slope(b, tuned.steps[used])
@@ -213,6 +222,7 @@ def _sloped(tuned: TunedRates, used: np.ndarray, level: float) -> dict[str, Any]
 
 
 def _classify(dataset: "xr.Dataset", noise_below: float, curvature_above: float) -> None:
+    """Add the regimes by the slopes to the dataset."""
     slopes = [dataset["slope"].values, *dataset["slope_interval"].values.T]
     named, low, high = (regime(slope, noise_below, curvature_above) for slope in slopes)
     sure = (named == low) & (named == high) & (named != Regime.UNKNOWN)
@@ -228,7 +238,7 @@ def _classify(dataset: "xr.Dataset", noise_below: float, curvature_above: float)
 
 
 def _notes(found: "xr.Dataset") -> list[str]:
-    """What is doubtful, a line each."""
+    """List the doubts about a result, one a line."""
     b, lines = found["batch_size"].values, []
     lost = ~np.isfinite(found["steps"].values)
     if lost.any():
@@ -244,7 +254,7 @@ def _notes(found: "xr.Dataset") -> list[str]:
                 "too small, and fewer steps may be possible"
             )
     if found.sizes["learning_rate"] < 3:
-        lines.append(f"{found.sizes['learning_rate']} rates: no batch size has a tuned rate")
+        lines.append(f"{found.sizes['learning_rate']} rates: too few to tune the rate")
     low, high = found["B_crit_interval"].values
     kept, B_crit = b[~lost], float(found["B_crit"])
     if not bool(found["resolved"]):

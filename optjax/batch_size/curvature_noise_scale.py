@@ -1,9 +1,9 @@
 """The noise scale with curvature, B_noise = tr(HΣ)/GᵀHG, and the learning rates it predicts.
 
 A step of rate ε along a batch's gradient changes the loss, to second order, by
-−ε|G|² + ½ε²(GᵀHG + tr(HΣ)/B) in the mean. The best rate is ε_max/(1 + B_noise/B), and the best
-step gains as much less. H is the Hessian of the problem's objective (in evaluation mode, with the
-l2 penalty if there is one), and only ever multiplies a vector.
+−ε|G|² + ½ε²(GᵀHG + tr(HΣ)/B) in the mean. The best rate is ε_max/(1 + B_noise/B), and the gain of
+the best step shrinks by the same factor. H is the Hessian of the problem's objective (in
+evaluation mode, with the l2 penalty if there is one). It is never formed, only multiplied.
 """
 
 import functools
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from optjax.batch_size import gradients
-from optjax.batch_size.gradients import Point, like, spread, vector
+from optjax.batch_size.gradients import GradientPoint, like, spread, vector
 from optjax.batch_size.measured_noise_scale import can_draw, drawn_gradients, single_gradients
 from optjax.batch_size.noise_scale import from_deviations, from_spread
 from optjax.batch_size.ratio import quotient, ratio, student
@@ -50,18 +50,25 @@ def curvature_noise_scale(
     chunk: int | None = None,
     confidence: float = 0.95,
 ) -> CurvatureNoiseScale:
-    """B_noise from `groups` batches of b examples, drawn with replacement.
+    """Estimate B_noise from m batches of b examples, drawn with replacement.
 
     tr(HΣ) = (b/(m − 1)) Σ (gₖ − ḡ)ᵀH(gₖ − ḡ),  GᵀHG = ḡᵀHḡ − tr(HΣ)/(bm)
 
-    Both are unbiased, for one Hessian-vector product a batch, each over all data; the interval is
+    Both are unbiased and cost one Hessian-vector product per batch, over all data. The interval is
     that of `from_deviations` in the inner product aᵀHb. Where H has negative curvature along G the
-    quadratic has no best rate: GᵀHG ≤ 0, and the result is not resolved.
+    quadratic has no best rate: GᵀHG ≤ 0, and the result is not resolved. Memory: `chunk` gradients,
+    and the backward pass over all data.
 
     Args:
-      batch_size: b. groups: m ≥ 3.
-      params, key, model_state, hparams, chunk, confidence: as in `two_batch_noise_scale`; the
-        memory of `chunk` gradients, and of the backward pass over all data.
+      problem: as in `two_batch_noise_scale`, like all that follows except `groups`.
+      params: a tree like the problem's own.
+      key: of the draws.
+      batch_size: b.
+      groups: m ≥ 3.
+      model_state: the problem's initial one by default.
+      hparams: those of a run.
+      chunk: gradients computed at once.
+      confidence: of the interval.
 
     Raises:
       UserError: as `two_batch_noise_scale`.
@@ -92,9 +99,9 @@ def curvature_noise_scale(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _sampled(
-    functions: tuple[LossFn, Any], n: int, sizes: tuple[int, int, int], at: Point, key: Key
+    functions: tuple[LossFn, Any], n: int, sizes: tuple[int, int, int], at: GradientPoint, key: Key
 ) -> tuple[tuple[Array, Array], tuple[Array, Array, Array]]:
-    """|ḡ|² and Σ|gₖ − ḡ|²; ḡᵀHḡ, (gₖ − ḡ)ᵀH(gₖ − ḡ) and (gₖ − ḡ)ᵀHḡ."""
+    """Return |ḡ|² and Σ|gₖ − ḡ|²; ḡᵀHḡ, (gₖ − ḡ)ᵀH(gₖ − ḡ) and (gₖ − ḡ)ᵀHḡ."""
     loss, objective = functions
     b, m, most = sizes
     gradient = drawn_gradients(loss, n, b, m, at, key, jnp.zeros((), jnp.int32))
@@ -110,8 +117,8 @@ def _sampled(
     return (mean @ mean, square), (mean @ H_mean, deviations, along)
 
 
-def hessian_product(objective: Any, at: Point) -> Callable[[Array], Array]:
-    """V ↦ Hv for H the Hessian of the penalised objective, (d,) → (d,)."""
+def hessian_product(objective: Any, at: GradientPoint) -> Callable[[Array], Array]:
+    """Return v ↦ Hv for H the Hessian of the penalised objective, (d,) → (d,)."""
     dtype = hyper_dtype(at.params)
 
     def value(params: PyTree) -> Array:
@@ -136,16 +143,22 @@ def full_curvature_noise_scale(
     chunk: int | None = None,
     confidence: float = 0.95,
 ) -> CurvatureNoiseScale:
-    """B_noise of all the data, by Hutchinson's probes: one Hessian-vector product each.
+    """Estimate B_noise of all the data by Hutchinson's probes, one Hessian-vector product each.
 
     z = Σ εᵢ(gᵢ − ḡ)/√n with signs εᵢ = ±1 has covariance Σ, hence E zᵀHz = tr(HΣ). G, H and Σ
-    (divisor n) are the data's own, with no sampling error: the interval is that of the probes
-    alone, Student's, and resolved wherever GᵀHG > 0. For many parameters it is narrow: the relative
-    variance of a probe is about 2 tr((HΣ)²)/tr(HΣ)².
+    (divisor n) are the data's own, with no sampling error: the interval, Student's, holds the error
+    of the probes alone, and is resolved wherever GᵀHG > 0. For many parameters it is narrow: the
+    relative variance of a probe is about 2 tr((HΣ)²)/tr(HΣ)². Memory: K + `chunk` gradients.
 
     Args:
-      probes: K ≥ 2. Memory: K + chunk gradients, of d numbers each.
-      params, key, model_state, hparams, chunk, confidence: as in `per_example_noise_scale`.
+      problem: any with examples.
+      params: a tree like the problem's own.
+      key: of the probes.
+      probes: K ≥ 2.
+      model_state: as in `per_example_noise_scale`, like all that follows.
+      hparams: those of a run.
+      chunk: gradients held at once.
+      confidence: of the interval.
 
     Raises:
       UserError: fewer than two probes, no examples, a model with batch statistics.
@@ -182,9 +195,9 @@ def full_curvature_noise_scale(
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _probed(
-    functions: tuple[LossFn, Any], sizes: tuple[int, int, int], at: Point, key: Key
+    functions: tuple[LossFn, Any], sizes: tuple[int, int, int], at: GradientPoint, key: Key
 ) -> tuple[Array, Array, Array]:
-    """|G|² (), GᵀHG () and zᵀHz (K,)."""
+    """Return |G|² (), GᵀHG () and zᵀHz (K,)."""
     loss, objective = functions
     n, count, most = sizes
     gradient = single_gradients(loss, n, n, False, at, key)
@@ -206,10 +219,11 @@ def _probed(
 
 
 def max_rate(gradient_square: ArrayLike, gradient_curvature: ArrayLike) -> Array:
-    """ε_max = |G|²/GᵀHG, the best rate of a step along the full gradient; ∞ without curvature.
+    """Return ε_max = |G|²/GᵀHG, the best rate along the full gradient; ∞ without curvature.
 
     Args:
-      gradient_square, gradient_curvature: |G|² and GᵀHG, of equal shapes or numbers.
+      gradient_square: |G|².
+      gradient_curvature: GᵀHG, of the same shape.
 
     >>> float(max_rate(10.0, 4.0))
     2.5
@@ -221,12 +235,14 @@ def max_rate(gradient_square: ArrayLike, gradient_curvature: ArrayLike) -> Array
 
 
 def optimal_rate(max_rate: ArrayLike, scale: ArrayLike, batch_size: ArrayLike) -> Array:
-    """ε_opt = ε_max/(1 + B_noise/B), the best rate of one step at batch size B.
+    """Return ε_opt = ε_max/(1 + B_noise/B), the best rate of one step at batch size B.
 
-    The step's gain is in the same proportion: ΔL_opt = ΔL_max/(1 + B_noise/B).
+    The gain of the step has the same factor: ΔL_opt = ΔL_max/(1 + B_noise/B).
 
     Args:
-      max_rate: ε_max. scale: B_noise. batch_size: B. Numbers, or of equal shapes.
+      max_rate: ε_max.
+      scale: B_noise, a number or of the same shape.
+      batch_size: B, a number or of the same shape.
 
     >>> float(optimal_rate(2.5, scale=48.0, batch_size=16))
     0.625

@@ -13,12 +13,12 @@ from optjax.run.problems import Data, LossFn, Problem
 from optjax.support.errors import UserError, whole
 from optjax.support.types import Array, HParams, Key, PyTree
 
-BUDGET = 2**24  # numbers in the gradients that are held at once, unless told otherwise
-MOST_EXAMPLES = 1024  # examples whose gradients are computed at once, likewise
+BUDGET = 2**24  # numbers in the gradients held at once, by default
+MOST_EXAMPLES = 1024  # examples whose gradients are computed at once, by default
 
 
-class Point(NamedTuple):
-    """Where gradients are taken."""
+class GradientPoint(NamedTuple):
+    """The parameters, data and hyperparameters at which gradients are taken."""
 
     params: PyTree
     model_state: PyTree
@@ -26,11 +26,13 @@ class Point(NamedTuple):
     hparams: HParams
 
 
-def point(problem: Problem, params: PyTree, model_state: PyTree, hparams: HParams | None) -> Point:
-    """The point, checked; without a model state, that of the problem's own start.
+def point(
+    problem: Problem, params: PyTree, model_state: PyTree, hparams: HParams | None
+) -> GradientPoint:
+    """Make a checked point; without a model state, take that of the problem's start.
 
     Raises:
-      UserError: no `Problem`, parameters of another shape, a schedule where a number is meant.
+      UserError: no `Problem`, params of other shapes, a schedule as a hyperparameter.
     """
     if not isinstance(problem, Problem):
         raise UserError(f"problem is {problem!r}: expected a Problem, as from oj.least_squares")
@@ -52,11 +54,11 @@ def point(problem: Problem, params: PyTree, model_state: PyTree, hparams: HParam
     dtype = hyper_dtype(params)
     given.pop("initial_params", None)
     as_numbers = jax.tree.map(lambda v: jnp.asarray(v).astype(dtype), given)
-    return Point(params, model_state, problem.data, as_numbers)
+    return GradientPoint(params, model_state, problem.data, as_numbers)
 
 
 def couples(model_state: PyTree) -> bool:
-    """Whether the model carries batch statistics: then one example's gradient is no batch's part.
+    """Return whether the model carries batch statistics, which couple the examples of a batch.
 
     They are floating; counters and keys of dropout are not.
     """
@@ -65,23 +67,23 @@ def couples(model_state: PyTree) -> bool:
 
 
 def refuse_coupled(
-    model_state: PyTree, batch_size: int = 1, instead: str = "give a batch_size of its order"
+    model_state: PyTree, batch_size: int = 1, instead: str = "give the batch_size of the training"
 ) -> None:
-    """A batch of one example has no batch statistics worth the name; `instead` says what to do."""
+    """Refuse a batch of one example if the model has batch statistics; advise `instead`."""
     if batch_size == 1 and couples(model_state):
         raise UserError(
-            "the model has batch statistics: the gradient of one example is not what a batch of "
-            f"the training sees; {instead}"
+            "the model has batch statistics: the gradient of one example alone is not that in a "
+            f"batch; {instead}"
         )
 
 
 def vector(tree: PyTree, dtype: Any) -> Array:
-    """The leaves of a tree one after the other, (d,)."""
+    """Concatenate the leaves of a tree to a vector, (d,)."""
     return jnp.concatenate([leaf.astype(dtype).ravel() for leaf in jax.tree.leaves(tree)])
 
 
 def like(vector_d: Array, params: PyTree) -> PyTree:
-    """A vector as a tree like the parameters, in their dtypes."""
+    """Split a vector to a tree like the parameters, in their dtypes."""
     leaves, structure = jax.tree.flatten(params)
     cut, parts = 0, []
     for leaf in leaves:
@@ -91,17 +93,21 @@ def like(vector_d: Array, params: PyTree) -> PyTree:
 
 
 def dimension(params: PyTree) -> int:
-    """d, the number of parameters."""
+    """Return d, the number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def batch_gradient(loss: LossFn, at: Point, indices: Array | None, size: int, key: Key) -> Array:
-    """The gradient of the mean loss of a batch, with the l2 penalty if there is one, (d,).
+def batch_gradient(
+    loss: LossFn, at: GradientPoint, indices: Array | None, size: int, key: Key
+) -> Array:
+    """Return the gradient (d,) of a batch's mean loss, with the l2 penalty if there is one.
 
-    The penalty is no noise: it moves G and leaves Σ as it is, as it does in a step of training.
+    The penalty adds no noise: it moves G and leaves Σ, as in a step of training.
 
     Args:
-      indices: (b,) int32 examples of the batch; None for a problem without any.
+      loss: the problem's.
+      at: where to take the gradient.
+      indices: (b,) int32 examples of the batch; None for a problem without examples.
       size: b.
       key: of dropout and other noise.
     """
@@ -122,7 +128,7 @@ def batch_gradient(loss: LossFn, at: Point, indices: Array | None, size: int, ke
 
 
 def at_once(chunk: int | None, params: PyTree, batch_size: int, count: int) -> int:
-    """How many gradients are computed at once: `chunk`, or what a moderate memory holds.
+    """Return how many gradients to compute at once: `chunk`, or a moderate number.
 
     >>> at_once(None, [jnp.zeros(2**20)], 1, 500)
     16
@@ -134,14 +140,14 @@ def at_once(chunk: int | None, params: PyTree, batch_size: int, count: int) -> i
 
 
 class Spread(NamedTuple):
-    """Mean of gradients and Σ|gᵢ − ḡ|² about it."""
+    """The mean of gradients, and Σ|gᵢ − ḡ|² about the mean."""
 
     mean: Array  # (d,)
     square: Array  # ()
 
 
 def spread(gradient: Callable[[Array], Array], count: int, chunk: int) -> Spread:
-    """Mean and spread of `gradient(0), …, gradient(count − 1)`, `chunk` of them at a time.
+    """Compute the mean and spread of `gradient(0), …, gradient(count − 1)`, by chunks.
 
     Chunks are merged by Chan's formula, in one pass and without a difference of large sums.
     """

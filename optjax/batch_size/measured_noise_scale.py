@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from optjax.batch_size import gradients
-from optjax.batch_size.gradients import Point, batch_gradient, spread
+from optjax.batch_size.gradients import GradientPoint, batch_gradient, spread
 from optjax.batch_size.noise_scale import (
     Estimates,
     NoiseScale,
@@ -37,25 +37,26 @@ def two_batch_noise_scale(
     chunk: int | None = None,
     confidence: float = 0.95,
 ) -> NoiseScale:
-    """B_simple from `pairs` draws of m batches of b, as data-parallel training sees them.
+    """Estimate B_simple from `pairs` draws of m batches of b, as data-parallel training sees them.
 
     A draw is m batches of b examples with replacement; the mean of their gradients is that of the
-    batch of B = mb, so that one pass gives both norms (see `two_batch`). What is estimated is exact
-    for the data: Σ the covariance over the n examples (divisor n), G the gradient of their mean
-    loss. Where the batch couples its examples (batch statistics), it is G = E G_b and
-    Σ = b·Cov(G_b) of batches of b in training mode. Dropout's noise is part of Σ. A problem
-    without examples must read `batch_size`, as `oj.quadratic` does, and draw its noise by the
-    batch's key.
+    batch of B = mb, so that one pass gives both norms (see `two_batch`). The estimate is of the
+    data: Σ is the covariance over the n examples (divisor n), G the gradient of their mean loss.
+    Where the batch couples its examples (batch statistics), it is G = E G_b and Σ = b·Cov(G_b) of
+    batches of b in training mode. Dropout's noise is part of Σ. A problem without examples must
+    read `batch_size`, as `oj.quadratic` does, and draw its noise by the batch's key.
 
     Args:
+      problem: any problem.
       params: a tree like the problem's own.
-      key: draw i depends on it and on i alone.
-      batch_size: b. groups: m ≥ 2. pairs: N ≥ 2, of which 32 or more give an honest interval.
+      key: of the draws; draw i depends on the key and i alone.
+      batch_size: b.
+      groups: m ≥ 2.
+      pairs: N ≥ 2; from 32 on the interval is honest.
       model_state: the problem's initial one by default.
-      hparams: those of a run: ``l2`` and ``example_weights`` are heeded, as are the problem's own;
-        an optimiser's are not.
-      chunk: gradients computed at once; memory for them is chunk · d numbers. By default at most
-        2²⁴ numbers (64 MiB in float32) and 1,024 examples.
+      hparams: those of a run without the optimiser's: ``l2``, ``example_weights``, the problem's.
+      chunk: gradients computed at once, in memory for chunk · d numbers. By default at most 2²⁴
+        numbers (64 MiB in float32) and 1,024 examples.
       confidence: of the interval.
 
     Raises:
@@ -81,6 +82,7 @@ def two_batch_noise_scale(
 
 
 def can_draw(problem: Problem) -> None:
+    """Refuse a problem that has no examples and reads no batch_size."""
     if not problem.n and "batch_size" not in problem.hparams:
         raise UserError(
             f"{problem.name} has no examples and reads no batch_size: its noise is unknown; use "
@@ -89,9 +91,9 @@ def can_draw(problem: Problem) -> None:
 
 
 def drawn_gradients(
-    loss: LossFn, n: int, b: int, m: int, at: Point, key: Key, index: Array
+    loss: LossFn, n: int, b: int, m: int, at: GradientPoint, key: Key, index: Array
 ) -> Callable[[Array], Array]:
-    """K ↦ the gradient (d,) of the k-th of the m batches of draw `index`."""
+    """Return k ↦ the gradient (d,) of the k-th of the m batches of draw `index`."""
     draws, noise = jax.random.fold_in(key, _DRAW), jax.random.fold_in(key, _NOISE)
     noise = jax.random.fold_in(noise, index)
     batches = None
@@ -109,8 +111,9 @@ def drawn_gradients(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _pairs(
-    loss: LossFn, n: int, sizes: tuple[int, int, int, int], at: Point, key: Key
+    loss: LossFn, n: int, sizes: tuple[int, int, int, int], at: GradientPoint, key: Key
 ) -> Estimates:
+    """Estimate |G|² and tr Σ from each draw, (N,) each."""
     b, m, count, most = sizes
     groups_at_once = min(m, most)
 
@@ -134,24 +137,26 @@ def per_example_noise_scale(
     chunk: int | None = None,
     confidence: float = 0.95,
 ) -> NoiseScale:
-    """B_simple from the gradients of single examples.
+    """Estimate B_simple from the gradients of single examples.
 
     tr Σ = Σ|gᵢ − ḡ|²/(n − 1),  |G|² = |ḡ|² − tr Σ/n  (both unbiased)
 
     Args:
+      problem: any with examples.
       params: a tree like the problem's own.
       key: of the draws, and of dropout; needed where `examples` is given.
-      examples: drawn with replacement: Σ and G are those of the data. All n, each once, by
-        default: Σ and G are those of the distribution that the data were drawn from.
-      exact: all n examples, taken for the whole population: tr Σ = Σ|gᵢ − ḡ|²/n and |G|² = |ḡ|²
-        with no error, what training with replacement on these data sees. The interval is a point.
-      model_state, hparams, confidence: as in `two_batch_noise_scale`.
-      chunk: gradients held at once, of d numbers each; they are computed twice where they are
-        more than a chunk, as deviations are from their mean.
+      examples: how many to draw with replacement; Σ and G are then those of the data. By default
+        all n, each once; Σ and G are then those of the distribution that the data were drawn from.
+      exact: whether to take the n examples for the whole population: tr Σ = Σ|gᵢ − ḡ|²/n and
+        |G|² = |ḡ|², as training with replacement on these data sees them. The interval is a point.
+      model_state: as in `two_batch_noise_scale`.
+      hparams: as in `two_batch_noise_scale`.
+      chunk: gradients held at once, of d numbers each; more of them are computed twice.
+      confidence: of the interval.
 
     Raises:
-      UserError: fewer than three examples, a model with batch statistics (the gradient of one
-        example is then not what a batch sees: use `two_batch_noise_scale`), no key for draws.
+      UserError: fewer than three examples, a model with batch statistics (use
+        `two_batch_noise_scale`), no key for draws.
 
     >>> import numpy as np, optjax as oj
     >>> problem = oj.least_squares(np.eye(4), [1.0, 2.0, 3.0, 4.0])
@@ -167,7 +172,9 @@ def per_example_noise_scale(
     gradients.refuse_coupled(at.model_state, instead="use two_batch_noise_scale")
     if examples is not None and (key is None or exact):
         instead = "leave out one of them" if exact else "give a key for the draws"
-        raise UserError(f"examples is {examples!r} {'and exact' if exact else ''}: {instead}")
+        raise UserError(
+            f"examples is {examples!r}{' and exact is set' if exact else ''}: {instead}"
+        )
     count = n if examples is None else whole("examples", examples, 3)
     if count < 3 and not exact:
         raise UserError(f"{problem.name} has {n} examples: expected at least 3")
@@ -184,9 +191,9 @@ def per_example_noise_scale(
 
 
 def single_gradients(
-    loss: LossFn, n: int, count: int, drawn: bool, at: Point, key: Key
+    loss: LossFn, n: int, count: int, drawn: bool, at: GradientPoint, key: Key
 ) -> Callable[[Array], Array]:
-    """I ↦ the gradient (d,) of the i-th example: of the data, or of `count` draws from them."""
+    """Return i ↦ the gradient (d,) of example i, of the data or of `count` draws from them."""
     if drawn:
         return drawn_gradients(loss, n, 1, count, at, key, jnp.zeros((), jnp.int32))
     noise = jax.random.fold_in(key, _NOISE)
@@ -195,9 +202,9 @@ def single_gradients(
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _deviations(
-    loss: LossFn, n: int, sizes: tuple[int, int, bool], at: Point, key: Key
+    loss: LossFn, n: int, sizes: tuple[int, int, bool], at: GradientPoint, key: Key
 ) -> tuple[Array, Array, Array]:
-    """|ḡ|² (), |gᵢ − ḡ|² (n,) and (gᵢ − ḡ)·ḡ (n,)."""
+    """Return |ḡ|² (), |gᵢ − ḡ|² (n,) and (gᵢ − ḡ)·ḡ (n,)."""
     count, most, drawn = sizes
     gradient = single_gradients(loss, n, count, drawn, at, key)
     order = jnp.arange(count, dtype=jnp.int32)

@@ -2,11 +2,11 @@
 
 With G the full gradient and Σ the covariance of one example's, a batch of B has a gradient of
 mean G and covariance Σ/B. B_simple = tr Σ/|G|² is the batch at which noise and signal are equal.
-E|G_B|² = |G|² + tr Σ/B, so that two batch sizes tell the two apart. One pair's estimates are
-unbiased and very noisy; their **means** are divided, and never their ratios averaged: where |G|²
-comes out near zero a single ratio is anything.
+E|G_B|² = |G|² + tr Σ/B, so that two batch sizes tell |G|² and tr Σ apart. One pair's estimates are
+unbiased and very noisy. Divide their **means** and never average their ratios: where |G|² comes out
+near zero a single ratio can be any number.
 
-How problems are measured is in `optjax.batch_size.measured_noise_scale`.
+`optjax.batch_size.measured_noise_scale` measures problems.
 """
 
 from typing import Any, NamedTuple
@@ -33,11 +33,11 @@ class NoiseScale(NamedTuple):
     gradient_square: Array  # () |G|², unbiased: may be negative
     trace: Array  # () tr Σ, unbiased
     resolved: Array  # () bool, whether |G|² is distinguishable from 0: the interval is bounded
-    draws: Array  # () int32, independent pairs or gradients that it rests on
+    draws: Array  # () int32, independent pairs or gradients
 
 
 class Estimates(NamedTuple):
-    """Unbiased estimates of the two parts; average each, then divide."""
+    """Unbiased estimates of |G|² and tr Σ; average each, then divide."""
 
     gradient_square: Array  # () or (N,) of |G|²
     trace: Array  # () or (N,) of tr Σ
@@ -46,14 +46,18 @@ class Estimates(NamedTuple):
 def two_batch(
     small: ArrayLike, large: ArrayLike, batch_size: ArrayLike, large_batch_size: ArrayLike
 ) -> Estimates:
-    """|G|² and tr Σ from squared gradient norms at two batch sizes b < B.
+    """Estimate |G|² and tr Σ from squared gradient norms at two batch sizes b < B.
 
     |G|² ≈ (B|G_B|² − b|G_b|²)/(B − b),  tr Σ ≈ (|G_b|² − |G_B|²)/(1/b − 1/B)
 
+    Both norms may be of the same examples: with B = mb, |G_b|² is the mean over the m parts and G_B
+    the mean of their gradients.
+
     Args:
-      small, large: (N,) or (), |G_b|² and |G_B|². They may come of the same examples: with
-        B = mb, |G_b|² is the mean over the m parts and G_B the mean of their gradients.
-      batch_size, large_batch_size: (), b and B.
+      small: (N,) or (), |G_b|².
+      large: (N,) or (), |G_B|².
+      batch_size: () b.
+      large_batch_size: () B.
 
     Raises:
       UserError: shapes that differ, negative or infinite norms, sizes that are not whole, b ≥ B.
@@ -84,6 +88,7 @@ def two_batch(
 
 
 def _size(name: str, value: ArrayLike, dtype: Any) -> Array:
+    """Convert a batch size to an array; where it is concrete, check that it is whole."""
     if not isinstance(value, Tracer):
         number = np.asarray(value)
         exact = number.ndim == 0 and number.dtype.kind in "iuf" and number == np.round(number)
@@ -92,16 +97,15 @@ def _size(name: str, value: ArrayLike, dtype: Any) -> Array:
 
 
 def noise_scale(estimates: Estimates, confidence: float = 0.95) -> NoiseScale:
-    """B_simple from N independent estimates: the ratio of their means, with Fieller's interval.
+    """Estimate B_simple from N independent estimates, as the ratio of means, with an interval.
 
-    Its coverage at 95 %, measured on Gaussian gradients in 1 to 1,000 dimensions:
-    94 to 96 % for any N ≥ 8 where |G|² is well resolved; where it is not, 90 to 95 % for N < 32
-    and 93 to 96 % from N = 32 on; at G = 0, where only the lower end can miss, 99 %. An interval
-    on log B_simple by the jackknife covers as well where |G|² is resolved, and 25 to 96 %
-    where it is not.
+    The interval is Fieller's. Its coverage at 95 %, measured on Gaussian gradients in 1 to 1,000
+    dimensions: 94 to 96 % for any N ≥ 8 where |G|² is well resolved; where it is not, 90 to 95 %
+    for N < 32 and 93 to 96 % from N = 32 on; at G = 0, where only the lower end can miss, 99 %. A
+    jackknife interval on log B_simple covers as well where |G|² is resolved, else 25 to 96 %.
 
     Args:
-      estimates: (N,) each, N ≥ 2, as of `two_batch` or stacked from `from_devices`.
+      estimates: (N,) each, N ≥ 2, from `two_batch` or stacked from `from_devices`.
       confidence: of the interval.
 
     Raises:
@@ -119,6 +123,7 @@ def noise_scale(estimates: Estimates, confidence: float = 0.95) -> NoiseScale:
 
 
 def _scale(found: Any, means: Estimates, count: int) -> NoiseScale:
+    """Make a `NoiseScale` from a ratio and the means."""
     return NoiseScale(
         value=found.value,
         low=found.low,
@@ -131,14 +136,17 @@ def _scale(found: Any, means: Estimates, count: int) -> NoiseScale:
 
 
 def from_spread(square: Array, spread: Array, count: int, batch_size: int = 1) -> Estimates:
-    """|G|² and tr Σ from n gradients of b examples each.
+    """Estimate |G|² and tr Σ from n gradients of b examples each.
 
     tr Σ ≈ (b/(n − 1)) Σ|gᵢ − ḡ|²,  |G|² ≈ |ḡ|² − tr Σ/(nb)
 
-    The same as `two_batch` for b and B = nb, without the loss of digits in |G_b|² − |G_B|².
+    It equals `two_batch` for b and B = nb, without the loss of digits in |G_b|² − |G_B|².
 
     Args:
-      square: () |ḡ|². spread: () Σ|gᵢ − ḡ|². count: n ≥ 2. batch_size: b.
+      square: () |ḡ|².
+      spread: () Σ|gᵢ − ḡ|².
+      count: n ≥ 2.
+      batch_size: b.
     """
     variance = spread / (count - 1)
     return Estimates(square - variance / count, batch_size * variance)
@@ -147,22 +155,22 @@ def from_spread(square: Array, spread: Array, count: int, batch_size: int = 1) -
 def from_deviations(
     square: Array, deviations: Array, along: Array, batch_size: int = 1, confidence: float = 0.95
 ) -> NoiseScale:
-    """B_simple from n independent gradients, by all their pairs at once.
+    """Estimate B_simple from n independent gradients, by all their pairs at once.
 
-    |G|² ≈ Σ_{i≠j} gᵢ·gⱼ/(n(n − 1)) is a U-statistic: its jackknife variance goes to zero with the
+    |G|² ≈ Σ_{i≠j} gᵢ·gⱼ/(n(n − 1)) is a U-statistic. Its jackknife variance goes to zero with the
     estimate, just where the doubt is greatest, and covers 78 to 99 % for nominal 95. The variance
-    is therefore taken at each ratio that is tried, as in Wilson's interval for a proportion: with
-    κ = ḡᵀΣḡ/|ḡ|², var = 4κ(tr Σ/ρ)/n + 2κ tr Σ/n² where |G|² = tr Σ/ρ. Measured at 95 %,
-    Gaussian noise: 93 to 97 % from n = 32 on, at G = 0 too, and 87 to 96 % for n = 8. Exponential
-    noise, n = 32 to 256: 92 to 98 % in 3 to 100 dimensions, in one 85 to 97 %: skewed gradients
-    need more.
+    is therefore taken at each candidate ratio ρ, as in Wilson's interval for a proportion: with
+    κ = ḡᵀΣḡ/|ḡ|², var = 4κ(tr Σ/ρ)/n + 2κ tr Σ/n² where |G|² = tr Σ/ρ. Measured at 95 %, Gaussian
+    noise: 93 to 97 % from n = 32 on, at G = 0 too, and 87 to 96 % for n = 8. Exponential noise,
+    n = 32 to 256: 92 to 98 % in 3 to 100 dimensions, in one 85 to 97 %: skewed gradients need more.
+    Any inner product will do: with aᵀHb the result is tr(HΣ)/GᵀHG.
 
     Args:
-      square: () |ḡ|². deviations: (n,) |gᵢ − ḡ|². along: (n,) (gᵢ − ḡ)·ḡ.
+      square: () |ḡ|².
+      deviations: (n,) |gᵢ − ḡ|².
+      along: (n,) (gᵢ − ḡ)·ḡ.
       batch_size: b, examples of each gradient.
       confidence: of the interval.
-
-    Any inner product will do: with aᵀHb it is that of tr(HΣ)/GᵀHG.
 
     Raises:
       UserError: fewer than three gradients.
@@ -188,7 +196,7 @@ def from_deviations(
 
 
 def square_norm(tree: PyTree) -> Array:
-    """The squared Euclidean norm of a tree, () in its dtype but never below float32."""
+    """Return the squared Euclidean norm of a tree, () in its dtype but at least float32."""
     dtype = hyper_dtype(tree)
     return sum(
         (jnp.sum(jnp.square(leaf.astype(dtype))) for leaf in jax.tree.leaves(tree)),
@@ -197,10 +205,10 @@ def square_norm(tree: PyTree) -> Array:
 
 
 def from_devices(gradient: PyTree, batch_size: ArrayLike, axis_name: str | tuple[str, ...]):
-    """|G|² and tr Σ from the gradients that m devices average anyway, inside `jax.shard_map`.
+    """Estimate |G|² and tr Σ from the gradients that m devices average, in `jax.shard_map`.
 
-    `two_batch` with |G_b|² the mean of the devices' own squared norms and B = mb. Beyond the mean
-    of the gradients, that a step of training takes too, it sends one number.
+    This is `two_batch` with |G_b|² the mean of the devices' own squared norms and B = mb. Beyond
+    the mean of the gradients, which a step of training takes too, it sends one number.
 
     Args:
       gradient: this device's own, the mean over its b examples, before any averaging.
@@ -234,12 +242,12 @@ def from_devices(gradient: PyTree, batch_size: ArrayLike, axis_name: str | tuple
 class RunningScale(NamedTuple):
     """Exponential averages of |G|² and tr Σ along a run; start with `running_scale`."""
 
-    gradient_square: Array  # () Σ (1 − β)β^{t−k} |G|²_k, towards zero by the missing weight
+    gradient_square: Array  # () Σ (1 − β)β^{t−k} |G|²_k, of total weight 1 − β^t
     trace: Array  # () likewise
     weight: Array  # () 1 − β^t
 
     def add(self, estimates: Estimates, decay: ArrayLike) -> "RunningScale":
-        """With a step's estimates: a ← βa + (1 − β)·new."""
+        """Add a step's estimates: a ← βa + (1 − β)·new."""
         beta = jnp.asarray(decay).astype(self.weight.dtype)
         new = RunningScale(*estimates, jnp.ones_like(self.weight))
         return jax.tree.map(
@@ -247,17 +255,17 @@ class RunningScale(NamedTuple):
         )
 
     def means(self) -> Estimates:
-        """The averages without the bias of the start, a/(1 − β^t); NaN before the first step."""
+        """Return the averages without the bias of the start, a/(1 − β^t); NaN before a step."""
         return Estimates(self.gradient_square / self.weight, self.trace / self.weight)
 
     def value(self) -> Array:
-        """B_simple, the ratio of the averages; ∞ where that of |G|² is not above 0."""
+        """Return B_simple, the ratio of the averages; ∞ where that of |G|² is not above 0."""
         squares, trace = self.means()
         return quotient(trace, squares)
 
 
 def running_scale(dtype: Any = None) -> RunningScale:
-    """A running average that has seen nothing.
+    """Make a running average of no steps.
 
     >>> state = running_scale()
     >>> for small, large in ((5.0, 2.0), (9.0, 3.0)):

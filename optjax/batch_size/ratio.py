@@ -1,9 +1,9 @@
-"""Confidence intervals for a ratio of two non-negative quantities, honest where one may be zero.
+"""Confidence intervals for a ratio of non-negative quantities, honest where one may be zero.
 
-An interval for x/y around the ratio of the estimates ± a standard error is wrong where y may be
-zero: the truth may then be as large as one likes. Fieller's way asks instead which ratios ρ the
-data do not refuse, (x − ρy)² ≤ t²·var(x − ρy). With the variance a quadratic in ρ, so is the
-inequality, and its answer is bounded exactly where y differs significantly from zero.
+The ratio of the estimates ± a standard error is no interval for x/y where y may be zero: the true
+ratio then has no bound. Fieller's method takes all ratios ρ that the data do not reject,
+(x − ρy)² ≤ t²·var(x − ρy). The variance is quadratic in ρ, and so is the inequality; its solution
+is bounded exactly where y differs significantly from zero.
 """
 
 from typing import Any, NamedTuple
@@ -26,7 +26,7 @@ class Ratio(NamedTuple):
 
 
 def quotient(x: Array, y: Array) -> Array:
-    """x/y of estimates of non-negative quantities: ∞ where y is not above 0, NaN where it is NaN.
+    """Divide estimates of non-negative quantities: ∞ where y is not above 0, NaN where x or y is.
 
     >>> quotient(jnp.array([3.0, 3.0]), jnp.array([2.0, -1.0])).tolist()
     [1.5, inf]
@@ -37,14 +37,14 @@ def quotient(x: Array, y: Array) -> Array:
 
 
 def share(name: str, value: Any) -> None:
-    """A number between 0 and 1, and no other."""
+    """Check that a value is a float between 0 and 1."""
     known = isinstance(value, (float, np.floating))
     if not known or not 0 < value < 1:
         raise UserError(f"{name} is {value!r}: expected a number between 0 and 1, as 0.95")
 
 
 def student(confidence: float, degrees: int) -> float:
-    """The two-sided quantile t of Student's distribution: P(|T| ≤ t) = confidence.
+    """Return the two-sided quantile t of Student's distribution: P(|T| ≤ t) = confidence.
 
     Raises:
       UserError: the confidence is not between 0 and 1.
@@ -57,18 +57,19 @@ def student(confidence: float, degrees: int) -> float:
 
 
 def ratio(x: Array, y: Array, variance: tuple[Any, Any, Any], t: float) -> Ratio:
-    """All ρ ≥ 0 that the estimates do not refuse, from the smallest to the largest.
+    """Return the interval of all ratios ρ ≥ 0 that the estimates do not reject.
 
     (x − ρy)² ≤ t² (A + Bρ + Cρ²),  a bounded set where y² > t²C
 
-    Both truths are at least 0: an estimate below 0 counts as 0 in the interval, which can only
+    Both true values are at least 0: an estimate below 0 counts as 0 in the interval, which can only
     widen it. The four forms of Fieller's set become three: [low, high]; [low, ∞], where y may be
     0 and x may not; [0, ∞], where either may.
 
     Args:
-      x, y: () estimates of numerator and denominator, of any sign.
+      x: () estimate of the numerator, of any sign.
+      y: () estimate of the denominator, of any sign.
       variance: A, B, C.
-      t: the quantile of `student`.
+      t: quantile, from `student`.
 
     Source: Fieller 1954, "Some problems in interval estimation".
     """
@@ -84,10 +85,13 @@ def ratio(x: Array, y: Array, variance: tuple[Any, Any, Any], t: float) -> Ratio
 
 
 def ratio_of_means(x: Array, y: Array, confidence: float = 0.95) -> Ratio:
-    """mean(x)/mean(y) of independent pairs that may be correlated, with Fieller's interval.
+    """Estimate mean(x)/mean(y) from independent pairs, with Fieller's interval.
+
+    The x and y of a pair may be correlated.
 
     Args:
-      x, y: (N,) N ≥ 2 estimates each of numerator and denominator; single ones of any sign.
+      x: (N,) estimates of the numerator, N ≥ 2, of any sign.
+      y: (N,) estimates of the denominator, of any sign.
       confidence: of the interval.
 
     Raises:

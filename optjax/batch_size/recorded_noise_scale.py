@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from optjax.batch_size import gradients
-from optjax.batch_size.gradients import Point, batch_gradient, spread
+from optjax.batch_size.gradients import GradientPoint, batch_gradient, spread
 from optjax.batch_size.ratio import quotient
 from optjax.run.problems import Data, LossFn, Metrics, Problem
 from optjax.support.errors import UserError, whole
@@ -18,33 +18,31 @@ from optjax.support.types import Array, HParams, PyTree
 def with_noise_scale(
     problem: Problem, batch_size: int = 1, groups: int | None = None, chunk: int | None = None
 ) -> Problem:
-    """The same problem, whose metrics also record its gradient noise scale at every record.
+    """Add the gradient noise scale to the metrics that a problem records.
 
-    The first mb examples of a fixed order are cut into m blocks of b. With block gradients g_k,
+    The first mb examples of a fixed order form m groups of b. With the groups' gradients g_k,
 
     tr Σ = (b/(m − 1)) Σ|g_k − ḡ|² · (n − 1)/n,  |G|² = |ḡ|² − (s²/b)(1/m − b/n)
 
-    where s² is tr Σ with the divisor n − 1. Both are what batches drawn with replacement from
-    these n examples have, unbiased over the order; where all n examples are used |G|² is exact, and
-    with b = 1 so is tr Σ. A metric has no key, and this one needs none: the order is a shuffle of
-    the examples that is the same at every record of every run (data that come sorted would not do),
-    and no draw of the run is touched. In a sweep the order's error is common to all seeds:
-    averaging over them does not remove it, more blocks do. Dropout's masks are likewise the same
-    at every record.
+    where s² is tr Σ with the divisor n − 1. Both are those of batches drawn with replacement from
+    these n examples, unbiased over the order. Where all n examples are used |G|² is exact, and with
+    b = 1 so is tr Σ. The order is a shuffle of the examples that is the same at every record of
+    every run (data that come sorted would not do); it needs no key and changes no draw of the run.
+    In a sweep the order's error is common to all seeds: more groups reduce it, averaging over seeds
+    does not. Dropout's masks are likewise the same at every record.
 
-    Recorded are ``noise_scale_gradient_square``, ``noise_scale_trace`` and their ratio
+    The metrics are ``noise_scale_gradient_square``, ``noise_scale_trace`` and their ratio
     ``noise_scale`` (∞ where |G|² is not above 0). Over seeds or records, average the first two and
     divide: the mean of the ratios is biased.
 
     Args:
       problem: any with examples.
-      batch_size: b; with batch statistics, the training's: the noise of such a batch is measured.
-      groups: m ≥ 2, blocks; as many as there are by default. A record costs the gradient of mb
-        examples.
-      chunk: gradients held at once, of d numbers each; by default what 64 MiB of float32 hold.
+      batch_size: b; with batch statistics, that of the training, whose noise is then measured.
+      groups: m ≥ 2; by default as many as there are. A record costs the gradient of mb examples.
+      chunk: gradients held at once, of d numbers each; by default at most 64 MiB of float32.
 
     Raises:
-      UserError: no examples, b · m above n, fewer than two blocks, b = 1 with batch statistics.
+      UserError: no examples, b · m above n, fewer than two groups, b = 1 with batch statistics.
 
     >>> import numpy as np, optax, optjax as oj
     >>> problem = with_noise_scale(oj.least_squares(np.eye(4), [1.0, 2.0, 3.0, 4.0]))
@@ -88,15 +86,15 @@ class _WithNoiseScale:
     ) -> Metrics:
         b, m = self.batch_size, self.groups
         n = jax.tree.leaves(data.examples)[0].shape[0]
-        at = Point(params, model_state, data, hparams)
+        at = GradientPoint(params, model_state, data, hparams)
         fixed: Any = jax.random.key(0)
         order = jnp.arange(n, dtype=jnp.int32)
         if b * m < n or b > 1:
             order = jax.random.permutation(fixed, order)
-        blocks = order[: b * m].reshape(m, b)
+        groups = order[: b * m].reshape(m, b)
 
         def gradient(k: Array) -> Array:
-            return batch_gradient(self.loss, at, blocks[k], b, jax.random.fold_in(fixed, k))
+            return batch_gradient(self.loss, at, groups[k], b, jax.random.fold_in(fixed, k))
 
         most = gradients.at_once(self.chunk, params, b, m)
         mean, square = spread(gradient, m, most)

@@ -1,7 +1,7 @@
-"""What limits the steps to a target at a batch size: noise, curvature, or both.
+"""The regime of a batch size: noise, curvature or both limit the steps to a target.
 
 The local slope d log S/d log B is −1 where noise dominates (a doubled batch halves the steps), and
-0 where curvature does (it buys nothing); by the law it is −1/(1 + B/B_crit).
+0 where curvature does (it saves none); by the law it is −1/(1 + B/B_crit).
 """
 
 import enum
@@ -13,19 +13,20 @@ from optjax.support.errors import UserError
 
 
 class Regime(enum.IntEnum):
-    """What limits the steps at a batch size."""
+    """The limit on the steps at a batch size."""
 
     UNKNOWN = -1  # no rate there reaches the target
-    NOISE = 0  # more parallel examples a step save as many steps
+    NOISE = 0  # a larger batch saves steps in proportion
     TRANSITION = 1
-    CURVATURE = 2  # they save none; a better preconditioner might
+    CURVATURE = 2  # a larger batch saves none; a better preconditioner might
 
 
 def local_slope(sizes: ArrayLike, steps: ArrayLike) -> np.ndarray:
-    """D log S/d log B from measured steps, (…, B): centred differences, one-sided at the ends.
+    """Return d log S/d log B of measured steps, (…, B), by centred or one-sided differences.
 
     Args:
-      sizes: (B,) rising. steps: (…, B); where a neighbour's are infinite or NaN, the slope is NaN.
+      sizes: (B,) rising.
+      steps: (…, B); the slope is NaN where a neighbour's are infinite or NaN.
 
     Raises:
       UserError: fewer than two sizes.
@@ -41,12 +42,13 @@ def local_slope(sizes: ArrayLike, steps: ArrayLike) -> np.ndarray:
 
 
 def fitted_slope(sizes: ArrayLike, B_crit: ArrayLike) -> np.ndarray:
-    """D log S/d log B by the law, (…, B).
+    """Return d log S/d log B of the law, (…, B).
 
     −1/(1 + B/B_crit)
 
     Args:
-      sizes: (B,). B_crit: (…).
+      sizes: (B,).
+      B_crit: (…).
 
     >>> fitted_slope([1, 10], 10.0).round(3).tolist()
     [-0.909, -0.5]
@@ -59,12 +61,12 @@ def fitted_slope(sizes: ArrayLike, B_crit: ArrayLike) -> np.ndarray:
 def regime(
     slope: ArrayLike, noise_below: float = -0.75, curvature_above: float = -0.25
 ) -> np.ndarray:
-    """The `Regime` of each slope, (…) int; NaN is unknown.
+    """Return the `Regime` of each slope, (…) int; NaN is unknown.
 
     Args:
       slope: (…) d log S/d log B.
-      noise_below, curvature_above: where noise ends and curvature begins; by the law −¾ and −¼
-        are B_crit/3 and 3B_crit.
+      noise_below: where noise ends; by the law −¾ is at B_crit/3.
+      curvature_above: where curvature begins; by the law −¼ is at 3B_crit.
 
     Raises:
       UserError: thresholds out of order.

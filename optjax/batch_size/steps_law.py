@@ -2,9 +2,9 @@
 
     (S/S_min − 1)(E/E_min − 1) = 1,  E = BS
 
-that is S(B) = S_min(1 + B_crit/B) and E(B) = E_min(1 + B/B_crit) with B_crit = E_min/S_min: no
-fewer steps than S_min whatever the batch, no fewer examples than E_min however small it is, and
-twice either at B_crit. Everything here is of numbers; `critical_batch_size` reads sweeps.
+that is S(B) = S_min(1 + B_crit/B) and E(B) = E_min(1 + B/B_crit) with B_crit = E_min/S_min: more
+than S_min steps and more than E_min examples at any batch size, and twice either at B_crit. The
+functions here take numbers; `critical_batch_size` reads sweeps.
 
 Source: McCandlish et al. 2018 (arXiv:1812.06162), equation 2.11.
 """
@@ -18,41 +18,41 @@ from optjax.support.errors import UserError
 
 
 class CriticalBatch(NamedTuple):
-    """What `fit_critical_batch` found, for each of the leading axes of its steps."""
+    """The fitted law, for each of the leading axes of the steps."""
 
     S_min: np.ndarray  # (…) steps; 0 where the steps never stop falling
-    E_min: np.ndarray  # (…) examples; 0 where they fall nowhere
-    B_crit: np.ndarray  # (…) examples a step; infinite or 0 where these are 0
+    E_min: np.ndarray  # (…) examples; 0 where the steps never fall
+    B_crit: np.ndarray  # (…) examples; infinite where S_min is 0, 0 where E_min is
 
 
 class Goodness(NamedTuple):
-    """How well the law fits some steps."""
+    """The goodness of the law's fit to some steps."""
 
     residual: np.ndarray  # (B,) log of the steps over the law's
     r2: float  # of the log steps, 1 − Σr²/Σ(y − ȳ)²; near 1 for any steps that fall by decades
     worst: float  # largest factor by which the law is off, at least 1
-    worst_size: float  # the batch size where it is
+    worst_size: float  # the batch size where it is so far off
 
 
 BEYOND = 1e4
-"""A critical batch so many times outside the measured batch sizes is none (0, or infinite)."""
+"""A critical batch so many times outside the measured batch sizes counts as 0 or infinite."""
 _GRID, _HALVINGS = 161, 60
 
 
 def fit_critical_batch(
     sizes: ArrayLike, steps: ArrayLike, weights: ArrayLike | None = None
 ) -> CriticalBatch:
-    """S_min, E_min and B_crit by least squares in the logarithm of the steps.
+    """Fit S_min, E_min and B_crit by least squares in the logarithm of the steps.
 
     min Σ_b w_b (log S_b − log S_min − log(1 + B_crit/B_b))²
 
-    Given B_crit, log S_min is a mean; a grid over log B_crit finds the least of what is left, which
-    may have several minima, and the sign of its slope halves the bracket to rounding.
+    Given B_crit, log S_min is a mean. A grid over log B_crit brackets the least sum, which may have
+    several minima, and bisection on the sign of its slope narrows the bracket to rounding.
 
     Args:
       sizes: (B,) batch sizes, above 0.
       steps: (…, B) steps to the target; those that are infinite or NaN are left out.
-      weights: (B,), the inverse of each log step's variance, or its proportion; equal by default.
+      weights: (B,) inverse variance of each log steps, up to a factor; equal by default.
 
     Returns:
       The three, NaN where fewer than three batch sizes have steps.
@@ -82,7 +82,7 @@ def fit_critical_batch(
     low, high = grid[np.maximum(i - 1, 0)], grid[np.minimum(i + 1, _GRID - 1)]
     for _ in range(_HALVINGS):
         l = (low + high) / 2
-        # The slope of what is left by log B_crit is −2Σwr/(1 + B/B_crit), as Σwr = 0.
+        # The slope of the sum by log B_crit is −2Σwr/(1 + B/B_crit), as Σwr = 0.
         r = _residual(x, y, w, l)
         falls = np.sum(w * r / (1 + np.exp(x - l[:, None])), -1) > 0
         low, high = np.where(falls, l, low), np.where(falls, high, l)
@@ -97,6 +97,7 @@ def fit_critical_batch(
 
 
 def _check(sizes: np.ndarray, steps: np.ndarray, weights: np.ndarray) -> None:
+    """Check the arguments of `fit_critical_batch`."""
     if sizes.ndim != 1 or len(sizes) < 3:
         raise UserError(f"sizes has shape {sizes.shape}: expected at least three batch sizes")
     if not np.all((sizes > 0) & np.isfinite(sizes)) or len(np.unique(sizes)) < len(sizes):
@@ -112,7 +113,7 @@ def _check(sizes: np.ndarray, steps: np.ndarray, weights: np.ndarray) -> None:
 
 
 def _left(x: np.ndarray, y: np.ndarray, w: np.ndarray, grid: np.ndarray) -> np.ndarray:
-    """Σwr² for each of N rows and each log B_crit of the grid, (N, G)."""
+    """Return Σwr² for each of N rows and each log B_crit of the grid, (N, G)."""
     m_GB = np.logaddexp(0, grid[:, None] - x)
     mean_NG = np.sum(w * y, -1, keepdims=True) - w @ m_GB.T
     squares_NG = np.sum(w * y**2, -1, keepdims=True) - 2 * (w * y) @ m_GB.T + w @ (m_GB**2).T
@@ -120,12 +121,13 @@ def _left(x: np.ndarray, y: np.ndarray, w: np.ndarray, grid: np.ndarray) -> np.n
 
 
 def _residual(x: np.ndarray, y: np.ndarray, w: np.ndarray, l: np.ndarray) -> np.ndarray:
+    """Return the residuals r at log B_crit = l, (N, B)."""
     r = y - np.logaddexp(0, l[:, None] - x)
     return r - np.sum(w * r, -1, keepdims=True)
 
 
 def law(sizes: ArrayLike, fit: CriticalBatch) -> np.ndarray:
-    """The steps that the law says, (…, B).
+    """Return the steps that the law predicts, (…, B).
 
     S = S_min + E_min/B
 
@@ -141,10 +143,12 @@ def law(sizes: ArrayLike, fit: CriticalBatch) -> np.ndarray:
 
 
 def goodness(sizes: ArrayLike, steps: ArrayLike, fit: CriticalBatch) -> Goodness:
-    """How far steps are from the law; sizes without steps (infinite, NaN) have residual NaN.
+    """Measure how far steps are from the law; residuals are NaN where steps are infinite or NaN.
 
     Args:
-      sizes: (B,). steps: (B,). fit: of these.
+      sizes: (B,).
+      steps: (B,).
+      fit: of these steps, () each.
 
     >>> fit = fit_critical_batch([1, 10, 100], [1100.0, 200.0, 110.0])
     >>> round(goodness([1, 10, 100], [1100.0, 210.0, 110.0], fit).worst, 6)
@@ -161,29 +165,30 @@ def goodness(sizes: ArrayLike, steps: ArrayLike, fit: CriticalBatch) -> Goodness
 
 
 class Parallel(NamedTuple):
-    """What more devices buy, against the batch of reference."""
+    """The gain of data parallelism, against a batch B₀ of reference."""
 
-    speedup: np.ndarray  # (…, B) S(B₀)/S(B), the time of a step the same
+    speedup: np.ndarray  # (…, B) S(B₀)/S(B), at equal time per step
     efficiency: np.ndarray  # (…, B) speed-up over B/B₀, that of perfect scaling
 
 
 def data_parallel(sizes: ArrayLike, steps: ArrayLike, reference: int = 0) -> Parallel:
-    """How much sooner a larger batch ends, where its examples are spread over as many more devices.
+    """Compute the speed-up of a larger batch, its examples spread over as many more devices.
 
     speed-up S(B₀)/S(B); efficiency S(B₀)B₀/(S(B)B) = E(B₀)/E(B)
 
+    By the law, the efficiency is (1 + B₀/B_crit)/(1 + B/B_crit): a half at B = B_crit ≫ B₀.
+
     Args:
-      sizes: (B,). steps: (…, B).
-      reference: which of the sizes is B₀; the first by default.
+      sizes: (B,).
+      steps: (…, B).
+      reference: index of B₀ in sizes.
 
     Raises:
-      UserError: there is no such size.
+      UserError: reference is out of range.
 
     >>> found = data_parallel([1, 10], [1100.0, 200.0])
     >>> found.speedup.tolist(), found.efficiency.tolist()
     ([1.0, 5.5], [1.0, 0.55])
-
-    By the law, the efficiency at B ≫ B₀ is (1 + B₀/B_crit)/(1 + B/B_crit): a half at B_crit.
     """
     sizes, steps = np.asarray(sizes, float), np.asarray(steps, float)
     if not 0 <= reference < len(sizes):

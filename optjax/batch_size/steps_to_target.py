@@ -1,9 +1,8 @@
-"""Steps to a target over batch sizes, learning rates and seeds, and the runs that never get there.
+"""Steps to a target over batch sizes, learning rates and seeds, with runs that never reach it.
 
-A run that ends above the target is *censored*: all that is known is that its steps are more than
-it did. One that diverged is censored for ever: no further step would have helped. Whatever is
-computed from such runs (`optjax.batch_size.tuned_rates`) counts both as needing infinitely many
-steps, so that a sweep with too few steps looks worse than it is, never better.
+A run that ends above the target is *censored*: it needs more steps than it did. One that diverged
+is censored for ever: no further step would have helped. `optjax.batch_size.tuned_rates` counts both
+as infinitely many steps, so that a sweep with too few steps looks worse than it is, never better.
 
 Shapes here and in the modules that read them: B batch sizes, R rates, S seeds, N resamples.
 """
@@ -25,7 +24,7 @@ Better = Literal["low", "high"]
 
 
 class StepsToTarget(NamedTuple):
-    """When each run of a sweep reached its target; `steps_table` checks it and sorts it."""
+    """The steps at which a sweep's runs reach a target; `steps_table` checks and sorts them."""
 
     sizes: np.ndarray  # (B,) batch sizes, rising
     rates: np.ndarray  # (R,) learning rates, rising
@@ -36,7 +35,7 @@ class StepsToTarget(NamedTuple):
 def steps_table(
     sizes: ArrayLike, rates: ArrayLike, steps: ArrayLike, censored: ArrayLike | None = None
 ) -> StepsToTarget:
-    """Steps to a target that were measured elsewhere, as `tuned_rates` reads them.
+    """Make a table of steps to a target that were measured elsewhere, for `tuned_rates`.
 
     Args:
       sizes: (B,) batch sizes, above 0.
@@ -75,6 +74,7 @@ def steps_table(
 
 
 def _axis(name: str, values: ArrayLike) -> np.ndarray:
+    """Check an axis of positive numbers, each once."""
     try:
         axis = np.asarray(values, float)
     except (TypeError, ValueError):
@@ -95,27 +95,26 @@ def steps_to_target(
     interpolate: bool = True,
     window: int = 1,
 ) -> StepsToTarget:
-    """The step at which each run of a sweep first reached a target.
+    """Find the step at which each run of a sweep first reached a target.
 
     Args:
-      dataset: of `sweep`, over ``batch_size`` and ``learning_rate``, with any seeds.
-      target: the value to reach, in the metric's unit.
-      metric: what is recorded: ``"loss"`` or a metric of the problem. A mini-batch loss reaches a
-        target by luck, and the sooner the smaller the batch: take a metric over fixed data, or a
-        window.
-      better: whether the metric is to be low or high.
-      interpolate: the crossing between the last record short of the target and the first beyond
-        it, on a straight line in the metric's logarithm (in the metric, where one of the values
-        is not positive); without, the step of the record.
-      window: the metric is its mean over so many successive records, at the middle of them.
+      dataset: from `sweep`, over ``batch_size`` and ``learning_rate``, with any seeds.
+      target: value to reach, in the metric's unit.
+      metric: ``"loss"`` or a metric of the problem, as recorded. A mini-batch loss reaches a target
+        by luck, and the sooner the smaller the batch: take a metric over fixed data, or a window.
+      better: whether the metric is to be ``"low"`` or ``"high"``.
+      interpolate: whether to take the crossing between the last record before the target and the
+        first beyond it, on a straight line in the metric's logarithm (in the metric, where one of
+        the values is not positive), and not the step of the record.
+      window: successive records that the metric is averaged over; the step is at their middle.
 
     Returns:
-      The steps and which are censored. A run that a rule ended before it reached the target is
+      The steps and which are censored. A run that a stop rule ended before it reached the target is
       censored at its last step, a diverged one for ever.
 
     Raises:
-      UserError: an unknown metric, a target that no run reaches (the best value is named) or that
-        a run's first record has already reached, axes that are missing or too many.
+      UserError: an unknown metric, a target that no run reaches (the message names the best value)
+        or that a run's first record has already reached, axes that are missing or too many.
 
     >>> import optax, optjax as oj
     >>> run = oj.make_run(oj.quadratic([1.0], [1.0]), optax.sgd, 8)
@@ -134,7 +133,7 @@ def steps_to_target(
         metric,
     )
     sign = 1.0 if better == "low" else -1.0
-    # NaN, after a run's end, is beyond nothing.
+    # NaN, after a run's end, counts as not reached.
     hit = sign * rows <= sign * float(goal)
     sizes, rates = dataset["batch_size"].values, dataset["learning_rate"].values
     if not hit.any():
@@ -148,6 +147,7 @@ def steps_to_target(
 
 
 def _check_target(target: Any, better: str) -> None:
+    """Check the arguments `target` and `better`."""
     if isinstance(target, bool) or not isinstance(target, int | float | np.number):
         raise UserError(f"target is {target!r}: expected a number")
     if not np.isfinite(target):
@@ -157,7 +157,7 @@ def _check_target(target: Any, better: str) -> None:
 
 
 def _series(dataset: "xr.Dataset", metric: str) -> tuple["xr.DataArray", np.ndarray, np.ndarray]:
-    """The metric (B, R, S, records), and the runs' status and steps done (B, R, S)."""
+    """Return the metric (B, R, S, records), and the runs' status and steps done (B, R, S)."""
     if "steps_done" not in getattr(dataset, "data_vars", ()):
         raise UserError(f"dataset is a {type(dataset).__name__}: expected a Dataset of oj.sweep")
     dims: set[Hashable] = set(dataset.dims)
@@ -174,7 +174,7 @@ def _series(dataset: "xr.Dataset", metric: str) -> tuple["xr.DataArray", np.ndar
     extra = [str(d) for d in values.dims if d not in (*AXES, "step")]
     if extra:
         raise UserError(
-            f"dataset has the axis {' and '.join(extra)}, too: choose one value of it, as "
+            f"dataset also has the axis {' and '.join(extra)}: choose one value, as "
             f"dataset.isel({extra[0]}=0)"
         )
     if "seed" not in values.dims:
@@ -186,7 +186,7 @@ def _series(dataset: "xr.Dataset", metric: str) -> tuple["xr.DataArray", np.ndar
 def _smoothed(
     at: np.ndarray, rows: np.ndarray, window: int, metric: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Means over `window` records, and the steps in their middle."""
+    """Average over `window` records, the steps and the metric."""
     if window > len(at):
         raise UserError(f"window is {window}: expected at most the {len(at)} records of {metric}")
     if window == 1:
@@ -196,14 +196,14 @@ def _smoothed(
 
 
 def _crossing(at: np.ndarray, rows: np.ndarray, first: np.ndarray, goal: float) -> np.ndarray:
-    """Where the line from the record before `first` to it meets the goal, (B, R, S)."""
+    """Find where the line from the record before `first` to it meets the goal, (B, R, S)."""
     before = np.maximum(first - 1, 0)
     low, high = (np.take_along_axis(rows, i[..., None], -1)[..., 0] for i in (before, first))
     log = (low > 0) & (high > 0) & (goal > 0)
     a, b = (np.where(log, np.log(np.where(log, v, 1)), v) for v in (low, high))
     middle = np.where(log, np.log(goal) if goal > 0 else 0, goal)
     part = np.ones_like(a)
-    # A record that is not finite gives no line: the step is that of the first record beyond.
+    # A record that is not finite gives no line: take the step of the first record beyond.
     known = np.isfinite(a) & np.isfinite(b) & (a != b)
     np.divide(middle - a, b - a, out=part, where=known)
     return at[before] + part * (at[first] - at[before])
@@ -212,7 +212,7 @@ def _crossing(at: np.ndarray, rows: np.ndarray, first: np.ndarray, goal: float) 
 def _unreached(
     sizes: np.ndarray, rates: np.ndarray, rows: np.ndarray, sign: float, target: float, metric: str
 ) -> UserError:
-    """The refusal of a target that no run reaches; rows of `sign` times the metric."""
+    """Make the error for a target that no run reaches; rows are `sign` times the metric."""
     rows = np.where(np.isnan(rows), np.inf, rows)
     i, j, *_ = np.unravel_index(np.argmin(rows), rows.shape)
     best = sign * rows.min()
@@ -228,6 +228,7 @@ def _too_sparse(
     sizes: np.ndarray, rates: np.ndarray, hit: np.ndarray, rows: np.ndarray, first: float,
     target: float, metric: str,
 ) -> UserError:  # fmt: skip
+    """Make the error for a target that a first record has already reached."""
     i, j, k = np.argwhere(hit[..., 0])[0]
     more = ", or record more often" if first > 1 else ""
     return UserError(

@@ -1,17 +1,16 @@
-"""The learning rate of fewest steps to a target, batch size by batch size, and how sure it is.
+"""The learning rate of fewest steps to a target at each batch size, and how sure it is.
 
 The steps of a rate are the median over its seeds, with runs that failed (censored or diverged) at
 infinity: it is known while fewer than half fail, and no failure makes it smaller. A geometric mean
 is more precise where no run fails.
 
 The least of several noisy numbers is less than the least of their true values: a rate picked on
-the very seeds that then measure it looks faster than it is. Three things meet this winner's
-curse. Every bootstrap resample picks its rates anew, so that its spread holds the choice's;
-`intervals` are widened by the bias that the resamples show (they pick once more, and fall below
-the estimate as it falls below the truth); and `optimism` measures each seed at the rate that the
-others pick, by which intervals of steps are widened where it says more. The estimate itself is
-not corrected. Where rates near the best differ little, a few seeds make it some per cent too
-small, at all batch sizes alike.
+the very seeds that then measure it looks faster than it is (the winner's curse). There are three
+remedies. Every bootstrap resample picks its own rates, so that its spread holds the choice's.
+`intervals` are widened by the bias of the resamples, which pick once more, and fall below the
+estimate as it falls below the truth. And `optimism` measures each seed at the rate that the others
+pick, and widens intervals of steps where it says more. The estimate itself is not corrected: where
+rates near the best differ little, a few seeds make it some per cent too small at all batch sizes.
 
 Seeds are drawn whole, with the runs of all batch sizes and rates: a seed's start and order of
 examples are common to them.
@@ -30,14 +29,14 @@ Statistic = Literal["median", "mean"]
 
 
 class TunedRates(NamedTuple):
-    """What `tuned_rates` found; a batch at which no rate is eligible has rate NaN, steps inf."""
+    """The rate of fewest steps by batch size; where no rate is eligible, NaN, and steps inf."""
 
     sizes: np.ndarray  # (B,) batch sizes
     rate: np.ndarray  # (B,) of fewest steps
     steps: np.ndarray  # (B,) at that rate
     share: np.ndarray  # (B,) of the runs that reach the target, at the grid's best rate
     end: np.ndarray  # (B,) int, −1 or 1 where the best rate is the grid's first or last, else 0
-    optimism: np.ndarray  # (B,) steps at rates that other seeds picked, over those of one's own
+    optimism: np.ndarray  # (B,) steps at rates that other seeds pick, over those at all seeds' pick
     rate_resampled: np.ndarray  # (N, B)
     steps_resampled: np.ndarray  # (N, B)
     seeds: int  # S
@@ -51,20 +50,19 @@ def tuned_rates(
     resamples: int = 2000,
     seed: int = 0,
 ) -> TunedRates:
-    """The rate of fewest steps for every batch size, and bootstrap resamples of it over seeds.
+    """Find the rate of fewest steps at every batch size, and resample it over seeds.
 
-    Around the grid's best rate, the vertex of the parabola through it and its neighbours, in log
-    rate and log steps, if both neighbours need at most twice its steps; beyond, as at the edge of
+    The rate is the vertex of the parabola through the grid's best rate and its neighbours, in log
+    rate and log steps, if both neighbours need at most twice its steps. Beyond, as at the edge of
     divergence, steps are no parabola, and the grid's rate stands. (So the vertex is at most 9 %
     below the least that was measured on an even grid.)
 
     Args:
-      table: steps and censoring, of `steps_to_target` or `steps_table`.
-      statistic: over the seeds, ``"median"`` (in the logarithm between two) or ``"mean"``, the
-        geometric mean.
-      may_fail: the share of a rate's runs that may fail for it to be eligible: below ½; for the
-        mean, it is 0.
-      resamples: N; 0 for none.
+      table: steps and censoring, from `steps_to_target` or `steps_table`.
+      statistic: over the seeds, ``"median"`` (of two: their geometric mean) or ``"mean"``,
+        geometric.
+      may_fail: share of an eligible rate's runs that may fail, below ½; 0 for the mean.
+      resamples: N, bootstrap resamples; 0 for none.
       seed: of the resamples.
 
     Raises:
@@ -102,21 +100,21 @@ def tuned_rates(
 
 
 def _middle(logs: np.ndarray, statistic: str, may_fail: float) -> np.ndarray:
-    """The middle of the last axis' log steps, infinite where too many runs fail."""
+    """Return the middle of the last axis' log steps, infinite where too many runs fail."""
     if statistic == "mean":
         return logs.mean(-1)
     S = logs.shape[-1]
     logs = np.sort(logs, axis=-1)
-    # Rounding, as in 0.2 · 5, makes no run too many.
+    # Rounding, as in 0.2 · 5, must not make one too few.
     allowed = int(np.floor(may_fail * S + 1e-9))
     middle = (logs[..., (S - 1) // 2] + logs[..., S // 2]) / 2
     return np.where(np.isfinite(logs[..., S - 1 - allowed]), middle, np.inf)
 
 
 def least(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Where a function on the grid x (R,) is least, and its value there; y (…, R), both (…).
+    """Return where y (…, R) on the grid x (R,) is least, and its value there, (…) each.
 
-    The vertex of the parabola through three points where it serves, see `tuned_rates`.
+    It is the vertex of the parabola through three points where `tuned_rates` says so.
     """
     i = y.argmin(-1)
     at, value = x[i], np.take_along_axis(y, i[..., None], -1)[..., 0]
@@ -144,7 +142,7 @@ def _resampled(
     logs: np.ndarray, x: np.ndarray, middle: Callable[[np.ndarray], np.ndarray], resamples: int,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Log rates and log steps, (N, B) each, of seeds drawn with replacement."""
+    """Return log rates and log steps, (N, B) each, of seeds drawn with replacement."""
     B, _, S = logs.shape
     drawn = rng.integers(S, size=(resamples, S))
     found = np.empty((2, resamples, B))
@@ -157,7 +155,7 @@ def _resampled(
 
 
 def _optimism(logs: np.ndarray, middle: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """Steps of each seed at the grid's rate that the other seeds pick, over those of one pick."""
+    """Return steps of seeds at the others' pick of the rate, over those at all seeds' pick."""
     B, _, S = logs.shape
     if S < 2:
         return np.full(B, np.nan)
@@ -179,22 +177,24 @@ def intervals(
     log: bool = True,
     flattery: np.ndarray | float = 0.0,
 ) -> np.ndarray:
-    """Intervals (…, 2) of estimates (…) from their bootstrap resamples (N, …).
+    """Compute intervals (…, 2) of estimates (…) from their bootstrap resamples (N, …).
 
     exp(log θ ± t σ √(S/(S − 1))), one end further out by the bias
 
-    σ is the standard deviation of the resamples' logarithm, t the quantile of Student's t at
-    S − 1 degrees of freedom; the root mends the resamples' variance; the bias is the resamples'
-    mean less the estimate, and the end away from it moves. Percentiles of a few seeds' resamples
-    are far too narrow: none is below the least seed. But where more than a tail's share
-    of the resamples is infinite, 0, or gave no value (NaN), that end is infinite (or 0), and the
-    other is a percentile, as far out as t is.
+    σ is the standard deviation of the resamples' logarithm, t the quantile of Student's t at S − 1
+    degrees of freedom; the root corrects the resamples' variance. The bias is the resamples' mean
+    less the estimate; the end opposite the mean moves out by it. Percentiles of a few seeds'
+    resamples are far too narrow: none is below the least seed. But where more than a tail's share
+    of the resamples is infinite, 0, or NaN, that end is infinite (or 0), and the other is a
+    percentile, as far out as t is.
 
     Args:
+      point: (…) estimates.
+      resampled: (N, …).
       seeds: S, at least 2.
       level: 0.95 for 95 %.
-      log: of a positive quantity; otherwise of one on a linear scale.
-      flattery: (…), in the logarithm, how far the estimates are known to be too small: log of
+      log: whether the quantity is positive, and the interval on a logarithmic scale.
+      flattery: (…) how far the estimates are known to be too small, in the logarithm: log of
         `optimism`. The bias is at least as large.
 
     Source: Hesterberg 2015 (arXiv:1411.5279): t intervals with bootstrap standard errors, and

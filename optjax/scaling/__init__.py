@@ -1,12 +1,12 @@
-"""Scaling laws: evaluate the published ones, fit one's own with intervals, allocate a budget.
+"""Scaling laws: evaluate the published ones, fit your own with intervals, allocate a budget.
 
     points, _ = read_runs("runs.csv")
     found = fit(drop_highest(points, 5), "hoffmann")
     intervals(bootstrap(found, 4000))
     allocate_hoffmann(found.law, 1e21)
 
-Fits are in float64 whatever the process is set to; the laws and allocations are plain functions of
-JAX arrays that vmap, jit and grad.
+Fits are in float64 whatever the precision of the process; the laws and allocations are plain
+functions of JAX arrays that vmap, jit and grad.
 """
 
 from optjax.scaling.allocate import (
@@ -42,8 +42,8 @@ from optjax.scaling.laws import (
     KAPLAN_N,
     KAPLAN_ND,
     KAPLAN_NS,
-    CriticalBatch,
     Hoffmann,
+    KaplanBatch,
     KaplanND,
     KaplanNS,
     Power,
@@ -78,12 +78,12 @@ __all__ = [
     "Allocation",
     "Bootstrap",
     "Check",
-    "CriticalBatch",
     "Exponents",
     "Extrapolation",
     "Fit",
     "Hoffmann",
     "Interval",
+    "KaplanBatch",
     "KaplanFrontier",
     "KaplanND",
     "KaplanNS",

@@ -1,4 +1,4 @@
-"""How to spend a budget of compute, by each law, and where a paper contradicts itself.
+"""The best use of a budget of compute by each law, and where a paper contradicts itself.
 
 C = 6ND floating-point operations, D = BS tokens. Hoffmann's law gives N and D in closed form.
 Kaplan's gives N, the batch and the steps: training at a batch of κ B_crit costs (1 + κ) times the
@@ -18,8 +18,8 @@ from optjax.scaling.laws import (
     HOFFMANN_2022,
     KAPLAN_BATCH,
     KAPLAN_NS,
-    CriticalBatch,
     Hoffmann,
+    KaplanBatch,
     KaplanNS,
     Number,
     as_size,
@@ -30,7 +30,7 @@ from optjax.support.errors import UserError
 from optjax.support.types import Array
 
 PF_DAY = 1e15 * 24 * 3600
-"""Floating-point operations of a petaflop a second over a day."""
+"""Floating-point operations in a petaflop/s-day."""
 
 
 class Allocation(NamedTuple):
@@ -39,7 +39,7 @@ class Allocation(NamedTuple):
     N: Array  # parameters
     D: Array  # tokens
     loss: Array  # that the law predicts
-    batch: Array | None = None  # tokens a step; Kaplan's laws
+    batch: Array | None = None  # tokens per step; Kaplan's laws
     steps: Array | None = None  # S; Kaplan's laws
     least_steps: Array | None = None  # S_min; Kaplan's laws
 
@@ -62,7 +62,7 @@ KAPLAN_FRONTIER = KaplanFrontier()
 
 
 class Exponents(NamedTuple):
-    """N ∝ C^N, D ∝ C^D; of Kaplan's laws also B ∝ C^B, S ∝ C^S and L ∝ C^−L."""
+    """The powers N ∝ C^N, D ∝ C^D; for Kaplan's laws also B ∝ C^B, S ∝ C^S and L ∝ C^−L."""
 
     N: Number
     D: Number
@@ -72,23 +72,24 @@ class Exponents(NamedTuple):
 
 
 class Check(NamedTuple):
-    """An exponent that a paper prints beside the one that follows from its printed constants."""
+    """An exponent that a paper prints, and the one that follows from its printed constants."""
 
-    what: str
+    what: str  # the exponent's name
     printed: float
     computed: float
     low: float  # least that rounding of the constants allows
     high: float  # most
-    contradicts: bool  # whether printed is outside, its own rounding allowed for
+    contradicts: bool  # whether printed is outside by more than its own rounding
 
 
 def _budget(flops: ArrayLike) -> Array:
+    """Check a budget and convert it to floats."""
     _require_positive("flops", flops)
     return as_size(flops)
 
 
 def _require_positive(name: str, value: Any) -> None:
-    """A number above 0 that the process' floats can hold, where it is known."""
+    """Check that concrete numbers are above 0 and within the process' floats."""
     if isinstance(value, Tracer):
         return
     most = float(jnp.finfo(jnp.result_type(float)).max)
@@ -101,15 +102,16 @@ def _require_positive(name: str, value: Any) -> None:
 
 
 def allocate_hoffmann(law: Hoffmann, flops: ArrayLike) -> Allocation:
-    """The parameters and tokens of least loss for a budget C = 6ND.
+    """Find the parameters and tokens of least loss for a budget C = 6ND.
 
     N = G (C/6)^(β/(α+β)), D = (C/6)^(α/(α+β))/G, G = (αA/(βB))^(1/(α+β))
 
     Args:
-      law: its parameters. flops: C.
+      law: parameters of the law.
+      flops: C.
 
     Raises:
-      UserError: flops or ratio are not above 0.
+      UserError: flops is not above 0.
 
     >>> from optjax.scaling.laws import BESIROGLU_2024
     >>> best = allocate_hoffmann(BESIROGLU_2024, 5.76e23)
@@ -129,20 +131,22 @@ def allocate_hoffmann(law: Hoffmann, flops: ArrayLike) -> Allocation:
 def allocate_kaplan(
     flops: ArrayLike,
     law: KaplanNS = KAPLAN_NS,
-    batch: CriticalBatch = KAPLAN_BATCH,
+    batch: KaplanBatch = KAPLAN_BATCH,
     *,
     ratio: Number = 1.0,
 ) -> Allocation:
-    """The model, batch and steps of least loss for a budget, by Kaplan's L(N, S_min).
+    """Find the model, batch and steps of least loss for a budget, by Kaplan's L(N, S_min).
 
     C_min = C/(1 + κ), r = α_N/α_S, 1/α_C = 1/α_N + 1/α_S + 1/α_B,
     C_c = 6 N_c B* S_c (1 + r)^(1/α_S + 1/α_N) r^(−1/α_S),
     L = (C_c/C_min)^α_C, N = N_c ((1 + r)/L)^(1/α_N), S_min = C_min/(6 N B_crit)
 
     Args:
-      flops: C. law, batch: the constants.
-      ratio: κ = B/B_crit. At 1 half of the compute and twice the least steps are spent; towards 0
-        all of the budget is C_min, as in the paper's derivation, and the steps have no bound.
+      flops: C.
+      law: constants of L(N, S_min).
+      batch: constants of B_crit(L).
+      ratio: κ = B/B_crit. At κ = 1 twice the least compute and twice the least steps are spent;
+        towards 0 all of the budget is C_min, as in the paper's derivation, and S has no bound.
 
     Raises:
       UserError: flops or ratio are not above 0.
@@ -171,12 +175,16 @@ def allocate_kaplan(
 def allocate_frontier(
     flops: ArrayLike, frontier: KaplanFrontier = KAPLAN_FRONTIER, *, ratio: Number = 1.0
 ) -> Allocation:
-    """The same by Kaplan's printed powers of the budget.
+    """Find the model, batch and steps for a budget by Kaplan's printed powers.
 
     N = 1.3e9 C^0.73, B_crit = 2.0e6 C^0.24, S_min = 5.4e3 C^0.03, C = C_min in PF-days
 
+    The product 6NBS of these powers is 0.97 of C_min: D = BS is kept, not C.
+
     Args:
-      flops: C, of which C/(1 + κ) is C_min. ratio: κ, as in `allocate_kaplan`.
+      flops: C, of which C/(1 + κ) is C_min.
+      frontier: the printed powers.
+      ratio: κ, as in `allocate_kaplan`.
 
     Raises:
       UserError: flops or ratio are not above 0.
@@ -184,8 +192,7 @@ def allocate_frontier(
     >>> round(float(allocate_frontier(PF_DAY, ratio=1e-9).N) / 1e9, 3)
     1.3
 
-    Source: Kaplan et al. 2020 (arXiv:2001.08361), tables 5 and 6. Their product 6NBS is 0.97 of
-    C_min: D = BS is kept, not C.
+    Source: Kaplan et al. 2020 (arXiv:2001.08361), tables 5 and 6.
     """
     N_e, p_N, B_e, p_B, S_e, p_S, C_c, alpha_C = frontier
     _require_positive("ratio", ratio)
@@ -196,7 +203,7 @@ def allocate_frontier(
 
 
 def hoffmann_exponents(law: Hoffmann) -> Exponents:
-    """By which powers of the budget N and D grow: β/(α+β) and α/(α+β).
+    """Return the powers of the budget by which N and D grow: β/(α+β) and α/(α+β).
 
     >>> round(hoffmann_exponents(HOFFMANN_2022).N, 2)
     0.45
@@ -205,8 +212,8 @@ def hoffmann_exponents(law: Hoffmann) -> Exponents:
     return Exponents(law.beta / total, law.alpha / total)
 
 
-def kaplan_exponents(law: KaplanNS = KAPLAN_NS, batch: CriticalBatch = KAPLAN_BATCH) -> Exponents:
-    """By which powers of the budget N, B and S grow: α_C/α_N, α_C/α_B and α_C/α_S.
+def kaplan_exponents(law: KaplanNS = KAPLAN_NS, batch: KaplanBatch = KAPLAN_BATCH) -> Exponents:
+    """Return the powers of the budget by which N, B, S grow: α_C/α_N, α_C/α_B, α_C/α_S.
 
     >>> round(kaplan_exponents().N, 2)
     0.68
@@ -221,7 +228,7 @@ def kaplan_exponents(law: KaplanNS = KAPLAN_NS, batch: CriticalBatch = KAPLAN_BA
 def _check(
     what: str, printed: float, of: Callable[..., float], *constants: tuple[float, float]
 ) -> Check:
-    """Compare with of(*values), where every constant is a value and half its last digit."""
+    """Compare with of(*values), where each constant is a value and half its last digit."""
     computed = float(of(*(value for value, _ in constants)))
     corners = itertools.product(*((value - half, value + half) for value, half in constants))
     reach = [float(of(*corner)) for corner in corners]
@@ -230,7 +237,7 @@ def _check(
 
 
 def contradictions() -> list[Check]:
-    """The papers' printed exponents beside those that their printed constants give.
+    """Compare the papers' printed exponents with those of their printed constants.
 
     >>> [check.what for check in contradictions() if check.contradicts][0]
     'Kaplan: N ∝ C^p'

@@ -1,8 +1,7 @@
-"""How far a fitted law can be trusted: refits to resampled runs, all at once.
+"""The uncertainty of a fitted law: refits to resampled runs, all at once.
 
 A resample of n runs is a vector of counts: the same runs, each weighted by how often it was drawn.
-So every refit shares the runs, the program and the start (the fit to all runs), and keeps nothing
-but its θ.
+So all refits share the runs, the program and the start: the fit to all runs. Each keeps only its θ.
 """
 
 import functools
@@ -40,7 +39,7 @@ class Bootstrap(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(2, 3))
 def _counts(key: Key, first: Array, count: int, n: int) -> Array:
-    """How often each of n runs is drawn in resamples first, …, first + count − 1, (count, n)."""
+    """Count how often each of n runs is drawn in resamples first, …, first + count − 1."""
 
     def one(i: Array) -> Array:
         drawn = jax.random.randint(jax.random.fold_in(key, i), (n,), 0, n, jnp.int32)
@@ -50,12 +49,15 @@ def _counts(key: Key, first: Array, count: int, n: int) -> Array:
 
 
 def counts(key: Key, first: int, count: int, n: int) -> np.ndarray:
-    """How often each of n runs is drawn in each of `count` resamples.
+    """Count how often each of n runs is drawn in each of `count` resamples.
 
     Resample i is the same however many others are drawn, and in float32 and float64.
 
     Args:
-      key: of all resamples. first: the number of the first. count: how many. n: runs.
+      key: of all resamples.
+      first: number of the first resample.
+      count: resamples.
+      n: runs.
 
     Returns:
       (count, n) int32, each row summing to n.
@@ -63,7 +65,7 @@ def counts(key: Key, first: int, count: int, n: int) -> np.ndarray:
     >>> counts(jax.random.key(0), 0, 2, 5).sum(axis=1).tolist()
     [5, 5]
     """
-    # A power of two of them, so that few programs serve all numbers.
+    # Rounded up to a power of two, so that few programs serve all counts.
     return np.asarray(_counts(key, np.int32(first), 1 << (count - 1).bit_length(), n))[:count]
 
 
@@ -73,16 +75,17 @@ def bootstrap(
     """Refit a law to resampled runs.
 
     Args:
-      found: the fit to all runs, from where each refit starts.
-      resamples: how many; the memory does not grow with it but for the results.
+      found: the fit to all runs, where each refit starts.
+      resamples: how many; only the results take memory in proportion.
       key: of the resamples; jax.random.key(0) if None.
+      progress: called with a text and the share done.
 
     Returns:
-      The refits, in float64. A resample of too few different runs may have no minimum; such ones
-      are left out and counted.
+      The refits, in float64. A resample of too few different runs may have no minimum, and is left
+      out; `failed` counts these.
 
     Raises:
-      UserError: fewer than 2 resamples, or none that has a minimum.
+      UserError: fewer than 2 resamples, or none with a minimum.
 
     >>> from optjax.scaling.fit import fit
     >>> from optjax.scaling.table import runs
@@ -116,12 +119,12 @@ def bootstrap(
 
 
 def interval(value: Any, samples: np.ndarray) -> Interval:
-    """The 95 % percentile interval of a value from its values over the resamples.
+    """Return the 95 % percentile interval of a value, from its values over the resamples.
 
     >>> interval(2.0, np.arange(101.0)).low
     2.5
     """
-    # A scale of a law that the runs hardly identify is beyond all numbers.
+    # The scale of a law that the runs hardly identify may overflow.
     with np.errstate(all="ignore"):
         low, high = np.percentile(samples, [2.5, 97.5])
         error = float(np.std(samples, ddof=1)) if len(samples) > 1 else float("nan")
@@ -129,9 +132,9 @@ def interval(value: Any, samples: np.ndarray) -> Interval:
 
 
 def falling(refits: Bootstrap) -> Bootstrap | None:
-    """The refits whose loss falls with every size; None where the fit's own does not, or too few.
+    """Keep the refits whose loss falls with every size: only such a law has a best budget use.
 
-    Only such a law has a best use of a budget.
+    None where the loss of the fit itself does not fall, or that of fewer than two refits does.
     """
 
     def falls(law: Any) -> Any:
@@ -146,7 +149,7 @@ def falling(refits: Bootstrap) -> Bootstrap | None:
 
 
 def intervals(refits: Bootstrap) -> dict[str, Interval]:
-    """The 95 % interval and standard error of every parameter; of Hoffmann's a and b as well.
+    """Return the 95 % interval and standard error of every parameter, and of Hoffmann's a and b.
 
     N_opt ∝ C^a and D_opt ∝ C^b, a = β/(α + β), b = α/(α + β)
     """
@@ -166,9 +169,10 @@ def intervals(refits: Bootstrap) -> dict[str, Interval]:
 
 
 def predictions(refits: Bootstrap, *sizes: Any) -> np.ndarray:
-    """The loss that each refit predicts, (resamples, points).
+    """Predict the loss by each refit, (resamples, points).
 
     Args:
+      refits: from `bootstrap`.
       sizes: (points,) for each of the law's sizes, in its order.
     """
     form, fields = refits.fit.form, refits.law

@@ -1,4 +1,4 @@
-"""Fitting a scaling law by the published objective: Huber of log residuals, from many starts."""
+"""Fits of a scaling law by the published objective: Huber of log residuals, from many starts."""
 
 import itertools
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from optjax.support.console import silent
 from optjax.support.errors import UserError, whole
 
 DELTA = 1e-3
-_STARTS = 96  # of the grid, those of least objective that are minimised
+_STARTS = 96  # points of the grid, those of least objective, to minimise from
 _WHAT = {"N": "model sizes N", "D": "data sizes D", "S": "numbers of steps S"}
 
 
@@ -23,23 +23,23 @@ class Fit(NamedTuple):
     form: Form
     law: Any  # Hoffmann, Power, KaplanND or KaplanNS, each field a float
     objective: float  # Σ Huber_δ(log L − log measured)
-    runs: Runs  # those that it was fitted to
+    runs: Runs  # to which the law was fitted
     theta: np.ndarray  # (p,) the minimiser's parameters
     means: np.ndarray  # (k,) of the log sizes
     residuals: np.ndarray  # (n,) log measured − log L
     delta: float
     converged: bool
-    starts: int  # that were minimised
-    agreeing: float  # the share of them that ended at this objective
+    starts: int  # minimised
+    agreeing: float  # share of the starts that ended at this objective
 
 
 def logs(form: Form, points: Runs) -> np.ndarray:
-    """The logarithms of a law's sizes, (k, n)."""
+    """Return the logarithms of a law's sizes, (k, n)."""
     return np.log(np.stack([getattr(points, size) for size in form.sizes]))
 
 
 def drop_highest(points: Runs, count: int) -> Runs:
-    """All but the runs of the `count` highest losses.
+    """Drop the runs of the `count` highest losses.
 
     >>> from optjax.scaling.table import runs
     >>> drop_highest(runs([3.0, 9.0, 2.0], N=[1.0, 2.0, 3.0]), 1).loss.tolist()
@@ -55,7 +55,7 @@ def drop_highest(points: Runs, count: int) -> Runs:
 
 
 def check(form: Form, points: Runs) -> None:
-    """A user's mistake where the runs cannot tell the law's parameters apart.
+    """Check that the runs can tell the law's parameters apart.
 
     Raises:
       UserError: a size is not known; fewer than p + 1 runs; a size with too few different values;
@@ -75,26 +75,26 @@ def check(form: Form, points: Runs) -> None:
     for size, x in zip(form.sizes, z, strict=True):
         values = len(np.unique(x))
         if values < many:
-            have = "all are equal" if values == 1 else f"only {values} differ"
+            have = "all are equal" if values == 1 else f"only {values} are different"
             raise UserError(
                 f"of the {_WHAT[size]} {have}: the law {form.name!r} needs at least {many} "
-                f"different ones to find its exponent"
+                "different values to find its exponent"
             )
     if len(z) == 2 and abs(np.corrcoef(z)[0, 1]) > 1 - 1e-9:
         one, two = form.sizes[0], form.sizes[-1]
         raise UserError(
             f"{one} and {two} follow each other exactly: their exponents cannot be told apart; "
-            f"vary one at a fixed other, or fit power-{one.lower()}"
+            f"vary one with the other fixed, or fit power-{one.lower()}"
         )
     if np.ptp(points.loss) == 0:
         raise UserError("all losses are equal: there is no law to find in them")
 
 
 def grid(form: Form, z: np.ndarray, y: np.ndarray, means: np.ndarray) -> np.ndarray:
-    """Starts of the minimiser, (starts, p).
+    """Make the starts of the minimiser, (starts, p).
 
-    For any data: every split of the mean loss between the terms, by every pair of exponents. For
-    Hoffmann's law their grid as well: a, b in 0, 5, …, 25, e in −1, −½, …, 1, α, β in 0, ½, …, 2.
+    All splits of the median loss between the terms, with all pairs of exponents. For Hoffmann's law
+    also its authors' grid: a, b in 0, 5, …, 25, e in −1, −½, …, 1, α, β in 0, ½, …, 2.
     """
     level, k = float(np.median(y)), len(z)
     exponents = (0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
@@ -108,7 +108,7 @@ def grid(form: Form, z: np.ndarray, y: np.ndarray, means: np.ndarray) -> np.ndar
             starts += [(*a, *e, *alpha) for alpha in itertools.product(exponents, repeat=k)]
     found = np.array(starts)
     if form.name == "kaplan-nd":
-        # There each term is a share of L^(1/α_D).
+        # In this law each term is a share of L^(1/α_D).
         for i, share in ((0, found[:, :1]), (1, found[:, 1:2])):
             found[:, i : i + 1] = level + found[:, 3:] * (share - level)
     if form.name == "hoffmann":
@@ -122,7 +122,7 @@ def grid(form: Form, z: np.ndarray, y: np.ndarray, means: np.ndarray) -> np.ndar
 def prepared(
     form: Form, points: Runs, delta: float, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The means of the log sizes, z, y, and the best starts of the grid, (count, p)."""
+    """Return the means of the log sizes, z, y, and the best starts of the grid, (count, p)."""
     if not delta > 0:
         raise UserError(f"delta is {delta!r}: expected a number above 0")
     z, y = logs(form, points), np.log(points.loss)
@@ -134,7 +134,7 @@ def prepared(
 
 
 def values(form: Form, theta: np.ndarray, z: np.ndarray, y: np.ndarray, delta: float) -> np.ndarray:
-    """The objective at each θ, (starts,)."""
+    """Evaluate the objective at each θ, (starts,)."""
     with jax.enable_x64(True):
         at = jax.vmap(lambda t: huber(form.log_loss(t, z) - y, delta).sum())
         found = np.asarray(jax.jit(lambda theta: jax.lax.map(at, theta))(theta[None])[0])
@@ -142,13 +142,15 @@ def values(form: Form, theta: np.ndarray, z: np.ndarray, y: np.ndarray, delta: f
 
 
 def objective(points: Runs, law: Any, name: str = "hoffmann", *, delta: float = DELTA) -> float:
-    """What a law scores on runs: the less, the better.
+    """Compute the objective of a law on runs; less is better.
 
     Σ Huber_δ(log L − log measured)
 
     Args:
-      points: the runs. law: the parameters, as `optjax.scaling.laws` has them.
-      name: which law it is. delta: δ.
+      points: the runs.
+      law: the parameters, as in `optjax.scaling.laws`.
+      name: name of the law.
+      delta: δ.
 
     >>> from optjax.scaling.laws import HOFFMANN_2022, hoffmann_loss
     >>> from optjax.scaling.table import runs
@@ -177,11 +179,12 @@ def fit(
       law: "hoffmann", "kaplan-nd", "kaplan-ns" (its S is S_min), "power-n", "power-d", or
         "power-n-floor", "power-d-floor" with an irreducible loss.
       delta: δ, the log residual from where on a run counts linearly.
+      progress: called with a text and the share done.
 
     Returns:
-      The law and how it was found. Computed in float64 whatever the process is set to. The
-      objective is evaluated at every point of a grid of starts and minimised from the best 96;
-      `agreeing` says how many of these ended at the same least value.
+      The law and how it was found, in float64 whatever the precision of the process. The objective
+      is evaluated at every point of a grid of starts and minimised from the best 96; `agreeing`
+      says how many of these ended at the same least value.
 
     Raises:
       UserError: too few runs, or runs that cannot tell the parameters apart.
@@ -209,12 +212,13 @@ def fit(
 def _best(
     form: Form, points: Runs, means: np.ndarray, z: np.ndarray, ends: Minima, delta: float
 ) -> Fit:
+    """Make a `Fit` from the least of the minima."""
     least = int(np.argmin(np.where(np.isfinite(ends.objective), ends.objective, np.inf)))
     theta, value = ends.theta[least], float(ends.objective[least])
     with jax.enable_x64(True):
         residuals = np.log(points.loss) - np.asarray(form.log_loss(theta, z))
     law = form.kind(*map(float, form.to_law(theta, means)))
-    # Exact data end at rounding, which is no disagreement.
+    # On exact data the objectives are rounding errors, which are no disagreement.
     same = ends.objective <= value * (1 + 1e-6) + 1e-20
     return Fit(
         *(form, law, value, points, theta, means, residuals, delta),

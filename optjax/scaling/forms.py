@@ -1,11 +1,12 @@
-"""The laws as they are fitted: log L as a function of a few numbers that a minimiser likes.
+"""The laws as they are fitted: log L in parameters that suit a minimiser.
 
 Let z be the logarithms of the sizes, less their means over the runs. A sum of powers is
 
     log L = log Σ_m exp(u_m),  u_m = a_m − α_m z_m for a power,  u_m = a_m for the irreducible loss
 
-and θ = (a, α): every coefficient is positive by itself, and the mean taken off keeps a and α from
-moving together. The objective is that of Hoffmann et al.: Σ w Huber_δ(log L − log measured).
+and θ = (a, α): every coefficient is positive by construction, and subtracting the means keeps a
+and α from moving together. The objective is that of Hoffmann et al.:
+Σ w Huber_δ(log L − log measured).
 """
 
 import itertools
@@ -31,7 +32,7 @@ from optjax.support.types import Array
 
 
 class Parts(NamedTuple):
-    """What a step of the minimiser needs to know at θ."""
+    """The objective at θ and its derivatives, which a step of the minimiser uses."""
 
     value: Array  # () the objective
     gradient: Array  # (p,)
@@ -40,7 +41,7 @@ class Parts(NamedTuple):
 
 
 class Form(NamedTuple):
-    """A law as it is fitted."""
+    """A law in the parameters of the fit."""
 
     name: str
     sizes: tuple[str, ...]  # of "N", "D", "S"
@@ -54,10 +55,13 @@ class Form(NamedTuple):
     powers: int  # k of a sum of powers; 0 for another law
 
     def parts(self, theta: Array, z: Array, y: Array, w: Array, delta: Array) -> Parts:
-        """The objective and its derivatives at θ.
+        """Compute the objective and its derivatives at θ.
 
         Args:
-          theta: (p,). z: (k, n) centred log sizes. y: (n,) log losses. w: (n,) weights.
+          theta: (p,).
+          z: (k, n) centred log sizes.
+          y: (n,) log losses.
+          w: (n,) weights.
           delta: () δ, from where on a residual counts linearly.
         """
         if self.powers:
@@ -66,7 +70,7 @@ class Form(NamedTuple):
 
 
 def huber(r: Any, delta: Any) -> Array:
-    """½r² up to δ, then δ(|r| − ½δ).
+    """Compute the Huber loss: ½r² up to δ, then δ(|r| − ½δ).
 
     >>> huber(jnp.array([0.5, 3.0]), jnp.array(1.0)).tolist()
     [0.125, 2.5]
@@ -76,7 +80,7 @@ def huber(r: Any, delta: Any) -> Array:
 
 
 def _weights(r: Array, w: Array, delta: Array) -> tuple[Array, Array, Array]:
-    """By which each residual enters the gradient, the Hessian and the majoriser."""
+    """Return the weights of each run in the gradient, the Hessian and the majoriser."""
     size = jnp.abs(r)
     inside = size <= delta
     scaled = jnp.where(inside, w, w * delta / jnp.where(inside, 1, size))
@@ -91,7 +95,7 @@ def _auto_parts(
     w: Array,
     delta: Any,
 ) -> Parts:
-    """For any law, by automatic differentiation."""
+    """Compute the parts of any law by automatic differentiation."""
     r, jacobian = log_loss(theta, z) - y, jax.jacfwd(log_loss)(theta, z)
     c, inside, scaled = _weights(r, w, delta)
     bent = jax.hessian(lambda theta: jnp.sum(c * log_loss(theta, z)))(theta)
@@ -103,11 +107,11 @@ def _auto_parts(
 def _power_parts(
     powers: int, floor: bool, theta: Array, z: Array, y: Array, w: Array, delta: Any
 ) -> Parts:
-    """For a sum of powers: the second derivatives are sums over the runs of products of shares.
+    """Compute the parts of a sum of powers from sums of products of shares.
 
     With the shares π_m = exp(u_m)/Σ exp(u), ∂log L/∂θ_i = π_m(i) φ_i, where φ is 1 for a
-    coefficient and −z for an exponent, and ∂²log L/∂θ_i∂θ_j = φ_i φ_j (π_m [m(i) = m(j)] −
-    π_m(i) π_m(j)). All sums are one product of a matrix of shares by one of the features.
+    coefficient and −z for an exponent, and ∂²log L/∂θ_i∂θ_j = φ_i φ_j (π_m [m(i) = m(j)] − π_m(i)
+    π_m(j)). All sums are one matrix product of shares and features.
     """
     terms = powers + floor
     u = [theta[m] - theta[terms + m] * z[m] for m in range(powers)]
@@ -128,7 +132,7 @@ def _power_parts(
     basis = [one, *(-z[k] for k in range(powers))]
     columns = list(itertools.combinations_with_replacement(range(powers + 1), 2))
     sums = jnp.stack(rows) @ jnp.stack([basis[i] * basis[j] for i, j in columns], axis=1)
-    # Of each entry of θ: its term, and its feature in the basis.
+    # The term of each entry of θ, and its feature in the basis.
     owner = [*range(terms), *range(powers)]
     feature = [0] * terms + [1 + k for k in range(powers)]
 
@@ -153,6 +157,7 @@ def _power_parts(
 
 
 def _sum_of_powers(powers: int, floor: bool) -> Callable[[Array, Array], Array]:
+    """Make the log loss of a sum of powers, as a function of θ and z."""
     terms = powers + floor
 
     def log_loss(theta: Array, z: Array) -> Array:
@@ -178,7 +183,7 @@ def _from_hoffmann(law: Hoffmann, means: Any) -> Any:
 
 def _power(theta: Any, means: Any) -> Power:
     a, *e, alpha = np.moveaxis(theta, -1, 0)
-    # (scale/x)^α = exp(a − α(log x − mean)); an exponent near 0 has a scale beyond all numbers.
+    # (scale/x)^α = exp(a − α(log x − mean)); the scale overflows where the exponent is near 0.
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         return Power(np.exp(a / alpha + means[0]), alpha, np.exp(e[0]) if e else np.zeros_like(a))
 
@@ -207,7 +212,10 @@ def _from_kaplan_ns(law: KaplanNS, means: Any) -> Any:
 
 
 def _log_kaplan_nd(theta: Array, z: Array) -> Array:
-    """θ = (α_D log(N_c/N̄)·α_N/α_D, α_D log(D_c/D̄), α_N, α_D): each a is of the size of log L."""
+    """Compute log L of `KaplanND` in parameters of the size of log L.
+
+    θ = (α_D log(N_c/N̄)·α_N/α_D, α_D log(D_c/D̄), α_N, α_D)
+    """
     a, b, alpha_N, alpha_D = theta
     return alpha_D * jnp.logaddexp(
         (a - alpha_N * z[0]) / alpha_D,
@@ -260,10 +268,10 @@ FORMS = {
 
 
 def form_of(name: str) -> Form:
-    """A law by its name.
+    """Look up a law by its name.
 
     Raises:
-      UserError: there is none of that name.
+      UserError: no law has the name.
 
     >>> form_of("hoffmann").parameters
     5

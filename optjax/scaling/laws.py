@@ -1,8 +1,8 @@
-"""The published scaling laws of language models: what loss a size, a data set, a budget buys.
+"""Published scaling laws of language models: the loss for a model size, data and steps.
 
 N is the number of parameters, D of tokens, S of steps, B the batch in tokens, C the floating-point
-operations of training, all real numbers or arrays that broadcast; a loss is in nats a token. Every
-function is plain `jax.numpy`: batch over the laws' fields or differentiate by them at will.
+operations of training, all real numbers or arrays that broadcast; a loss is in nats per token.
+Every function is plain `jax.numpy`: batch over the laws' fields or differentiate by them at will.
 """
 
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ Number = Any
 class Hoffmann(NamedTuple):
     """Parameters of L(N, D) = E + A/N^α + B/D^β."""
 
-    E: Number  # () irreducible loss, nats a token
+    E: Number  # () irreducible loss, nats per token
     A: Number  # ()
     B: Number  # ()
     alpha: Number  # ()
@@ -54,7 +54,7 @@ class KaplanNS(NamedTuple):
     alpha_S: Number  # ()
 
 
-class CriticalBatch(NamedTuple):
+class KaplanBatch(NamedTuple):
     """Parameters of B_crit(L) = B*/L^(1/α_B)."""
 
     B_star: Number  # () tokens
@@ -73,7 +73,7 @@ KAPLAN_ND = KaplanND(6.4e13, 1.8e13, 0.076, 0.103)
 KAPLAN_NS = KaplanNS(6.5e13, 2.1e3, 0.077, 0.76)
 """Kaplan et al. 2020, table 3."""
 
-KAPLAN_BATCH = CriticalBatch(2e8, 0.21)
+KAPLAN_BATCH = KaplanBatch(2e8, 0.21)
 """Kaplan et al. 2020, eq. 1.4; their table 5 prints 2.1e8."""
 
 HOFFMANN_2022 = Hoffmann(1.69, 406.4, 410.7, 0.34, 0.28)
@@ -84,7 +84,7 @@ BESIROGLU_2024 = Hoffmann(1.8172, 482.01, 2085.43, 0.3478, 0.3658)
 
 
 def as_size(x: ArrayLike) -> Array:
-    """A size as a float: of parameters, tokens and FLOPs integers of JAX have too few bits."""
+    """Convert a size to floats: JAX's integers have too few bits for tokens and FLOPs."""
     if isinstance(x, int):
         x = float(x)
     array = jnp.asarray(x if isinstance(x, jax.Array) else np.asarray(x, float))
@@ -92,13 +92,14 @@ def as_size(x: ArrayLike) -> Array:
 
 
 def hoffmann_loss(law: Hoffmann, N: ArrayLike, D: ArrayLike) -> Array:
-    """The loss of N parameters trained on D tokens.
+    """Predict the loss of N parameters trained on D tokens.
 
     L(N, D) = E + A/N^α + B/D^β
 
     Args:
-      law: its parameters.
-      N: parameters. D: tokens; they broadcast.
+      law: parameters of the law.
+      N: parameters of the model.
+      D: tokens; N and D broadcast.
 
     >>> round(float(hoffmann_loss(HOFFMANN_2022, 70e9, 1.4e12)), 2)
     1.94
@@ -110,13 +111,13 @@ def hoffmann_loss(law: Hoffmann, N: ArrayLike, D: ArrayLike) -> Array:
 
 
 def power_loss(law: Power, x: ArrayLike) -> Array:
-    """The loss where one size alone binds.
+    """Predict the loss where one size alone binds.
 
     L(x) = E + (scale/x)^exponent
 
     Args:
-      law: its parameters.
-      x: parameters, tokens, or what else the law is in.
+      law: parameters of the law.
+      x: the size, in units of the law's scale: parameters or tokens.
 
     >>> round(float(power_loss(KAPLAN_N, 1.5e9)), 2)
     2.3
@@ -128,13 +129,14 @@ def power_loss(law: Power, x: ArrayLike) -> Array:
 
 
 def kaplan_nd_loss(law: KaplanND, N: ArrayLike, D: ArrayLike) -> Array:
-    """The loss of N parameters on D tokens, training stopped before it overfits.
+    """Predict the loss of N parameters on D tokens, training stopped before it overfits.
 
     L(N, D) = [(N_c/N)^(α_N/α_D) + D_c/D]^α_D
 
     Args:
-      law: its parameters.
-      N: parameters. D: tokens; they broadcast.
+      law: parameters of the law.
+      N: parameters of the model.
+      D: tokens; N and D broadcast.
 
     >>> round(float(kaplan_nd_loss(KAPLAN_ND, 1.5e9, 22e9)), 2)
     2.31
@@ -146,13 +148,14 @@ def kaplan_nd_loss(law: KaplanND, N: ArrayLike, D: ArrayLike) -> Array:
 
 
 def kaplan_ns_loss(law: KaplanNS, N: ArrayLike, S_min: ArrayLike) -> Array:
-    """The loss of N parameters after S_min steps, data without end.
+    """Predict the loss of N parameters after S_min steps on unlimited data.
 
     L(N, S_min) = (N_c/N)^α_N + (S_c/S_min)^α_S
 
     Args:
-      law: its parameters.
-      N: parameters. S_min: steps at a batch far above the critical one; `least_steps` gives them.
+      law: parameters of the law.
+      N: parameters of the model.
+      S_min: steps at a batch far above the critical one, as from `least_steps`.
 
     >>> round(float(kaplan_ns_loss(KAPLAN_NS, 1.5e9, 1e5)), 2)
     2.33
@@ -163,10 +166,14 @@ def kaplan_ns_loss(law: KaplanNS, N: ArrayLike, S_min: ArrayLike) -> Array:
     return (N_c / as_size(N)) ** alpha_N + (S_c / as_size(S_min)) ** alpha_S
 
 
-def critical_batch(law: CriticalBatch, loss: ArrayLike) -> Array:
-    """The batch at which twice the least steps and twice the least tokens reach a loss.
+def critical_batch(law: KaplanBatch, loss: ArrayLike) -> Array:
+    """Return the batch at which a loss takes twice the least steps and twice the least tokens.
 
     B_crit(L) = B*/L^(1/α_B), in tokens
+
+    Args:
+      law: constants of B_crit.
+      loss: L, nats per token.
 
     >>> round(float(critical_batch(KAPLAN_BATCH, 2.5)) / 1e6, 1)
     2.5
@@ -178,9 +185,14 @@ def critical_batch(law: CriticalBatch, loss: ArrayLike) -> Array:
 
 
 def least_steps(S: ArrayLike, B: ArrayLike, B_crit: ArrayLike) -> Array:
-    """The steps that a batch without bound would have needed where S were taken at B.
+    """Return the steps that an unbounded batch would have needed where S were taken at B.
 
     S_min = S/(1 + B_crit/B)
+
+    Args:
+      S: steps taken.
+      B: batch, in tokens.
+      B_crit: critical batch, in tokens.
 
     >>> float(least_steps(1000.0, 2e6, 2e6))
     500.0
@@ -191,9 +203,14 @@ def least_steps(S: ArrayLike, B: ArrayLike, B_crit: ArrayLike) -> Array:
 
 
 def training_flops(N: ArrayLike, B: ArrayLike, S: ArrayLike) -> Array:
-    """The floating-point operations of S steps at a batch of B tokens.
+    """Count the floating-point operations of S steps at a batch of B tokens.
 
-    C = 6NBS: two a parameter and token forwards, four backwards; D = BS tokens in all.
+    C = 6NBS: per parameter and token two forwards and four backwards; D = BS tokens in all.
+
+    Args:
+      N: parameters of the model.
+      B: batch, in tokens.
+      S: steps.
 
     >>> f"{float(training_flops(1e9, 1e6, 1e4)):.3g}"
     '6e+19'

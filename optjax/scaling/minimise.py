@@ -4,8 +4,8 @@ With δ = 1e-3 the Huber objective is nearly a sum of absolute values: its Hessi
 within δ alone and may have either sign, and quasi-Newton methods need fifty evaluations to learn
 it. A step here solves (H + λG)s = −g, H exact and G the majoriser of iteratively reweighted least
 squares: λ → 0 is Newton's method, which ends in few steps once the runs within δ stay the same; a
-large λ is a small step in the metric that the reweighted problem sees. λ falls by 10 after a step
-that lowers the objective and rises by 4 after one that does not, or whose matrix is not positive.
+large λ is a small step in the metric of the reweighted problem. λ falls by 10 after a step that
+lowers the objective and rises by 4 after one that does not, or whose matrix is not positive.
 
 Most fits end in eight steps and few need thirty. So a tile is a queue of fits and fewer lanes that
 step together; a lane whose fit has ended takes the next one, and none waits for the slowest.
@@ -25,23 +25,25 @@ from optjax.support.console import silent
 from optjax.support.types import Array
 
 Progress = Callable[[str, float], None]
-_TOLERANCE = 1e-10  # of the decrease that a step promises, beside the objective
+_TOLERANCE = 1e-10  # of the decrease that a step promises, relative to the objective
 _ITERATIONS = 200
 _DAMPING = 1e-2
 _POINTS = 1 << 13  # runs × lanes of a tile: its arrays stay in a core's cache
-_QUEUE = 16  # fits a lane and tile
+_QUEUE = 16  # fits per lane of a tile
 
 
 class Minima(NamedTuple):
-    """Where each lane ended."""
+    """The ends of the fits."""
 
-    theta: Any  # (lanes, p) float64
-    objective: Any  # (lanes,) float64
-    converged: Any  # (lanes,) bool: the next step promises nothing
-    steps: Any  # (lanes,) int32
+    theta: Any  # (fits, p) float64
+    objective: Any  # (fits,) float64
+    converged: Any  # (fits,) bool: the next step promises no decrease
+    steps: Any  # (fits,) int32
 
 
 class _Lane(NamedTuple):
+    """The state of one fit."""
+
     theta: Array  # (p,)
     parts: Any  # Parts at θ
     damping: Array  # () λ
@@ -51,23 +53,24 @@ class _Lane(NamedTuple):
 
 
 class _State(NamedTuple):
+    """The state of a tile."""
+
     lanes: Any  # _Lane, each field (lanes, ...)
-    fit: Array  # (lanes,) int32, which fit of the queue it has; beyond the queue: none
+    fit: Array  # (lanes,) int32, index of its fit in the queue; beyond the queue: none
     taken: Array  # () int32, fits that some lane has taken
     ends: Minima  # each field (queue, ...)
 
 
 def lanes_of(points: int) -> int:
-    """How many fits of so many runs step together."""
+    """Return how many fits of so many runs step together."""
     return max(1, min(32, _POINTS // max(points, 1)))
 
 
 def memory(form: Form, points: int, lanes: int | None = None) -> int:
-    """Bytes that the tiles in flight hold at once, whatever the number of fits.
+    """Count the bytes that the tiles in flight hold at once, whatever the number of fits.
 
-    A tile keeps the weights of its queue, and for each of its lanes and runs the rows of sums (3
-    and twice 6 for Hoffmann's law) or the Jacobian and its derivatives, with as much again while
-    they are made.
+    A tile keeps the weights of its queue and, per lane and run, the rows of sums (3 and twice 6 for
+    Hoffmann's law) or the Jacobian and its derivatives, with as many again while they are computed.
 
     >>> from optjax.scaling.forms import FORMS
     >>> memory(FORMS["hoffmann"], 240, 32) < 2**23 * threads()
@@ -90,17 +93,20 @@ def minimise(
     progress: Progress = silent,
     text: str = "fits",
 ) -> Minima:
-    """Minimise the objective of every lane from its start.
+    """Minimise the objective of every fit from its start.
 
     Args:
-      form: the law. z: (k, n) centred log sizes. y: (n,) log losses.
-      weights: (first, count) -> (count, n), those of a tile's lanes, made when the tile is run.
-      starts: (lanes, p) θ to start from.
+      form: the law.
+      z: (k, n) centred log sizes.
+      y: (n,) log losses.
+      weights: (first, count) -> (count, n), those of a tile's fits, made when the tile is run.
+      starts: (fits, p) θ to start from.
       delta: δ of the Huber loss.
-      progress: told after each tile.
+      progress: called after each tile with a text and the share done.
+      text: name of the fits in that text.
 
     Returns:
-      Where each lane ended, in float64 whatever the process is set to.
+      The end of each fit, in float64 whatever the precision of the process.
     """
     count, lanes = len(starts), lanes_of(len(y))
     queue = _QUEUE * lanes
@@ -128,7 +134,7 @@ def minimise(
 def _tile(
     form: Form, lanes: int, z: Array, y: Array, w: Array, starts: Array, count: Array, delta: Array
 ) -> Minima:
-    """The first `count` fits of a queue, by so many lanes."""
+    """Run the first `count` fits of a queue on so many lanes."""
     queue, p = starts.shape
     least = 1e-12 * delta**2 * y.shape[0]
     empty = Minima(
@@ -138,7 +144,7 @@ def _tile(
     eye = jnp.eye(p, dtype=starts.dtype)
 
     def fresh(theta: Array) -> _Lane:
-        """A lane whose first step stays where it is, and so finds out what θ is worth."""
+        """Make a lane whose first step does not move, and so evaluates the objective at θ."""
         no, worst = jnp.zeros((), bool), jnp.full((), jnp.inf, theta.dtype)
         first = Parts(worst, jnp.zeros_like(theta), eye, eye)
         damping = jnp.full((), 10 * _DAMPING, theta.dtype)
@@ -171,6 +177,7 @@ def _tile(
 
 
 def _step(lane: _Lane, parts: Callable[[Array], Parts], least: Array) -> _Lane:
+    """Take a damped Newton step, where it does not raise the objective."""
     theta, (value, g, hessian, major), damping = lane.theta, lane.parts, lane.damping
     ridge = 1e-9 * jnp.trace(major) * jnp.eye(theta.shape[0], dtype=theta.dtype)
     move = -_solve(hessian + damping * (major + ridge), g)
@@ -179,7 +186,7 @@ def _step(lane: _Lane, parts: Callable[[Array], Parts], least: Array) -> _Lane:
     promised = -jnp.sum(g * move)
     new = parts(theta + move)
     better = sound & (new.value <= value)
-    # At the minimum rounding alone decides whether the objective falls, and exact data have none.
+    # At the minimum rounding alone decides whether the objective falls; on exact data it is 0.
     small = promised <= _TOLERANCE * (value + least)
     ends = sound & small & (damping < 1) & jnp.isfinite(value)
     theta, kept = jax.tree.map(
@@ -192,7 +199,7 @@ def _step(lane: _Lane, parts: Callable[[Array], Parts], least: Array) -> _Lane:
 
 
 def _solve(matrix: Array, g: Array) -> Array:
-    """By Cholesky, written out: NaN where the matrix is not positive; LAPACK's is slow on 5 × 5."""
+    """Solve by Cholesky, written out (LAPACK is slow on 5 × 5); NaN if not positive definite."""
     p = g.shape[0]
     low: list[list[Any]] = [[None] * p for _ in range(p)]
     for j in range(p):

@@ -1,4 +1,4 @@
-"""What a fitted law hangs on: outliers, single runs; and how well it foretells larger ones."""
+"""The sensitivity of a fitted law to outliers and single runs; its prediction of larger runs."""
 
 from typing import Any, NamedTuple
 
@@ -14,34 +14,35 @@ from optjax.support.console import silent
 from optjax.support.errors import UserError, whole
 from optjax.support.types import Key
 
-_STARTS = 16  # of each of the fits without outliers
+_STARTS = 16  # of each fit without outliers
 
 
 class Sensitivity(NamedTuple):
     """A law fitted again without some of the runs."""
 
-    left_out: np.ndarray  # (fits,) of `outliers` how many, of `leave_one_out` which run
+    left_out: np.ndarray  # (fits,) how many (`outliers`) or which run (`leave_one_out`)
     law: Any  # each field (fits,)
     objective: np.ndarray  # (fits,) over the runs that stayed
     converged: np.ndarray  # (fits,) bool
 
 
 class Extrapolation(NamedTuple):
-    """Larger runs foretold from smaller ones."""
+    """Larger runs predicted from smaller ones."""
 
     fit: Fit  # to the smaller runs
     held_out: Runs  # the larger ones
     predicted: np.ndarray  # (m,) loss
-    low: np.ndarray  # (m,) 2.5 % of what a new run would score, by refits and residuals
-    high: np.ndarray  # (m,) 97.5 %
-    covered: float  # the share of the held-out losses between low and high
+    low: np.ndarray  # (m,) 2.5 % quantile of a new run's loss, by refits and residuals
+    high: np.ndarray  # (m,) 97.5 % quantile
+    covered: float  # share of the held-out losses between low and high
     error: float  # root mean square of log measured − log predicted
-    bias: float  # mean of the same: above 0 where runs came out worse than foretold
+    bias: float  # mean of the same: above 0 where runs were worse than predicted
 
 
 def _refits(
     form: Form, z: Any, y: Any, weights: Any, starts: Any, delta: float, progress: Progress
 ) -> Minima:
+    """Refit the law with weights (fits, n) of the runs."""
     return minimise(
         *(form, z, y, lambda first, count: weights[first : first + count], starts),
         delta=delta, progress=progress, text="refits",
@@ -52,10 +53,14 @@ def outliers(
     points: Runs, law: str = "hoffmann", most: int = 10, *, delta: float = DELTA,
     progress: Progress = silent,
 ) -> Sensitivity:  # fmt: skip
-    """A law fitted without the k highest losses, k = 0, …, most.
+    """Fit a law without the k highest losses, k = 0, …, most.
 
     Args:
-      points: the runs, outliers and all. law: as for `fit`. most: the largest k.
+      points: the runs, with outliers.
+      law: as for `fit`.
+      most: the largest k.
+      delta: as for `fit`.
+      progress: as for `fit`.
 
     Returns:
       The fits, each the best from 16 starts and from where the others ended.
@@ -80,14 +85,14 @@ def outliers(
         weights[k, order[-k:]] = 0
 
     def best(starts: np.ndarray) -> Minima:
-        """Of each k the least minimum; runs of weight 0 are as good as dropped."""
+        """Return the least minimum for each k; runs of weight 0 count as dropped."""
         tiled = np.tile(starts, (most + 1, 1))
         ends = _refits(form, z, y, np.repeat(weights, len(starts), axis=0), tiled, delta, progress)
         values = np.where(np.isfinite(ends.objective), ends.objective, np.inf)
         i = np.argmin(values.reshape(most + 1, -1), axis=1) + np.arange(most + 1) * len(starts)
         return Minima(*(x[i] for x in ends))
 
-    # The starts are ranked on all runs; what one k ended at serves the others as well.
+    # The starts are ranked on all runs; the ends of one k are starts for the others.
     ends = best(starts)
     ends = best(ends.theta)
     made = form.to_law(ends.theta, means)
@@ -95,13 +100,14 @@ def outliers(
 
 
 def leave_one_out(found: Fit, *, progress: Progress = silent) -> Sensitivity:
-    """A law fitted without each run in turn.
+    """Fit a law without each run in turn.
 
     Args:
-      found: the fit to all runs, from where each refit starts.
+      found: the fit to all runs, where each refit starts.
+      progress: as for `fit`.
 
     Returns:
-      The fits, one a run; how far a field moves from the fit's is the influence of that run.
+      The fits, one per run. How far a field moves from the fit's is the influence of that run.
 
     >>> from optjax.scaling.table import runs
     >>> N = np.geomspace(1e6, 1e9, 8)
@@ -130,21 +136,25 @@ def extrapolate(
     delta: float = DELTA,
     progress: Progress = silent,
 ) -> Extrapolation:
-    """Fit the smaller runs, foretell the larger ones, and see how far off that was.
+    """Fit the smaller runs, predict the larger ones, and measure the error.
 
     The interval of a held-out run is that of L(θ*) exp(r*): θ* a bootstrap refit of the smaller
-    runs, r* one of their log residuals drawn at random, so that it holds both how uncertain the
-    law is and how far single runs lie from it. It cannot hold a law that bends further out, or
-    runs that scatter more there: on the published runs some 60 % of the largest lie within.
+    runs, r* one of their log residuals drawn at random. So it holds both how uncertain the law is
+    and how far single runs lie from the law. It cannot hold a law that bends further out, or runs
+    that scatter more there: on the published runs some 60 % of the largest lie within.
 
     Args:
-      points: the runs. law: as for `fit`.
+      points: the runs.
+      law: as for `fit`.
       share: the part of the runs, the smallest by `by`, that is fitted.
       by: "C", "N", "D" or "S"; by default C where it is known, else the law's last size.
-      resamples: of the bootstrap. key: of it; jax.random.key(0) if None.
+      resamples: of the bootstrap.
+      key: of the bootstrap; jax.random.key(0) if None.
+      delta: as for `fit`.
+      progress: as for `fit`.
 
     Returns:
-      What was foretold, and how much of what was measured lies within its 95 % intervals.
+      The predictions, and the share of the measured losses within their 95 % intervals.
 
     Raises:
       UserError: a share out of (0, 1), too few runs on either side, a size that is not known.
@@ -152,8 +162,8 @@ def extrapolate(
     >>> from optjax.scaling.table import runs
     >>> N = np.geomspace(1e6, 1e9, 12)
     >>> noisy = runs(5 * N**-0.1 * np.exp(0.01 * np.cos(9 * N)), N)
-    >>> foretold = extrapolate(noisy, "power-n", resamples=50)
-    >>> len(foretold.predicted), foretold.error < 0.02
+    >>> found = extrapolate(noisy, "power-n", resamples=50)
+    >>> len(found.predicted), found.error < 0.02
     (4, True)
     """
     form = form_of(law)
@@ -166,7 +176,7 @@ def extrapolate(
     order = np.argsort(getattr(points, by), kind="stable")
     cut = round(share * len(order))
     if cut >= len(order):
-        raise UserError(f"share is {share!r}: no run of {len(order)} is left to foretell")
+        raise UserError(f"share is {share!r}: no run of {len(order)} is left to predict")
     small, large = points.take(np.sort(order[:cut])), points.take(np.sort(order[cut:]))
     check(form, small)
     found = fit(small, law, delta=delta, progress=progress)

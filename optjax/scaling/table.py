@@ -1,4 +1,4 @@
-"""The runs that a law is fitted to, and how they are read from a CSV file, whatever it holds."""
+"""The runs that a law is fitted to, from arrays or from a CSV file."""
 
 import csv
 import math
@@ -31,7 +31,7 @@ _NAMES = {
 
 
 class Runs(NamedTuple):
-    """What was trained, and the loss it reached; what is not known is None."""
+    """The sizes and losses of trained models; unknown sizes are None."""
 
     loss: np.ndarray  # (n,) above 0
     N: np.ndarray | None = None  # (n,) parameters
@@ -40,7 +40,7 @@ class Runs(NamedTuple):
     C: np.ndarray | None = None  # (n,) floating-point operations
 
     def take(self, which: Any) -> "Runs":
-        """Some of the runs."""
+        """Select runs by index or mask."""
         return Runs(self.loss[which], *(None if x is None else x[which] for x in self[1:]))
 
 
@@ -51,10 +51,14 @@ def runs(
     S: ArrayLike | None = None,
     C: ArrayLike | None = None,
 ) -> Runs:
-    """Runs from arrays; of N, D and C the one that is missing is made from C = 6ND.
+    """Make runs from arrays; compute the one of N, D and C that is missing by C = 6ND.
 
     Args:
-      loss, N, D, S, C: (n,) each, above 0.
+      loss: (n,) above 0.
+      N: (n,) parameters, above 0.
+      D: (n,) tokens, above 0.
+      S: (n,) steps, above 0.
+      C: (n,) floating-point operations, above 0.
 
     Raises:
       UserError: shapes that differ, a value that is not a finite number above 0.
@@ -73,10 +77,13 @@ def runs(
 
 
 def _array(name: str, values: ArrayLike) -> np.ndarray:
+    """Convert values to a float64 array (n,); check that they are finite and above 0."""
     try:
         x = np.asarray(values, np.float64)
     except (TypeError, ValueError):
-        raise UserError(f"{name} holds what is no number: expected numbers above 0") from None
+        raise UserError(
+            f"{name} holds values that are not numbers: expected numbers above 0"
+        ) from None
     if x.ndim != 1:
         raise UserError(f"{name} has shape {x.shape}: expected one dimension")
     bad = np.flatnonzero(~(np.isfinite(x) & (x > 0)))
@@ -86,6 +93,7 @@ def _array(name: str, values: ArrayLike) -> np.ndarray:
 
 
 def _completed(arrays: Mapping[str, np.ndarray]) -> Runs:
+    """Make runs; compute the one of N, D and C that is missing by C = 6ND."""
     found = dict(arrays)
     N, D, C = found.get("N"), found.get("D"), found.get("C")
     made = None
@@ -109,21 +117,21 @@ def _completed(arrays: Mapping[str, np.ndarray]) -> Runs:
 def read_runs(
     path: str | Path, columns: Mapping[str, str] | None = None, needed: Sequence[str] = ("loss",)
 ) -> tuple[Runs, dict[str, str]]:
-    """Runs from a CSV file with a header line.
+    """Read runs from a CSV file with a header line.
+
+    Nothing in the file is evaluated; only the columns used are read as numbers.
 
     Args:
       path: the file, at most 64 MiB and a million lines, UTF-8.
       columns: the column of each of "N", "D", "S", "C", "loss"; those left out are found by their
         usual names (params, Model Size, tokens, Training FLOP, steps, ...).
-      needed: what must be there; N and D can each be made from the other and C = 6ND.
+      needed: quantities that must be there; N and D can each be computed from the other by C = 6ND.
 
     Returns:
-      The runs, and which column each quantity was read from.
+      The runs, and the column that each quantity was read from.
 
     Raises:
-      UserError: one line that names the file and the line number, the value and what to do.
-
-    Nothing in the file is evaluated; only the columns used are read as numbers.
+      UserError: the file is no such table; one line names the file, line and value, with a remedy.
     """
     path = Path(path)
     lines = _rows(path)
@@ -152,7 +160,7 @@ def read_runs(
 
 
 def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """The lines that hold anything, each with its number."""
+    """Yield the lines that are not blank, each with its number."""
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
@@ -175,7 +183,7 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(
             f"{str(path)!r} is no UTF-8 text (byte {error.start}): expected a CSV file"
         ) from None
-    # Bytes stay with us, so that the file may change meanwhile without harm.
+    # All bytes are read: the file may change meanwhile without harm.
     reader = csv.reader(text.splitlines(keepends=True), skipinitialspace=True)
     try:
         for row in reader:
@@ -186,13 +194,14 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
 
 
 def _plain(name: str) -> str:
+    """Reduce a name to its lower-case letters and digits."""
     return "".join(c for c in name.lower() if c.isalnum())
 
 
 def _columns(
     path: str, header: list[str], named: dict[str, str], needed: Sequence[str]
 ) -> dict[str, int]:
-    """The column of each quantity that is there."""
+    """Find the column of each quantity that is there."""
     for quantity in named:
         if quantity not in _NAMES:
             raise UserError(
@@ -225,12 +234,13 @@ def _columns(
 
 
 def _near(name: str, header: list[str]) -> str:
-    """The nearest names of the header, however long that is."""
+    """Suggest the nearest names of the header, in a text of bounded length."""
     hint = nearest(name, header[:1000])
     return hint if len(hint) <= 200 else f"{hint[:200]}…"
 
 
 def _number(path: str, line: int, column: str, text: str) -> float:
+    """Parse a cell as a finite number above 0."""
     try:
         value = float(text) if "_" not in text else math.nan
     except ValueError:

@@ -1,1 +1,1 @@
-"""What a run should do, in closed form: least squares and the noisy quadratic."""
+"""Closed forms for training runs: least squares and the noisy quadratic."""

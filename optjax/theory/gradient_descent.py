@@ -1,7 +1,7 @@
-"""Gradient descent on least squares in closed form: one step, and T of them in the SVD basis.
+"""Gradient descent on least squares in closed form: one step, and T steps in the SVD basis.
 
-Notation, shapes and checks are those of `optjax.theory.solutions`; the loss is k‖Xw − t‖² with
-k = 1/n unless `scale` says otherwise.
+Notation, shapes and checks are those of `optjax.theory.solutions`. The loss is k‖Xw − t‖², with
+k = 1/n unless `scale` sets it.
 """
 
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from optjax.theory import solutions
 def _start(
     X: ArrayLike, t: ArrayLike, w0: ArrayLike, scale: float | None
 ) -> tuple[Array, Array, Array, float]:
-    """X, w0, the residual a and the loss's factor k: what every trajectory below begins with."""
+    """Check the arguments; return X, w0, the residual a = Xw0 − t and the loss's factor k."""
     X = solutions.array("X", X, 2)
     t, w0 = solutions.targets(X, t), solutions.weights(X, w0)
     return X, w0, X @ w0 - t, 1.0 / X.shape[0] if scale is None else scale
@@ -29,19 +29,19 @@ def one_step_loss(
     eta: ArrayLike,
     scale: float | None = None,
 ) -> Float[Array, ""]:
-    """The loss after one gradient step on k‖Xw − t‖².
+    """Return the loss after one gradient step on k‖Xw − t‖².
 
     L1(η) = k‖(I − 2kη XXᵀ)a‖²
 
     Args:
-        X: (n, d).
-        t: (n,).
-        w0: (d,).
-        eta: (), the learning rate η.
-        scale: the loss's factor k; 1/n if None.
+      X: (n, d).
+      t: (n,).
+      w0: (d,).
+      eta: () learning rate η.
+      scale: factor k of the loss; 1/n if None.
 
     Raises:
-        UserError: shapes do not fit, or a value is not finite.
+      UserError: shapes do not fit, or a value is not finite.
 
     >>> float(one_step_loss([[1.0]], [1.0], [0.0], eta=0.5))
     0.0
@@ -58,15 +58,14 @@ def one_step_hypergradient(
     eta: ArrayLike,
     scale: float | None = None,
 ) -> Float[Array, ""]:
-    """The derivative of `one_step_loss` by the learning rate.
+    """Return the derivative of `one_step_loss` with respect to the learning rate.
 
     dL1/dη = −4k² aᵀXXᵀ(I − 2kη XXᵀ)a
 
-    Args:
-        X, t, w0, eta, scale: as `one_step_loss`.
+    The arguments are those of `one_step_loss`.
 
     Raises:
-        UserError: shapes do not fit, or a value is not finite.
+      UserError: shapes do not fit, or a value is not finite.
 
     >>> float(one_step_hypergradient([[1.0]], [1.0], [0.0], eta=0.0))
     -4.0
@@ -85,25 +84,24 @@ def optimal_learning_rate(
     batch_size: ArrayLike | None = None,
     replacement: bool = True,
 ) -> Float[Array, ""]:
-    """The learning rate that minimises `one_step_loss`, or `one_step_expected_loss` of a batch.
+    """Return the learning rate that minimises `one_step_loss`, or `one_step_expected_loss`.
 
     η* = ‖Xᵀa‖²/(2k‖XXᵀa‖²), with k = 1/n: (n/2)‖Xᵀa‖²/‖XXᵀa‖²
 
     For mini-batches η* = ‖g‖²/(gᵀHg + tr(HC_b)), with g the gradient, H = 2kXᵀX the curvature
-    and C_b the covariance of the mini-batch gradient. It is short-sighted: the best rate for one
-    step, not for many.
+    and C_b the covariance of the mini-batch gradient. The rate is greedy: best for one step.
 
     Args:
-        X: (n, d).
-        t: (n,).
-        w0: (d,), where the gradient does not vanish.
-        scale: the loss's factor k; 1/n if None.
-        batch_size: b, examples of a mini-batch, may be traced; all of them if None.
-        replacement: whether a mini-batch is drawn with replacement.
+      X: (n, d).
+      t: (n,).
+      w0: (d,), where the gradient does not vanish.
+      scale: factor k of the loss; 1/n if None.
+      batch_size: () examples b of a mini-batch, may be traced; all n if None.
+      replacement: whether a mini-batch is drawn with replacement.
 
     Raises:
-        UserError: shapes do not fit, a value is not finite, the batch size is out of range, or
-            the gradient at w0 is zero to the last bit (with mini-batches: every example's).
+      UserError: shapes do not fit, a value is not finite, the batch size is out of range, or the
+        gradient at w0 is exactly zero (with mini-batches: that of every example).
 
     >>> float(optimal_learning_rate([[1.0]], [1.0], [0.0]))
     0.5
@@ -131,7 +129,7 @@ def one_step_expected_loss(
     batch_size: ArrayLike,
     replacement: bool = True,
 ) -> Float[Array, ""]:
-    """The loss expected after one step along the gradient of a random mini-batch.
+    """Return the expected loss after one step along the gradient of a random mini-batch.
 
     E L1(η) = L1(η) + ½η² tr(HC_b), C_b = C/b · (1, or without replacement (n − b)/(n − 1))
 
@@ -139,12 +137,16 @@ def one_step_expected_loss(
     n gradients, for O(nd min(n, d)) operations.
 
     Args:
-        X, t, w0, eta, scale: as `one_step_loss`.
-        batch_size: b, examples of the mini-batch; may be traced.
-        replacement: whether the mini-batch is drawn with replacement.
+      X: (n, d).
+      t: (n,).
+      w0: (d,).
+      eta: () learning rate η.
+      scale: factor k of the loss; 1/n if None.
+      batch_size: () examples b of the mini-batch; may be traced.
+      replacement: whether the mini-batch is drawn with replacement.
 
     Raises:
-        UserError: shapes do not fit, a value is not finite, or the batch size is out of range.
+      UserError: shapes do not fit, a value is not finite, or the batch size is out of range.
 
     >>> float(one_step_expected_loss([[1.0], [1.0]], [1.0, 3.0], [2.0], 0.5, batch_size=1))
     2.0
@@ -157,7 +159,7 @@ def one_step_expected_loss(
 def _noise_cost(
     X: Array, a: Array, k: float, batch_size: ArrayLike, replacement: bool
 ) -> Float[Array, ""]:
-    """tr(HC_b): twice the loss that the noise of a mini-batch's gradient adds at η = 1."""
+    """Return tr(HC_b), twice the loss that the noise of a mini-batch gradient adds at η = 1."""
     n, d = X.shape
     b = jnp.asarray(batch_size)
     if not isinstance(b, Tracer) and not (1 <= float(b) <= (np.inf if replacement else n)):
@@ -166,14 +168,14 @@ def _noise_cost(
     b = b.astype(X.dtype)
     gradients_nd = 2 * k * n * a[:, None] * X
     noise_nd = gradients_nd - jnp.mean(gradients_nd, axis=0, keepdims=True)
-    # ‖Xv‖ = ‖Rv‖: of n × d and d × d the smaller.
+    # ‖Xv‖ = ‖Rv‖: take the smaller of n × d and d × d.
     root = X if n <= d else jnp.linalg.qr(X, mode="r")
     cost = 2 * k * jnp.sum((noise_nd @ root.T) ** 2) / n
     return cost / b if replacement else cost / b * (n - b) / max(n - 1, 1)
 
 
 def _power(r: Array, steps: int | Int[Array, ""]) -> Array:
-    """rᵀ for integer T, traced or not, and r of either sign."""
+    """Return r^T for an integer T, traced or not, and r of either sign."""
     half = jnp.asarray(steps // 2).astype(r.dtype)
     odd = jnp.asarray(steps % 2).astype(bool)
     return jnp.power(r * r, half) * jnp.where(odd, r, jnp.ones_like(r))
@@ -187,20 +189,20 @@ def gradient_descent_loss(
     steps: int | Int[Array, ""],
     scale: float | None = None,
 ) -> Float[Array, ""]:
-    """The loss after T full-batch gradient steps, in the SVD basis, without taking them.
+    """Return the loss after T full-batch gradient steps, from the SVD and without iterating.
 
     L_T = k(Σ (1 − 2kησ²)^{2T} c² + ‖a − Uc‖²), X = UΣVᵀ, c = Uᵀa (the last term 0 if n ≤ d)
 
     Args:
-        X: (n, d), of any shape and rank.
-        t: (n,).
-        w0: (d,).
-        eta: (), the learning rate η.
-        steps: T ≥ 0.
-        scale: the loss's factor k; 1/n if None.
+      X: (n, d), of any shape and rank.
+      t: (n,).
+      w0: (d,).
+      eta: () learning rate η.
+      steps: () T ≥ 0.
+      scale: factor k of the loss; 1/n if None.
 
     Raises:
-        UserError: shapes do not fit, or a value is not finite.
+      UserError: shapes do not fit, or a value is not finite.
 
     >>> float(gradient_descent_loss([[1.0]], [1.0], [0.0], eta=0.25, steps=2))
     0.0625
@@ -221,15 +223,14 @@ def gradient_descent_hypergradient(
     steps: int | Int[Array, ""],
     scale: float | None = None,
 ) -> Float[Array, ""]:
-    """The derivative of `gradient_descent_loss` by the learning rate.
+    """Return the derivative of `gradient_descent_loss` with respect to the learning rate.
 
     dL_T/dη = −4k²T Σ σ²(1 − 2kησ²)^{2T−1} c²
 
-    Args:
-        X, t, w0, eta, steps, scale: as `gradient_descent_loss`; here T ≥ 1.
+    The arguments are those of `gradient_descent_loss`, with T ≥ 1.
 
     Raises:
-        UserError: shapes do not fit, or a value is not finite.
+      UserError: shapes do not fit, or a value is not finite.
 
     >>> float(gradient_descent_hypergradient([[1.0]], [1.0], [0.0], eta=0.25, steps=1))
     -2.0
@@ -250,15 +251,14 @@ def gradient_descent_iterate(
     steps: int | Int[Array, ""],
     scale: float | None = None,
 ) -> Float[Array, "d"]:
-    """The parameters after T full-batch gradient steps, in the SVD basis.
+    """Return the parameters after T full-batch gradient steps, from the SVD.
 
-    w_T = w0 + V (((1 − 2kησ²)^T − 1)/σ) c, X = UΣVᵀ, c = Uᵀa; a direction of σ = 0 stays put
+    w_T = w0 + V (((1 − 2kησ²)^T − 1)/σ) c, X = UΣVᵀ, c = Uᵀa; a direction of σ = 0 does not move
 
-    Args:
-        X, t, w0, eta, steps, scale: as `gradient_descent_loss`.
+    The arguments are those of `gradient_descent_loss`.
 
     Raises:
-        UserError: shapes do not fit, or a value is not finite.
+      UserError: shapes do not fit, or a value is not finite.
 
     >>> float(gradient_descent_iterate([[1.0]], [1.0], [0.0], eta=0.25, steps=2)[0])
     0.75

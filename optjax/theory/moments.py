@@ -5,16 +5,16 @@ velocity v where there is momentum, and the average e where weights are averaged
 
     z' = Mz + gξ,  ξ ~ (0, q)     so that    S' = MSMᵀ + N,  S = E zzᵀ,  N = q ggᵀ
 
-m = 1, 2 or 3 numbers a coordinate, m × m moments. Two steps are again such a map (`after`), so T
-of them are a product of log₂ T squares. The published analysis of momentum bounds its moments by
-a scalar; here they are exact.
+A coordinate has m = 1, 2 or 3 numbers of state and m × m moments. Two steps are again such a map
+(`after`), so T steps are a product of log₂ T squares. The published analysis of momentum bounds
+the moments by a scalar; here they are exact.
 
     v' = βv + kx + ξ                              (the preconditioned gradient is kx + ξ)
     x' = x − α((1 − ν)v' + ν(βv' + kx + ξ))       (ν = 0 heavy ball, 1 Nesterov)
     e' = γe + (1 − γ)x'
 
-Source: Zhang et al. 2019 (arXiv:1907.04164), sections 3 and 4; the second moments of momentum and
-of Nesterov's in this form are derived here.
+Source: Zhang et al. 2019 (arXiv:1907.04164), sections 3 and 4. The second moments of momentum and
+Nesterov's method in this form are derived here.
 """
 
 import math
@@ -39,7 +39,7 @@ class Steps(NamedTuple):
 
 
 def start(model: NoisyQuadratic) -> Array:
-    """The moments before the first step, (m, m, d): s0 for the weights, and no velocity.
+    """Return the moments before the first step, (m, m, d): s0 for x and e, 0 for v.
 
     >>> from optjax.theory.noisy_quadratic import noisy_quadratic
     >>> start(noisy_quadratic([1.0], momentum=0.9)).shape
@@ -51,23 +51,24 @@ def start(model: NoisyQuadratic) -> Array:
 
 
 def _averaged(model: NoisyQuadratic) -> bool:
+    """Return whether the weights are averaged."""
     return model.average is not None
 
 
 def looked_at(model: NoisyQuadratic, moments: Array) -> Array:
-    """The second moments (d,) that the risk is of: the average's where there is one."""
+    """Return the second moments (d,) that enter the risk: the average's where there is one."""
     i = -1 if _averaged(model) else 0
     return moments[i, i]
 
 
 def one_step(model: NoisyQuadratic, rate: Array) -> Steps:
-    """A step of the model's optimiser at the rate α as a map of the moments."""
+    """Express a step of the model's optimiser at the rate α as a map of the moments."""
     k, q = seen(model)
     beta, nu, gamma = model.momentum, model.nesterov, model.average
     if beta is None or nu is None:
         rows, noise = [[1 - rate * k]], [-rate]
     else:
-        mixed = 1 - nu + nu * beta  # of v' in the step; ν of the gradient beside it
+        mixed = 1 - nu + nu * beta  # weight of v' in the step; that of the gradient is ν
         rows = [[1 - rate * k * (mixed + nu), -rate * mixed * beta], [k, beta]]
         noise = [-rate * (mixed + nu), jnp.ones_like(rate)]
     if gamma is not None:
@@ -80,19 +81,19 @@ def one_step(model: NoisyQuadratic, rate: Array) -> Steps:
 
 
 def _product(A: Array, B: Array) -> Array:
-    """AB for each coordinate: (m, m, d). Written out, since a batched product of such is slow."""
+    """Return AB in each coordinate, (m, m, d); a batched matrix product is slow at this size."""
     return sum(
         (A[:, j, None] * B[None, j] for j in range(1, A.shape[1])), A[:, 0, None] * B[None, 0]
     )
 
 
 def moved(steps: Steps, moments: Array) -> Array:
-    """MSMᵀ + N."""
+    """Apply a map to the moments: MSMᵀ + N."""
     return _product(_product(steps.M, moments), steps.M.swapaxes(0, 1)) + steps.N
 
 
 def after(later: Steps, earlier: Steps) -> Steps:
-    """First `earlier`, then `later`."""
+    """Compose two maps, `earlier` first."""
     return Steps(_product(later.M, earlier.M), moved(later, earlier.N))
 
 
@@ -103,21 +104,21 @@ def steps_at_once(
     steps: int | Array,
     max_steps: int = 2**31 - 1,
 ) -> Array:
-    """The moments after T steps of one rate, in O(d log T).
+    """Return the moments after T steps at one rate, in O(d log T).
 
-    A step is S ↦ MSMᵀ + N; twice that is M², MNMᵀ + N, and T is a sum of powers of two. Nothing is
-    divided, so the result and all its derivatives stay exact where a geometric sum
-    (1 − ρ^T)/(1 − ρ) or a diagonalisation loses its digits: at ρ = 1, at critical damping, and
-    nearby.
+    A step is S ↦ MSMᵀ + N; two steps are the same with M² and MNMᵀ + N, and T is a sum of powers of
+    two. There is no division, so the result and its derivatives stay exact where a geometric sum
+    (1 − ρ^T)/(1 − ρ) or a diagonalisation loses digits: near ρ = 1 and near critical damping.
 
     Args:
+      model: from `noisy_quadratic`.
       moments: (m, m, d), from `start` or another call.
-      rate: (), α.
-      steps: (), T ≥ 0, traced or not.
-      max_steps: no traced T is above it; the fewer, the fewer squares.
+      rate: () learning rate α.
+      steps: () T ≥ 0, traced or not.
+      max_steps: bound on a traced T; a lower one needs fewer squares.
 
     Raises:
-      UserError: T is no whole number of at least 0.
+      UserError: T is not a whole number of at least 0.
 
     >>> from optjax.theory.noisy_quadratic import noisy_quadratic
     >>> model = noisy_quadratic([1.0], [0.0])
@@ -143,7 +144,9 @@ def steps_at_once(
 
 
 def final_risk(model: NoisyQuadratic, rate: ArrayLike, steps: int | Array) -> Array:
-    """The risk after T steps of one rate from the start.
+    """Return the risk after T steps at one rate from the start.
+
+    The arguments are those of `steps_at_once`.
 
     >>> from optjax.theory.noisy_quadratic import noisy_quadratic
     >>> float(final_risk(noisy_quadratic([1.0], [0.0]), 0.5, 2))
@@ -153,22 +156,23 @@ def final_risk(model: NoisyQuadratic, rate: ArrayLike, steps: int | Array) -> Ar
 
 
 def segments(values: Array) -> Array:
-    """(T,) → (⌈T/m⌉, m) with m = ⌊√T⌋, filled up with zeros: what comes after the last step."""
+    """Reshape (T,) to (⌈T/m⌉, m), m = ⌊√T⌋; pad with zeros after the last step."""
     steps = values.shape[0]
     m = math.isqrt(steps)
     return jnp.pad(values, (0, -steps % m)).reshape(-1, m)
 
 
 def risks(model: NoisyQuadratic, rates: ArrayLike) -> Array:
-    """The risk before the first step and after each, (T + 1,).
+    """Return the risk before the first step and after each, (T + 1,).
 
-    Reverse mode keeps the moments at √T places and computes those between again: O(d√T) memory.
+    Reverse mode stores the moments at √T steps and recomputes those between: O(d√T) memory.
 
     Args:
-      rates: (T,), α of each step.
+      model: from `noisy_quadratic`.
+      rates: (T,) learning rate α of each step.
 
     Raises:
-      UserError: rates are not one-dimensional, or hold NaN.
+      UserError: rates are not one-dimensional or not finite.
 
     >>> from optjax.theory.noisy_quadratic import noisy_quadratic
     >>> risks(noisy_quadratic([1.0], [0.0]), [0.5, 0.5]).tolist()

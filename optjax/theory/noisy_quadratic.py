@@ -1,15 +1,15 @@
-"""The noisy quadratic model: what there is to minimise, and how an optimiser meets it.
+"""The noisy quadratic model: a loss with noisy gradients, and an optimiser that descends on it.
 
 The loss is ½Σ hᵢxᵢ², the gradient of a batch of B is hx + ξ with ξ ~ (0, c/B), and a step is
-preconditioned by h^{−p}. In the eigenbasis of the curvature every coordinate goes its own way, so
+preconditioned by h^{−p}. In the eigenbasis of the curvature the coordinates are independent, so
 the second moments sᵢ = E xᵢ² follow a recursion that needs no samples and no bins of the spectrum.
-That of SGD is
+For SGD it is
 
     s' = (1 − αk)²s + α²q,  k = h^{1−p},  q = h^{−2p}c/B,  risk = ½Σ hs
 
-k is the curvature that a preconditioned step sees, q the variance of its noise. With momentum and
-averages of the weights, and over many steps at once: `optjax.theory.moments`. How many steps a
-target takes: `optjax.theory.quadratic_steps`. Which rates to take: `optjax.theory.quadratic_rates`.
+k is the curvature that a preconditioned step sees, q the variance of its noise.
+`optjax.theory.moments` has momentum, averaged weights and many steps at once,
+`optjax.theory.quadratic_steps` the steps to a target, `optjax.theory.quadratic_rates` the rates.
 """
 
 from typing import Any, NamedTuple
@@ -25,20 +25,20 @@ from optjax.support.types import Array
 
 
 class NoisyQuadratic(NamedTuple):
-    """A noisy quadratic and its optimiser; `noisy_quadratic` checks it and fills it in."""
+    """A noisy quadratic and its optimiser; `noisy_quadratic` makes and checks one."""
 
     h: Array  # (d,) curvatures, above 0
     c: Array  # (d,) variance of the gradient of one example
     s0: Array  # (d,) second moments of the parameters at the start, about the minimiser
     batch_size: Array  # () B
     power: Array  # () p of the preconditioner h^{−p}
-    momentum: Array | None = None  # () β; None: the optimiser keeps no velocity
+    momentum: Array | None = None  # () β; None: no velocity
     nesterov: Array | None = None  # () ν: 0 heavy ball, 1 Nesterov; None without momentum
     average: Array | None = None  # () γ of the averaged weights; None: the weights are not averaged
 
 
 def numbers(name: str, value: ArrayLike, ndim: int, dtype: Any = None) -> Array:
-    """The value as a floating array of `ndim` axes; finite, where its numbers are known."""
+    """Convert a value to a floating array of `ndim` axes; concrete numbers must be finite."""
     try:
         array = jnp.asarray(value if isinstance(value, jax.Array) else np.asarray(value))
     except (TypeError, ValueError):
@@ -54,7 +54,7 @@ def numbers(name: str, value: ArrayLike, ndim: int, dtype: Any = None) -> Array:
 
 
 def require_above(name: str, array: Array, *, or_equal: bool = False) -> None:
-    """A value that is not positive, where its numbers are known, is a user's mistake."""
+    """Check that concrete numbers are above 0, or at least 0 with `or_equal`."""
     if isinstance(array, Tracer):
         return
     least = float(np.min(np.asarray(array)))
@@ -73,26 +73,26 @@ def noisy_quadratic(
     nesterov: ArrayLike = False,
     average: ArrayLike | None = None,
 ) -> NoisyQuadratic:
-    """A noisy quadratic model, in the eigenbasis of its curvature.
+    """Make a noisy quadratic model, in the eigenbasis of its curvature.
+
+    Every value may be traced: `vmap` a function that makes the model to have many at once.
 
     Args:
       h: (d,) curvatures, above 0.
-      c: (d,) variance of the gradient of one example; h by default, as where the Fisher matrix
-        is the Hessian.
+      c: (d,) variance of one example's gradient; h by default, as if the Fisher matrix were
+        diag(h).
       s0: (d,) second moments at the start; ones by default.
-      batch_size: (), B; any positive number, so that it can be differentiated by.
-      power: (), p of the preconditioner h^{−p}: 0 is SGD, 1 is Newton's method.
-      momentum: (), β of v' = βv + h^{−p}g, from 0 to below 1.
+      batch_size: () B, any positive real number, so that one can differentiate by it.
+      power: () p of the preconditioner h^{−p}: 0 is SGD, 1 is Newton's method.
+      momentum: () β of v' = βv + h^{−p}g, at least 0 and below 1.
       nesterov: whether the step is −α(βv' + h^{−p}g) and not −αv', as in `optax.sgd`; a number
-        between 0 and 1 is between them.
-      average: (), γ of e' = γe + (1 − γ)x', from 0 to below 1: the risk is then that of the
+        between 0 and 1 mixes the two.
+      average: () γ of e' = γe + (1 − γ)x', at least 0 and below 1. The risk is then that of the
         average e, which starts at x.
 
-    Every value may be traced: `vmap` a function that builds the model to have many at once.
-
     Raises:
-      UserError: shapes that do not fit, values that are not finite, a curvature or batch size
-        that is not positive, a negative variance, momentum or an average outside 0 to 1.
+      UserError: shapes that do not fit, values that are not finite, a curvature or batch size that
+        is not positive, a negative variance, momentum or an average outside [0, 1).
 
     >>> model = noisy_quadratic([1.0, 0.5], batch_size=4)
     >>> float(risk(model, model.s0))
@@ -126,7 +126,7 @@ def noisy_quadratic(
 
 
 def _share(name: str, value: ArrayLike, dtype: Any) -> Array:
-    """A number from 0 to below 1, where it is known."""
+    """Convert a value to an array; a concrete number must be at least 0 and below 1."""
     array = numbers(name, value, 0, dtype)
     if not isinstance(array, Tracer) and not 0 <= float(array) < 1:
         raise UserError(f"{name} is {float(array):g}: expected at least 0 and below 1")
@@ -134,17 +134,18 @@ def _share(name: str, value: ArrayLike, dtype: Any) -> Array:
 
 
 def seen(model: NoisyQuadratic) -> tuple[Array, Array]:
-    """K and q, (d,) each: curvature and noise as the preconditioned step sees them."""
+    """Return the curvature k and noise q that the preconditioned step sees, (d,) each."""
     h, c, B, p = model.h, model.c, model.batch_size, model.power
     return h ** (1 - p), h ** (-2 * p) * c / B
 
 
 def risk(model: NoisyQuadratic, s: Array) -> Array:
-    """The expected loss where the second moments are s.
+    """Return the expected loss where the second moments are s.
 
     ½Σ hs
 
     Args:
+      model: from `noisy_quadratic`.
       s: (d,).
 
     >>> float(risk(noisy_quadratic([2.0]), jnp.array([3.0])))
@@ -154,13 +155,14 @@ def risk(model: NoisyQuadratic, s: Array) -> Array:
 
 
 def step(model: NoisyQuadratic, s: Array, rate: ArrayLike) -> Array:
-    """The second moments after one step of SGD.
+    """Return the second moments after one step of SGD.
 
     s' = (1 − αh^{1−p})²s + α²h^{−2p}c/B
 
     Args:
-      s: (d,) second moments before it.
-      rate: (), α.
+      model: from `noisy_quadratic`.
+      s: (d,) second moments before the step.
+      rate: () learning rate α.
 
     >>> step(noisy_quadratic([1.0], [4.0], batch_size=2), jnp.ones(1), 0.5).tolist()
     [0.75]
@@ -172,12 +174,12 @@ def step(model: NoisyQuadratic, s: Array, rate: ArrayLike) -> Array:
 
 
 def moved(k: Array, q: Array, s: Array, rate: Array) -> Array:
-    """`step`, for k and q that a loop computes once."""
+    """Compute `step` from k and q, which a loop computes once."""
     return (1 - rate * k) ** 2 * s + rate**2 * q
 
 
 def require_sgd(model: NoisyQuadratic) -> None:
-    """What is derived for SGD alone refuses the rest."""
+    """Check that the model has neither momentum nor an average."""
     for name in ("momentum", "average"):
         if getattr(model, name) is not None:
             raise UserError(

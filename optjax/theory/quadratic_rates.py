@@ -1,8 +1,8 @@
-"""Which rates to take on the noisy quadratic: greedily, one for all steps, or the best schedule.
+"""Learning rates for the noisy quadratic: greedy, constant, or the best schedule.
 
-The greedy rate is the best for the next step alone. Its noise costs little in one step, and what a
-larger rate would gain in the flat directions shows only after many: greedy schedules decay too
-early, the more so the longer the horizon (short-horizon bias, Wu et al. 2018).
+The greedy rate is the best for the next step alone. A larger rate gains in the flat directions,
+which shows only after many steps: greedy schedules decay too early, the more so the longer the
+horizon (short-horizon bias, Wu et al. 2018).
 """
 
 import functools
@@ -27,33 +27,34 @@ from optjax.theory.noisy_quadratic import (
 
 
 class GreedySchedule(NamedTuple):
-    """The rates that `greedy_schedule` chose, and the risk along them."""
+    """A schedule of greedy rates, and the risk along it."""
 
     rates: Array  # (T,)
     risks: Array  # (T + 1,) before the first step and after each
 
 
 class BestSchedule(NamedTuple):
-    """What `best_schedule` found, and how nearly stationary it is."""
+    """A schedule of least final risk, and how nearly stationary it is."""
 
     rates: Array  # (T,)
     risks: Array  # (T + 1,) before the first step and after each
     gradient: Array  # () largest |∂ log risk_T / ∂ log α_t| of a rate that is free to move
-    sweeps: Array  # () int32, how many it took from the best start
+    sweeps: Array  # () int32, from the best start
 
 
 def _least(k: Array, q: Array, s: Array, weight: Array, otherwise: ArrayLike) -> Array:
-    """The rate that minimises Σ weight · s'; `otherwise` where no rate changes it."""
+    """Return the rate that minimises Σ weight · s'; `otherwise` where no rate changes it."""
     gain, cost = jnp.sum(weight * k * s), jnp.sum(weight * (k**2 * s + q))
     return jnp.where(cost > 0, gain / jnp.where(cost > 0, cost, 1), otherwise)
 
 
 def greedy_rate(model: NoisyQuadratic, s: Array) -> Array:
-    """The rate of least risk after one step: the stochastic η*; 0 where no rate changes it.
+    """Return the rate of least risk after one step, η*; 0 where no rate changes the risk.
 
     α* = Σ hks / Σ h(k²s + q), without a preconditioner Σ h²s / Σ h(h²s + c/B)
 
     Args:
+      model: from `noisy_quadratic`.
       s: (d,) second moments before the step.
 
     Raises:
@@ -70,6 +71,7 @@ def greedy_rate(model: NoisyQuadratic, s: Array) -> Array:
 
 
 def _greedy_rate(model: NoisyQuadratic, s: Array) -> Array:
+    """Compute `greedy_rate`, unchecked."""
     k, q = seen(model)
     return _least(k, q, s, model.h, 0)
 
@@ -77,21 +79,24 @@ def _greedy_rate(model: NoisyQuadratic, s: Array) -> Array:
 def greedy_schedule(
     model: NoisyQuadratic, steps: int, max_rate: ArrayLike = jnp.inf
 ) -> GreedySchedule:
-    """At every step the rate of least risk after it.
+    """Choose at every step the rate of least risk after it.
+
+    The final risk is many times that of `best_schedule`.
 
     Args:
+      model: from `noisy_quadratic`.
       steps: T.
-      max_rate: (), no rate is above it; the risk is a parabola in the rate, so that the rate of
-        least risk below the bound is the lesser of the two.
+      max_rate: () bound on the rates. The risk is a parabola in the rate, so the best rate within
+        the bound is the lesser of the two.
 
     Raises:
-      UserError: steps is not a whole number of at least 1.
+      UserError: steps is not a whole number of at least 1; the model has momentum or an average.
 
     >>> from optjax.theory.noisy_quadratic import noisy_quadratic
     >>> [round(float(rate), 4) for rate in greedy_schedule(noisy_quadratic([1.0]), 3).rates]
     [0.5, 0.3333, 0.25]
 
-    Source: Wu et al. 2018, section 2. It is many times worse in the end than `best_schedule`.
+    Source: Wu et al. 2018, section 2.
     """
     require_sgd(model)
     return _greedy_schedule(
@@ -117,15 +122,15 @@ _TRIAL = 5  # sweeps from each start of `best_schedule`
 
 
 def best_constant_rate(model: NoisyQuadratic, steps: int) -> Array:
-    """The one rate of least risk after T steps, to rounding.
+    """Return the constant rate of least risk after T steps, to rounding.
 
-    A grid in the logarithm brackets it, the sign of the slope halves the bracket, and a step of
-    Newton's method ends it, through which the rate is also differentiable by the model.
-
-    The bracket: below α*/4T (α* the greedy rate) all of the risk still falls, above 1/min k all
-    of it grows.
+    A grid in log α brackets the rate and bisection on the sign of the slope narrows the bracket. A
+    step of Newton's method ends the search and makes the rate differentiable by the model. The grid
+    ends at α*/4T (α* the greedy rate), below which all of the risk falls, and at 1/min k, above
+    which all grows.
 
     Args:
+      model: from `noisy_quadratic`.
       steps: T.
 
     Raises:
@@ -174,36 +179,38 @@ def best_schedule(
     tolerance: float = 1e-11,
     max_sweeps: int = 200,
 ) -> BestSchedule:
-    """The T rates of least risk after the last of them.
+    """Find the T rates of least risk after the last step.
 
-    With λ_T = h/2 and λ_t = (1 − α_t k)²λ_{t+1}, the derivative of the final risk by s_t, the
+    The derivative λ_t of the final risk by s_t is λ_T = h/2, λ_t = (1 − α_t k)²λ_{t+1}, and the
     hypergradient is ∂risk_T/∂α_t = 2α_t Σ λ_{t+1}(k²s_t + q) − 2Σ λ_{t+1}ks_t. The final risk is
     thus a parabola in any one rate, with its least value at
 
         α_t = Σ λ_{t+1}ks_t / Σ λ_{t+1}(k²s_t + q)
 
-    which is the greedy rate with λ for the weights h. Sweeps forwards and backwards set one rate
-    after the other so; a sweep needs no line search and never makes the risk worse. Where noise
-    is small there are several minima, some per cent apart: a few sweeps each are tried from
-    `best_constant_rate`, from `greedy_schedule` and from max_rate throughout, and the best goes
-    on; it is no worse than the first two, bounded by max_rate. The moments and λ are kept at √T
-    places and computed again between: O(d√T) memory.
+    which is the greedy rate with λ for the weights h. A sweep sets the rates so, one after the
+    other, backwards and then forwards; it needs no line search and never raises the risk. Where
+    noise is small there are several minima, some per cent apart: a few sweeps each are tried from
+    `best_constant_rate`, from `greedy_schedule` and from max_rate throughout, and the best of the
+    three is continued. The result is no worse than the first two, bounded by max_rate. The moments
+    and λ are stored at √T steps and recomputed between: O(d√T) memory.
 
     Args:
+      model: from `noisy_quadratic`.
       steps: T.
-      max_rate: (), no rate is above it; by default 2/max k, beyond which a step drives the
-        sharpest coordinate away. Without a bound, huge rates that undo one another's damage
-        (Agarwal et al. 2021, "fractal" schedules) give still less risk, with many local minima
-        and steps that floating point cannot undo.
-      tolerance: sweeps end when no rate moves by more than this part of itself (float32: 1e-5).
-      max_sweeps: or after so many.
+      max_rate: () bound on the rates; by default 2/max k, beyond which a step makes the sharpest
+        coordinate grow. Without a bound, huge rates that undo one another's damage (Agarwal et al.
+        2021, "fractal" schedules) give still less risk, with many local minima and steps that
+        floating point cannot undo.
+      tolerance: sweeps end when no rate changes by more than this part of itself (float32: 1e-5).
+      max_sweeps: bound on the sweeps.
 
     Returns:
-      The schedule. Its risks are differentiable by the model (the rates are stationary, so that
-      they need not be differentiated); the rates themselves are not.
+      The schedule. Its risks are differentiable by the model (the rates are stationary, so they
+      need not be differentiated); the rates themselves are not.
 
     Raises:
-      UserError: steps is not a whole number of at least 1; max_rate is not positive.
+      UserError: steps is not a whole number of at least 1; max_rate is not positive; the model has
+        momentum or an average.
 
     >>> from optjax.theory.noisy_quadratic import noisy_quadratic
     >>> best = best_schedule(noisy_quadratic([1.0, 0.1]), 20)
@@ -249,7 +256,7 @@ def _best_schedule(
 def _swept(
     model: NoisyQuadratic, bound: Array, rates: Array, tolerance: float, max_sweeps: int
 ) -> tuple[Array, Array]:
-    """The rates after coordinate descent from `rates`, and how many sweeps it took."""
+    """Improve `rates` by coordinate descent; return them and the number of sweeps."""
     k, q = seen(model)
     bounds_nm = segments(jnp.full_like(rates, bound))
 
@@ -263,7 +270,7 @@ def _swept(
         return (1 - rate * k) ** 2 * weight, weight
 
     def forwards(rates_nm: Array, weights_nd: Array) -> tuple[Array, Array]:
-        """New rates, and the moments where each segment starts."""
+        """Return new rates, and the moments where each segment starts."""
 
         def one(s: Array, x: tuple[Array, Array, Array]) -> tuple[Array, Array]:
             rate = chosen(s, *x)
@@ -278,7 +285,7 @@ def _swept(
         return jax.lax.scan(segment, model.s0, (rates_nm, bounds_nm, weights_nd))[1]
 
     def backwards(rates_nm: Array, starts_nd: Array) -> tuple[Array, Array]:
-        """New rates, and the weights where each segment ends."""
+        """Return new rates, and the weights where each segment ends."""
 
         def one(weight: Array, x: tuple[Array, Array, Array]) -> tuple[Array, Array]:
             s, old, bound = x
@@ -296,7 +303,7 @@ def _swept(
 
     least_move = max(tolerance, 100 * float(jnp.finfo(rates.dtype).eps))
 
-    def goes_on(carry: tuple[Array, Array, Array, Array]) -> Array:
+    def unfinished(carry: tuple[Array, Array, Array, Array]) -> Array:
         return (carry[2] > least_move) & (carry[3] < max_sweeps)
 
     def sweep(carry: tuple[Array, Array, Array, Array]) -> tuple[Array, Array, Array, Array]:
@@ -309,5 +316,5 @@ def _swept(
     rates_nm = segments(rates)
     starts_nd = jax.lax.scan(lambda s, r: (jax.lax.scan(push, s, r)[0], s), model.s0, rates_nm)[1]
     first = rates_nm, starts_nd, jnp.asarray(jnp.inf, rates.dtype), jnp.zeros((), jnp.int32)
-    rates_nm, _, _, count = jax.lax.while_loop(goes_on, sweep, first)
+    rates_nm, _, _, count = jax.lax.while_loop(unfinished, sweep, first)
     return rates_nm.reshape(-1)[: rates.shape[0]], count

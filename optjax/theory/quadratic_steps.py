@@ -1,16 +1,16 @@
-"""How many steps the noisy quadratic takes to a target, to the step, and which rate takes fewest.
+"""The exact number of steps of the noisy quadratic to a target, and the rate that needs fewest.
 
 The count at a rate is the first step whose risk is at or below the target. The search walks along
-the run in strides of 2ʲ steps, each one map of the moments (`optjax.theory.moments`), longer and
-longer while the target is far and shorter and shorter once a stride has passed it.
+the run in strides of 2ʲ steps, each one map of the moments (`optjax.theory.moments`): longer and
+longer while the target is far, shorter and shorter once a stride has passed it.
 
-The moments of SGD rise or fall all along, coordinate by coordinate, so that
+Each coordinate's moment of SGD rises or falls monotonically, so that
 
     ½Σ h min(s_a, s_b) > target
 
-excludes that the risk has dipped to the target between steps a and b: what is found for SGD is
-the first such step and no other. With momentum the risk may oscillate; a stride is then at most
-1/16 of the way so far, and a dip shorter than that can be missed.
+excludes that the risk has dipped to the target between steps a and b: for SGD the count is exactly
+the first such step. With momentum the risk may oscillate; a stride is then at most 1/16 of the
+steps so far, and a shorter dip can be missed.
 """
 
 import functools
@@ -26,14 +26,14 @@ from optjax.theory.moments import Steps, after, looked_at, moved, one_step, star
 from optjax.theory.noisy_quadratic import NoisyQuadratic, numbers, require_above, risk, seen
 
 MAX_STEPS = 2**24
-_PER_STRIDE = 16  # strides to twice the way, where the risk may oscillate
+_PER_STRIDE = 16  # where the risk may oscillate, a stride is at most 1/16 of the steps so far
 
 
 def checked_steps(max_steps: int) -> int:
-    """A bound on the steps that an int32 can count beyond.
+    """Check a bound on the steps, beyond which an int32 can still count.
 
     Raises:
-      UserError: it is no whole number from 1 to 2³⁰.
+      UserError: it is not a whole number from 1 to 2³⁰.
     """
     if whole("max_steps", max_steps, 1) > 2**30:
         raise UserError(f"max_steps is {max_steps}: expected at most 2**30")
@@ -41,22 +41,24 @@ def checked_steps(max_steps: int) -> int:
 
 
 class Reached(NamedTuple):
-    """When a run reaches the target."""
+    """The step at which a run reaches the target."""
 
     steps: Array  # () the first step at or below the target; ∞ if none is
-    crossing: Array  # () where log risk, a line between two steps, crosses it: differentiable
+    crossing: Array  # () where log risk, a line between two steps, crosses the target
 
 
 class Fewest(NamedTuple):
     """The rate that reaches the target in the fewest steps."""
 
     rate: Array  # () α
-    steps: Array  # () how many; ∞ if no rate reaches it
+    steps: Array  # () ∞ if no rate reaches the target
     crossing: Array  # () as in `Reached`
     gradient: Array  # () ∂ log risk / ∂ log α at the crossing: 0 where no rate nearby is better
 
 
 class _Walk(NamedTuple):
+    """The state of a search along a run."""
+
     t: Array  # () int32, steps done; the target is not reached up to here
     moments: Array  # (m, m, d) after them
     level: Array  # () int32, j: the next stride is 2ʲ steps
@@ -68,19 +70,20 @@ class _Walk(NamedTuple):
 def steps_to(
     model: NoisyQuadratic, target: ArrayLike, rate: ArrayLike, *, max_steps: int = MAX_STEPS
 ) -> Reached:
-    """The steps of one rate until the risk is at or below the target.
+    """Count the steps at one rate until the risk is at or below the target.
 
-    ``steps`` is exact to rounding: use float64 for counts above some hundred thousand.
-    ``crossing`` lies between ``steps − 1`` and ``steps``; its derivatives are those of the
-    implicit function risk(t, ·) = target, by the rate and by everything in the model.
+    ``steps`` is exact to rounding: use float64 for counts above a few hundred thousand.
+    ``crossing`` lies between ``steps − 1`` and ``steps``; its derivatives, by the rate and
+    the model, are those of the implicit function risk(t, ·) = target.
 
     Args:
-      target: (), above 0.
-      rate: (), α.
-      max_steps: where the search ends; a run that needs more counts as one that never arrives.
+      model: from `noisy_quadratic`.
+      target: () risk to reach, above 0.
+      rate: () learning rate α, above 0.
+      max_steps: end of the search; a run that needs more steps counts as one that never arrives.
 
     Raises:
-      UserError: a target or rate that is not positive; max_steps that is no whole number.
+      UserError: target or rate is not positive; max_steps is not a whole number in range.
 
     >>> from optjax.theory.noisy_quadratic import noisy_quadratic
     >>> [float(steps_to(noisy_quadratic([1.0], [0.0]), 0.01, rate).steps) for rate in (0.5, 3.0)]
@@ -98,9 +101,10 @@ def steps_to(
 
 @functools.partial(jax.jit, static_argnums=3)
 def _steps_to(model: NoisyQuadratic, target: Array, rate: Array, max_steps: int) -> Reached:
+    """Compute `steps_to`, unchecked; differentiate the last step of the search alone."""
     fixed = jax.lax.stop_gradient((model, target, rate))
     walk = _walked(*fixed, max_steps)
-    # The way to the crossing again, differentiably.
+    # Repeat the way to the crossing, differentiably.
     t = jnp.where(walk.found, walk.t, 0)
     before = steps_at_once(model, start(model), rate, t, max_steps)
     return _reached(model, target, rate, walk, before)
@@ -109,7 +113,7 @@ def _steps_to(model: NoisyQuadratic, target: Array, rate: Array, max_steps: int)
 def _reached(
     model: NoisyQuadratic, target: Array, rate: Array, walk: _Walk, before: Array
 ) -> Reached:
-    """What the walk has found, `before` being the moments where it ended."""
+    """Convert a finished walk to a `Reached`; `before` are the moments where it ended."""
     count = (walk.t + 1).astype(model.h.dtype)
     first = risk(model, looked_at(model, start(model))) <= target
     steps = jnp.where(first, 0, jnp.where(walk.found, count, jnp.inf))
@@ -121,6 +125,7 @@ def _reached(
 
 
 def _walked(model: NoisyQuadratic, target: Array, rate: Array, max_steps: int) -> _Walk:
+    """Walk along a run until it reaches the target, or no longer can."""
     levels = max_steps.bit_length()
     powers = jax.lax.scan(
         lambda power, _: (after(power, power), power), one_step(model, rate), None, length=levels
@@ -128,7 +133,7 @@ def _walked(model: NoisyQuadratic, target: Array, rate: Array, max_steps: int) -
     steady = model.momentum is None and model.average is None
     half = 0.5 * model.h
 
-    def goes_on(walk: _Walk) -> Array:
+    def unfinished(walk: _Walk) -> Array:
         return ~walk.over
 
     def stride(walk: _Walk) -> _Walk:
@@ -142,14 +147,14 @@ def _walked(model: NoisyQuadratic, target: Array, rate: Array, max_steps: int) -
         finite = jnp.all(jnp.isfinite(moments))
         accept = jnp.where(single, ~hit, least > target) & finite
         t = jnp.where(accept, walk.t + (1 << walk.level), walk.t)
-        # Longer again, unless the target is known to lie ahead within as much.
+        # Lengthen, unless the target is known to lie within that distance.
         longest = jnp.where(walk.closing, 0, t if steady else t // _PER_STRIDE)
         longer = (2 << walk.level <= jnp.maximum(longest, 1)) & (walk.level < levels - 1)
         shorter = jnp.maximum(walk.level - 1, 0)
         onward = jnp.where(walk.closing, shorter, jnp.where(longer, walk.level + 1, walk.level))
         level = jnp.where(accept, onward, shorter)
         lost = (single & ~finite) | (t >= max_steps)
-        if steady:  # what rises goes on rising
+        if steady:  # a rising moment keeps rising
             lost |= accept & (rising > target)
         return _Walk(
             t=t,
@@ -163,29 +168,29 @@ def _walked(model: NoisyQuadratic, target: Array, rate: Array, max_steps: int) -
     no = jnp.array(False)
     zero = jnp.zeros((), jnp.int32)
     over = jnp.sum(half * model.s0) <= target
-    return jax.lax.while_loop(goes_on, stride, _Walk(zero, start(model), zero, no, no, over))
+    return jax.lax.while_loop(unfinished, stride, _Walk(zero, start(model), zero, no, no, over))
 
 
 _GRID, _NEWTON, _ROUNDS = 64, 20, 12
 
 
 def fewest_steps(model: NoisyQuadratic, target: ArrayLike, *, max_steps: int = MAX_STEPS) -> Fewest:
-    """The one rate that reaches the target in the fewest steps, by gradient.
+    """Find the constant rate that reaches the target in the fewest steps, by gradient.
 
-    Two grids, the second within the first's best, bracket it. Then, in turn: where the risk
-    crosses the target, and the rate of least log risk there (Newton's method on the hypergradient
-    ∂ log risk / ∂ log α of the run). It ends when the crossing comes no earlier. With momentum the
-    risk at large rates oscillates and the count has many minima: the rate is then the best of the
-    grids' and its neighbourhood.
+    Two grids, the second around the best of the first, bracket the rate. Two steps then alternate:
+    find where the risk crosses the target, and the rate of least log risk there (Newton's method on
+    the hypergradient ∂ log risk / ∂ log α of the run). The search ends when the crossing comes no
+    earlier. With momentum the risk at large rates oscillates and the count has many minima: the
+    rate is then the best of the grids and their neighbourhood. The rate and the crossing are
+    differentiable by the model.
 
     Args:
-      target: (), above 0.
+      model: from `noisy_quadratic`.
+      target: () risk to reach, above 0.
       max_steps: as in `steps_to`.
 
-    The rate and the crossing are differentiable by the model.
-
     Raises:
-      UserError: a target that is not positive; max_steps that is no whole number.
+      UserError: target is not positive; max_steps is not a whole number in range.
 
     >>> from optjax.theory.noisy_quadratic import noisy_quadratic
     >>> best = fewest_steps(noisy_quadratic([1.0, 0.1], batch_size=100), 0.02)
@@ -198,6 +203,8 @@ def fewest_steps(model: NoisyQuadratic, target: ArrayLike, *, max_steps: int = M
 
 
 class _At(NamedTuple):
+    """A candidate rate and its crossing."""
+
     x: Array  # () log α
     steps: Array  # () int32
     share: Array  # () the crossing lies at steps − 1 + share
@@ -208,7 +215,7 @@ class _At(NamedTuple):
 @functools.partial(jax.jit, static_argnums=2)
 def _fewest(model: NoisyQuadratic, target: Array, max_steps: int) -> Fewest:
     def log_risk(x: Array, steps: Array, share: Array, model: NoisyQuadratic) -> Array:
-        """Log risk on the line between two steps, where the crossing is held."""
+        """Return log risk on the line between two steps, at a fixed crossing."""
         rate = jnp.exp(x)
         missed = jnp.maximum(steps - 1, 0)
         before = steps_at_once(model, start(model), rate, missed, max_steps)
@@ -226,11 +233,11 @@ def _fewest(model: NoisyQuadratic, target: Array, max_steps: int) -> Fewest:
         reached = jnp.isfinite(found.steps)
         count = jnp.where(reached, found.steps, 0)
         share = jnp.where(reached, found.crossing - (count - 1), 1)
-        # As integers, since a float32 may not hold one more than max_steps.
+        # As integers: float32 may not hold max_steps + 1.
         return jnp.where(reached, count.astype(jnp.int32), max_steps + 1), share
 
     def tried(grid: Array) -> tuple[Array, tuple[Array, Array]]:
-        """The best of a grid, and the next but one on both sides."""
+        """Return the best rate of a grid, and the next but one on both sides."""
         steps, share = jax.lax.map(reached, grid)
         i = jnp.argmin(steps.astype(share.dtype) + share)
         return grid[i], (grid[jnp.maximum(i - 2, 0)], grid[jnp.minimum(i + 2, _GRID - 1)])
@@ -239,7 +246,7 @@ def _fewest(model: NoisyQuadratic, target: Array, max_steps: int) -> Fewest:
     x, ends = tried(jnp.linspace(*near, _GRID, dtype=fixed.h.dtype))
 
     def better(at: _At) -> Array:
-        """The rate of least risk at the crossing, between the ends."""
+        """Return the rate of least risk at the crossing, between the ends."""
 
         def newton(_: int, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             x, low, high = carry
@@ -271,7 +278,7 @@ def _fewest(model: NoisyQuadratic, target: Array, max_steps: int) -> Fewest:
     best = jax.lax.while_loop(lambda at: at.gains & (at.rounds < _ROUNDS), once, first)
     curvature, falls = curved(best.x, best.steps, best.share, fixed)
     # Another step of Newton's method, for its derivative by the model alone: the crossing moves
-    # with the model, and by the rate not at all.
+    # with the model, and not with the rate.
     crossing = _steps_to(model, target, jnp.exp(best.x), max_steps).crossing
     share = crossing - (best.steps - 1).astype(crossing.dtype)
     falls_again = slope(best.x, best.steps, jnp.where(possible, share, 1), model)
@@ -282,7 +289,7 @@ def _fewest(model: NoisyQuadratic, target: Array, max_steps: int) -> Fewest:
 
 
 def _rates_worth_trying(model: NoisyQuadratic) -> Array:
-    """Log α from where every coordinate is slow for long, to where the sharpest is unstable."""
+    """Return log α from where all coordinates are slow to where the sharpest is unstable."""
     k = seen(model)[0]
     beta = 0 if model.momentum is None else model.momentum
     limit = 2 * (1 + jnp.asarray(beta, k.dtype)) / jnp.max(k)

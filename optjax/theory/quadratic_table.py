@@ -4,10 +4,11 @@ SGD at a constant rate has its moments in closed form, coordinate by coordinate,
 
     s_T = s∞ + (s0 − s∞) ρ^T,  ρ = (1 − αk)²,  s∞ = (α²q / (1 − ρ)) / B
 
-so that a risk costs one exponential a coordinate. What falls (s0 ≥ s∞, ρ < 1) is monotone: its sum
-F reaches the target at some T₀, found by bracketing in (log T, log F), and nowhere before. What
-rises only rises. Where its sum at T₀ is above the target the run never arrives; where nothing
-rises T₀ is the count; the few entries between the two are left to `optjax.theory.quadratic_steps`.
+so that a risk costs one exponential per coordinate. The coordinates that fall (s0 ≥ s∞, ρ < 1)
+have a monotone sum F, which first reaches the target at some T₀, found by bracketing in
+(log T, log F). The others only rise. Where their sum at T₀ is above the target the run never
+arrives; where there are none T₀ is the count; the few entries between the two are left to
+`optjax.theory.quadratic_steps`.
 """
 
 import functools
@@ -30,7 +31,7 @@ from optjax.theory.noisy_quadratic import (
 )
 from optjax.theory.quadratic_steps import MAX_STEPS, checked_steps, steps_to
 
-LANES = 8  # entries a call: 10⁴ curvatures of them stay in a processor's second-level cache
+LANES = 8  # entries per call: at 10⁴ curvatures they stay in a second-level cache
 
 
 def quadratic_steps(
@@ -44,16 +45,20 @@ def quadratic_steps(
     powers: Sequence[float] | Array = (0.0,),
     max_steps: int = MAX_STEPS,
 ) -> np.ndarray:
-    """The steps of SGD to a risk at or below the target, (P, B, R); ∞ where it never gets there.
+    """Count the steps of SGD to a risk at or below the target, (P, B, R); ∞ if it never arrives.
 
-    The same counts as `steps_to`, to the step in float64 (without ``jax_enable_x64`` they are
-    those of float32, off in the fifth digit).
+    The counts are those of `steps_to`, exact in float64. Without ``jax_enable_x64`` they are those
+    of float32, off in the fifth digit.
 
     Args:
-      h, c, s0: (d,), as in `noisy_quadratic`.
-      target: above 0.
-      batch_sizes: (B,). rates: (R,), α. powers: (P,), p of the preconditioner h^{−p}.
-      max_steps: a run that needs more counts as one that never arrives.
+      h: (d,), as in `noisy_quadratic`.
+      c: (d,), as in `noisy_quadratic`.
+      s0: (d,), as in `noisy_quadratic`.
+      target: risk to reach, above 0.
+      batch_sizes: (B,), above 0.
+      rates: (R,) learning rates α, above 0.
+      powers: (P,) p of the preconditioner h^{−p}.
+      max_steps: a run that needs more steps counts as one that never arrives.
 
     Raises:
       UserError: shapes that do not fit, values that are not positive.
@@ -83,12 +88,12 @@ def quadratic_steps(
 def _of_power(
     model: NoisyQuadratic, target: Array, sizes: np.ndarray, rates: Array, max_steps: int
 ) -> np.ndarray:
-    """(B, R) counts of one preconditioner."""
+    """Count the steps with one preconditioner, (B, R)."""
     logs_Rd, ends_Rd = _closed_form(model, rates)
     size, rate = (x.ravel() for x in np.meshgrid(sizes, np.arange(len(rates)), indexing="ij"))
     floor = np.asarray(_floor(model, ends_Rd, jnp.asarray(sizes))).ravel()
     found = np.full(size.shape, np.inf)
-    # Most entries end here: what falls stays above the target for ever.
+    # Most entries end here: the falling coordinates alone stay above the target.
     open_ = np.flatnonzero(floor <= float(target))
     if not open_.size:
         return found.reshape(len(sizes), len(rates))
@@ -104,7 +109,7 @@ def _of_power(
 
 
 def _in_lanes(call: Callable[..., tuple[Array, ...]], *inputs: np.ndarray) -> list[np.ndarray]:
-    """`call` on slices of one length, the last filled up with copies of its entries."""
+    """Apply `call` to slices of one length; fill up the last with copies of its entries."""
     count = len(inputs[0])
     parts = [[x[i : i + LANES] for x in inputs] for i in range(0, count, LANES)]
 
@@ -116,7 +121,7 @@ def _in_lanes(call: Callable[..., tuple[Array, ...]], *inputs: np.ndarray) -> li
 
 @jax.jit
 def _closed_form(model: NoisyQuadratic, rates: Array) -> tuple[Array, Array]:
-    """Log ρ and s∞ at B = 1 for each rate, (R, d); s∞ = ∞ where ρ ≥ 1."""
+    """Return log ρ and s∞ at B = 1 for each rate, (R, d); s∞ = ∞ where ρ ≥ 1."""
     k, q = seen(model)
     x_Rd = rates[:, None] * k[None]
     lost = x_Rd * (2 - x_Rd)  # 1 − ρ, without a difference of near numbers
@@ -127,14 +132,14 @@ def _closed_form(model: NoisyQuadratic, rates: Array) -> tuple[Array, Array]:
 
 
 def _parts(model: NoisyQuadratic, ends_Ld: Array, size_L: Array) -> tuple[Array, Array]:
-    """Which coordinates fall, and where each ends, (L, d)."""
+    """Return which coordinates fall, and the end s∞ of each, (L, d)."""
     ends_Ld = ends_Ld / size_L[:, None]
     return ends_Ld <= model.s0[None], ends_Ld
 
 
 @jax.jit
 def _floor(model: NoisyQuadratic, ends_Rd: Array, sizes_B: Array) -> Array:
-    """What the falling coordinates come down to, (B, R)."""
+    """Return the final risk of the falling coordinates, (B, R)."""
 
     def one(size: Array) -> Array:
         falls, ends = _parts(model, ends_Rd, size[None])
@@ -153,7 +158,7 @@ def _root(
     rate_L: Array,
     max_steps: int,
 ) -> tuple[Array, Array]:
-    """The first step at which what falls is at or below the target, and what has risen by then."""
+    """Return the step where the falling coordinates reach the target, and the others' risk then."""
     logs = logs_Rd[rate_L]
     falls, ends = _parts(model, ends_Rd[rate_L], size_L)
     half, start = 0.5 * model.h[None], model.s0[None]
@@ -169,7 +174,7 @@ def _root(
         jnp.zeros(size_L.shape, single),
         jnp.full(size_L.shape, max_steps, single),
     )
-    # In half the bytes, and right in five digits or six: the ends of the exact search.
+    # In half the bytes, and right to five or six digits: the bracket of the exact search.
     near = jnp.where(jnp.isfinite(rough.t), rough.t, max_steps)
     off = 1 + 2e-5 * near
     low, high = jnp.round(near - off), jnp.round(near + off)
@@ -187,7 +192,7 @@ def _root(
     t = found.t
 
     def risen() -> Array:
-        """Where what rises is at t, or at least where it began if it rises without end."""
+        """Return the others' risk at t, or at the start for those that rise without end."""
         bounded = ~falls & jnp.isfinite(ends)
         at = jnp.where(bounded, ends + (start - ends) * jnp.exp(t[:, None] * logs), start)
         rising = jnp.sum(jnp.where(falls, 0, half * at), axis=-1)
@@ -197,23 +202,25 @@ def _root(
 
 
 class _Found(NamedTuple):
-    t: Array  # (L,) the first step at or below the target; low if it is, ∞ if high is not
-    inside: Array  # (L,) bool, the target is crossed between the two
+    """The result of `_search`."""
+
+    t: Array  # (L,) first step at or below the target; low if that is, ∞ if high is not
+    inside: Array  # (L,) bool, the target is crossed between low and high
 
 
 def _search(
     logs_Ld: Array, weight_Ld: Array, floor_L: Array, target: Array, low_L: Array, high_L: Array
 ) -> _Found:
-    """Where floor + Σ weight · e^{T log ρ} comes down to the target, from one T to another."""
+    """Find where floor + Σ weight · e^{T log ρ} falls to the target, for T from low to high."""
     digits = 64 * jnp.finfo(logs_Ld.dtype).eps
 
     def log_share(t_L: Array) -> Array:
-        """Log F/target; bounded, since F may underflow."""
+        """Return log F/target; bounded, since F may underflow."""
         falling = floor_L + jnp.sum(weight_Ld * jnp.exp(t_L[:, None] * logs_Ld), axis=-1)
         return jnp.log(jnp.maximum(falling / target, 1e-30))
 
     def open_(at: _Bracket) -> Array:
-        """Whether more than a step, or what the dtype tells apart, lies between the ends."""
+        """Return whether more than a step, or than the dtype resolves, lies between the ends."""
         low, high = _steps(at)
         return high - low > jnp.maximum(1.5, digits * high)
 
@@ -232,7 +239,7 @@ def _search(
 
 
 class _Bracket(NamedTuple):
-    """Chandrupatla's (1997): the root is between a and b, and c is the point before them."""
+    """Chandrupatla's bracket (1997): the root is between a and b, and c is the point before."""
 
     a: Array  # (L,) log(1 + T), the latest
     b: Array  # (L,)
@@ -243,14 +250,14 @@ class _Bracket(NamedTuple):
 
 
 def _steps(at: _Bracket) -> tuple[Array, Array]:
-    """The steps at the two ends, the fewer first; whole numbers, kept as logarithms."""
+    """Return the steps at the two ends, the fewer first, from their logarithms."""
     ends = (jnp.round(jnp.expm1(x)) for x in (at.a, at.b))
     a, b = ends
     return jnp.minimum(a, b), jnp.maximum(a, b)
 
 
 def _proposal(at: _Bracket) -> Array:
-    """Inverse quadratic interpolation where safe, else the middle; a whole number of steps."""
+    """Propose a step by inverse quadratic interpolation where safe, else the middle."""
     a, b, c, f_a, f_b, f_c = at
     wide, tall = jnp.where(c == b, 1, c - b), jnp.where(f_c == f_b, 1, f_c - f_b)
     xi, phi = (a - b) / wide, (f_a - f_b) / tall
@@ -263,6 +270,7 @@ def _proposal(at: _Bracket) -> Array:
 
 
 def _narrowed(at: _Bracket, x: Array, f: Array) -> _Bracket:
+    """Narrow the bracket by the value f at x."""
     same = (f > 0) == (at.f_a > 0)
     b, f_b = jnp.where(same, at.b, at.a), jnp.where(same, at.f_b, at.f_a)
     return _Bracket(x, b, jnp.where(same, at.a, at.b), f, f_b, jnp.where(same, at.f_a, at.f_b))

@@ -1,10 +1,10 @@
-"""The solutions of least squares: the one of minimum norm, the nearest to a start, projections.
+"""Solutions of least squares: of minimum norm, nearest to a start; and projections.
 
 Notation: X is n × d with n ≤ d and full row rank, a = Xw0 − t the residual at the start,
 w* = Xᵀ(XXᵀ)⁻¹t the minimum-norm solution, P = Xᵀ(XXᵀ)⁻¹X the projection onto the row space.
 
-Each function is pure and can be jitted. Shapes are checked always; values (NaN, rank) only
-where they are concrete, since a traced array has none to look at.
+Each function is pure and can be jitted. Shapes are always checked; values (NaN, rank) only where
+they are concrete, since a traced array has none.
 """
 
 import jax
@@ -17,6 +17,7 @@ from optjax.support.errors import UserError
 
 
 def array(name: str, value: ArrayLike, ndim: int) -> Array:
+    """Convert a value to a floating array of `ndim` axes; refuse NaN and infinite values."""
     if not isinstance(value, jax.Array):
         value = np.asarray(value)
     array = jnp.asarray(value)
@@ -31,7 +32,7 @@ def array(name: str, value: ArrayLike, ndim: int) -> Array:
 
 
 def _matrix(X: ArrayLike) -> Array:
-    """X as an array, n ≤ d; a concrete X also of full row rank."""
+    """Convert X to an array; check that n ≤ d and, where X is concrete, that its rank is n."""
     X = array("X", X, 2)
     n, d = X.shape
     if n > d:
@@ -43,29 +44,31 @@ def _matrix(X: ArrayLike) -> Array:
         rank = int(np.linalg.matrix_rank(np.asarray(X)))
         if rank < n:
             raise UserError(
-                f"X has rank {rank} but n = {n} rows; remove the rows that others make up"
+                f"X has rank {rank} but n = {n} rows; remove the linearly dependent rows"
             )
     return X
 
 
 def targets(X: Array, t: ArrayLike) -> Array:
+    """Convert t to an array with one entry per row of X."""
     t = array("t", t, 1)
     if t.shape[0] != X.shape[0]:
-        raise UserError(f"t has shape {t.shape} but X has shape {X.shape}; give t one entry a row")
+        raise UserError(f"t has shape {t.shape} and X {X.shape}: expected an entry per row of X")
     return t
 
 
 def weights(X: Array, w: ArrayLike, name: str = "w0") -> Array:
+    """Convert w to an array with one entry per column of X."""
     w = array(name, w, 1)
     if w.shape[0] != X.shape[1]:
         raise UserError(
-            f"{name} has shape {w.shape} but X has shape {X.shape}; give {name} one entry a column"
+            f"{name} has shape {w.shape} and X {X.shape}: expected an entry per column of X"
         )
     return w
 
 
 def minimum_norm_solution(X: Float[Array, "n d"], t: Float[Array, "n"]) -> Float[Array, "d"]:
-    """The solution of Xw = t of least Euclidean norm.
+    """Return the solution of Xw = t of least Euclidean norm.
 
     w* = Xᵀ(XXᵀ)⁻¹t = QR⁻ᵀt, where Xᵀ = QR
 
@@ -73,11 +76,11 @@ def minimum_norm_solution(X: Float[Array, "n d"], t: Float[Array, "n"]) -> Float
     its derivative stays finite where two singular values meet.
 
     Args:
-        X: (n, d), n ≤ d, of full row rank.
-        t: (n,).
+      X: (n, d), n ≤ d, of full row rank.
+      t: (n,).
 
     Raises:
-        UserError: shapes do not fit, a value is not finite, or X is rank-deficient.
+      UserError: shapes do not fit, a value is not finite, or X is rank-deficient.
 
     >>> import numpy as np
     >>> w = minimum_norm_solution(np.array([[2.0, 1.0]]), np.array([2.0]))
@@ -91,16 +94,16 @@ def minimum_norm_solution(X: Float[Array, "n d"], t: Float[Array, "n"]) -> Float
 
 
 def row_space_projection(X: Float[Array, "n d"], w: Float[Array, "*p d"]) -> Float[Array, "*p d"]:
-    """The part of w that lies in the row space of X.
+    """Project w onto the row space of X.
 
     Pw = Xᵀ(XXᵀ)⁻¹Xw = QQᵀw, where Xᵀ = QR
 
     Args:
-        X: (n, d), n ≤ d, of full row rank.
-        w: (..., d): one vector, or a whole path of them.
+      X: (n, d), n ≤ d, of full row rank.
+      w: (..., d), one vector or many.
 
     Raises:
-        UserError: shapes do not fit, a value is not finite, or X is rank-deficient.
+      UserError: shapes do not fit, a value is not finite, or X is rank-deficient.
 
     >>> import numpy as np
     >>> P = row_space_projection(np.array([[1.0, 1.0]]), np.array([3.0, 4.0]))
@@ -111,23 +114,23 @@ def row_space_projection(X: Float[Array, "n d"], w: Float[Array, "*p d"]) -> Flo
     w = jnp.asarray(w)
     if w.ndim == 0 or w.shape[-1] != X.shape[1]:
         raise UserError(
-            f"w has shape {w.shape} but X has shape {X.shape}; give w one entry a column, last"
+            f"w has shape {w.shape} and X {X.shape}: expected a last axis of an entry per column"
         )
     Q, _ = jnp.linalg.qr(X.T)
     return (w @ Q) @ Q.T
 
 
 def off_row_space(X: Float[Array, "n d"], w: Float[Array, "*p d"]) -> Float[Array, "*p d"]:
-    """The part of w that no combination of X's rows can make.
+    """Return the part of w orthogonal to the row space of X.
 
     (I − P)w
 
     Args:
-        X: (n, d), n ≤ d, of full row rank.
-        w: (..., d).
+      X: (n, d), n ≤ d, of full row rank.
+      w: (..., d), one vector or many.
 
     Raises:
-        UserError: as `row_space_projection`.
+      UserError: as `row_space_projection`.
 
     >>> import numpy as np
     >>> np.round(off_row_space(np.array([[1.0, 1.0]]), np.array([3.0, 4.0])), 6).tolist()
@@ -140,17 +143,17 @@ def off_row_space(X: Float[Array, "n d"], w: Float[Array, "*p d"]) -> Float[Arra
 def nearest_solution(
     X: Float[Array, "n d"], t: Float[Array, "n"], w0: Float[Array, "d"]
 ) -> Float[Array, "d"]:
-    """The solution of Xw = t that lies nearest to w0: where gradient descent from w0 ends.
+    """Return the solution of Xw = t nearest to w0, where gradient descent from w0 ends.
 
     w* + (I − P)w0
 
     Args:
-        X: (n, d), n ≤ d, of full row rank.
-        t: (n,).
-        w0: (d,).
+      X: (n, d), n ≤ d, of full row rank.
+      t: (n,).
+      w0: (d,).
 
     Raises:
-        UserError: shapes do not fit, a value is not finite, or X is rank-deficient.
+      UserError: shapes do not fit, a value is not finite, or X is rank-deficient.
 
     >>> import numpy as np
     >>> X, t, w0 = np.array([[1.0, 1.0]]), np.array([2.0]), np.array([3.0, 4.0])

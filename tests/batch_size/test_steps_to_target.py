@@ -323,7 +323,7 @@ THREE = steps_table([1, 2, 4], [0.1], np.full((3, 1, 2), 9.0))
         ),
         (
             lambda: steps_to_target(sweep_of(ROWS).expand_dims(momentum=[0.9]), 2.0),
-            "dataset has the axis momentum, too",
+            "dataset also has the axis momentum",
         ),
         (lambda: critical_batch_size(sweep_of(ROWS), 2.0), "has 1 seed: expected at least 2"),
         (lambda: critical_batch_size(sweep_of(ROWS)), "target is None"),

@@ -294,7 +294,7 @@ def test_memory_is_foretold():
         (lambda: scaling.runs([1.0, -2.0], [1.0, 2.0]), r"loss\[1\] is -2"),
         (lambda: scaling.runs([1.0, np.nan], [1.0, 2.0]), r"loss\[1\] is nan"),
         (lambda: scaling.runs([1.0, 2.0], [1.0]), "N has shape"),
-        (lambda: scaling.runs(["a"]), "loss holds what is no number"),
+        (lambda: scaling.runs(["a"]), "loss holds values that are not numbers"),
         (lambda: scaling.extrapolate(NOISY, share=1.5), "share is 1.5"),
         (lambda: scaling.extrapolate(NOISY, by="S"), "by is 'S'"),
     ],
