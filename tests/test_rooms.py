@@ -1,6 +1,7 @@
 """Imports go down the list of layers and never up (the architecture of the package)."""
 
 import ast
+import collections
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -52,3 +53,17 @@ def test_no_import_goes_up():
             seen += 1
             assert LEVEL[parts[1]] <= LEVEL[room], f"{path} imports {name}, a layer above it"
     assert seen > 20
+
+
+def test_no_name_stands_twice():
+    """Classes by their name; modules, unless they are parts of an experiment or share a topic."""
+    shared = {"__init__", "__main__", "run", "figures", "claims", "checks", "account"}
+    shared |= {"one_step", "padding"}  # an experiment, and the mode or command of its topic
+    classes, modules = collections.Counter(), collections.Counter()
+    for path in [*(ROOT / "optjax").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]:
+        modules[path.stem] += path.stem not in shared
+        tree = ast.parse(path.read_text())
+        classes.update(node.name for node in tree.body if isinstance(node, ast.ClassDef))
+    del classes["Config"]  # each experiment has its own
+    twice = [name for name, count in (classes | modules).items() if count > 1]
+    assert twice == [], f"{twice} stand twice: rename one"

@@ -26,8 +26,8 @@ from . import (
     start_up,
     sweeps,
 )
+from .benchmark import Bench, Parser, carry_out, chosen
 from .measure import Entry
-from .runner import Bench, Parser, carry_out, chosen
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,9 +26,9 @@ from rich.table import Table
 from optjax.support.errors import UserError
 
 from . import device_limits, hypergradients, nets, sweeps
+from .benchmark import Bench, Parser, carry_out, chosen
 from .measure import Entry, Side, summary
 from .peers import NO_TORCH, NoPeerError, alone
-from .runner import Bench, Parser, carry_out, chosen
 from .trainings import NAMES, QUICK, ROUNDS, TrainingSizes, training_data, trainings
 
 TARGET, TRAININGS = 6.0, 64

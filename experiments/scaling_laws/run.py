@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 
 from optjax import scaling
-from optjax.experiments.scaling_laws import analysis, trainings
+from optjax.experiments.scaling_laws import analysis, by_width
 from optjax.experiments.scaling_laws.claims import claims as claims
 from optjax.experiments.scaling_laws.figures import figures as figures
 from optjax.support.console import silent
@@ -85,7 +85,7 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
     if not config.nets or not config.rates or not min(config.rates) > 0:
         raise UserError("nets or rates are empty, or a rate is not above 0: give at least one")
     found = _refit(config, lambda text, f: progress(text, 0.05 * f))
-    pictures = trainings.tiles(
+    pictures = by_width.tiles(
         config.data, config.size, config.colours, (config.pictures, config.held_out),
         2 * config.batch, config.seed,
     )  # fmt: skip
@@ -183,13 +183,13 @@ def _half(config: Config) -> int:
 
 
 def _widths(
-    config: Config, net: str, widths: list[int], pictures: trainings.Tiles,
+    config: Config, net: str, widths: list[int], pictures: by_width.Tiles,
     progress: Callable[[str, float], None],
 ) -> xr.Dataset:  # fmt: skip
-    size = trainings.sizes(net, widths, config.colours, config.size)
+    size = by_width.sizes(net, widths, config.colours, config.size)
     longest = config.steps * size.flops.max() / size.flops // config.every * config.every
     steps = {w: int(min(config.most_steps, s)) for w, s in zip(widths, longest, strict=True)}
-    losses = trainings.train(
+    losses = by_width.train(
         net, steps, config.batch, pictures, config.rates, config.seeds, config.every, progress,
         colours=config.colours,
     )  # fmt: skip
@@ -203,7 +203,7 @@ def _widths(
 
 
 def _others(
-    config: Config, widths: list[int], pictures: trainings.Tiles,
+    config: Config, widths: list[int], pictures: by_width.Tiles,
     progress: Callable[[str, float], None],
 ) -> xr.Dataset:  # fmt: skip
     """Half and twice the batch at the middle width; subsets at that and the narrowest."""
@@ -217,14 +217,14 @@ def _others(
         return lambda text, f: progress(text, (part + f) / 3)
 
     by_batch = [
-        trainings.train(
+        by_width.train(
             net, {middle: _half(config)}, size, pictures, *common, config.every,
             shown(i), colours=config.colours,
         ).isel(filters=0, pictures=0, drop=True)
         for i, size in enumerate(batches)
     ]  # fmt: skip
     steps = config.steps // config.every * config.every
-    by_subset = trainings.train(
+    by_subset = by_width.train(
         net, dict.fromkeys([widths[0], middle], steps), config.batch, pictures, *common,
         config.every, shown(2), colours=config.colours, subsets=subsets,
     )  # fmt: skip

@@ -8,8 +8,8 @@ import time
 import pytest
 
 from optjax.experiments.bench import accelerator, trainings
+from optjax.experiments.bench.benchmark import Bench
 from optjax.experiments.bench.measure import Entry, Side
-from optjax.experiments.bench.runner import Bench
 
 
 def _quick(file, *words):

@@ -5,7 +5,7 @@ import pytest
 import xarray as xr
 from matplotlib.figure import Figure
 
-from optjax.experiments.scaling_laws import analysis, claims, trainings
+from optjax.experiments.scaling_laws import analysis, by_width, claims
 from optjax.experiments.scaling_laws import run as scaling_laws
 from optjax.experiments.scaling_laws.run import Config
 from optjax.scaling import contradictions
@@ -148,14 +148,14 @@ def test_figures_draw_from_what_was_saved(tmp_path):
 
 
 def test_held_out_photograph_tiles_share_no_pixel_with_the_others():
-    train, held_out = trainings.photograph_tiles(32)
+    train, held_out = by_width.photograph_tiles(32)
     assert train.shape[1:] == held_out.shape[1:] == (32, 32, 3)
     seen = {tile.tobytes() for tile in train if np.ptp(tile) > 40}
     assert not any(tile.tobytes() in seen for tile in held_out)
 
 
 def test_sizes_are_those_of_the_networks():
-    at = trainings.sizes("conv-transpose", [32], 24, 32)
+    at = by_width.sizes("conv-transpose", [32], 24, 32)
     assert at.parameters.tolist() == [49728]
     assert at.flops.tolist() == [6 * 9510912]
 
