@@ -112,7 +112,9 @@ class HypergradFn:
     wrt: tuple[str, ...] | None
     mode: Mode
     explained: bool = False
-    _modes: dict[Any, Mode] = dataclasses.field(default_factory=dict)  # chosen, by shapes
+    _choices: dict[Any, Choice] = dataclasses.field(
+        default_factory=dict, init=False, repr=False
+    )  # by shapes
 
     def __call__(self, hparams: HParams, key: Key) -> Hypergradient:
         if not hasattr(key, "dtype"):
@@ -125,7 +127,7 @@ class HypergradFn:
     def pure(self, data: Data, hparams: HParams, key: Key) -> Hypergradient:
         """Compute the same with the data as an argument, unjudged: for `jax.jit`."""
         theta, rest = self.parted(hparams)
-        mode = self.chosen(data, theta, rest)
+        mode = self.chosen(data, theta, rest).mode
         return _compute(mode, self.job, data, theta, rest, key)
 
     def explain(self, hparams: HParams) -> Choice:
@@ -149,11 +151,14 @@ class HypergradFn:
         if not np.issubdtype(which.dtype, np.integer):
             raise UserError(f"seeds is {seeds!r}: expected a whole number, or several")
         which = which if which.ndim else np.arange(int(which))
-        if len(which) < 2:
-            raise UserError(f"seeds is {seeds!r}: expected at least two, for a standard error")
+        if len(which) < 2 or len(set(which.tolist())) < len(which) or min(which) < 0:
+            raise UserError(
+                f"seeds is {seeds!r}: expected at least two, each once, for a standard error"
+            )
         theta, rest = self.parted(hparams)
         data = self.run.problem.data
-        together = at_once(self.chosen(data, theta, rest), self.job, data, theta, rest)
+        mode = self.chosen(data, theta, rest).mode
+        together = at_once(mode, self.job, data, theta, rest)
         each = jax.lax.map(
             lambda seed: self(hparams, jax.random.key(seed)),
             jnp.asarray(which),
@@ -177,28 +182,20 @@ class HypergradFn:
         self.mode.check(self.job, frozenset(theta))
         return theta, rest
 
-    def chosen(self, data: Data, theta: HParams, rest: HParams) -> Mode:
-        """Return the mode that was asked for, if it fits, or the one that "auto" chooses."""
+    def chosen(self, data: Data, theta: HParams, rest: HParams) -> Choice:
+        """Choose the mode: the one that was asked for, if it fits, or the one of "auto"."""
         if not theta:
             raise UserError(
                 "nothing to differentiate by: hparams hold no number for it; name one in wrt"
             )
         shapes, structure = jax.tree.flatten((data, theta, rest))
         kind = structure, tuple(np.shape(a) for a in shapes)
-        if kind not in self._modes:
-            self._modes[kind] = self._choose(data, theta, rest)
-        return self._modes[kind]
-
-    def computation(self, theta: HParams, rest: HParams) -> "HypergradientComputation":
-        """Itself with its mode chosen and without its data: what a sweep carries out."""
-        mode = self.chosen(self.run.problem.data, theta, rest)
-        return HypergradientComputation(self.job, mode, self.wrt)
-
-    def _choose(self, data: Data, theta: HParams, rest: HParams) -> Mode:
-        choice = self.mode.choice(self.job, data, theta, rest)
-        if self.explained and choice.mode is not self.mode:
-            Console().line(f"hypergrad: {choice.reason}")
-        return choice.mode
+        if kind not in self._choices:
+            choice = self.mode.choice(self.job, data, theta, rest)
+            if self.explained and choice.mode is not self.mode:
+                Console().line(f"hypergrad: {choice.reason}")
+            self._choices[kind] = choice
+        return self._choices[kind]
 
     def _judge(self, result: Hypergradient) -> None:
         """Say what a person who calls it would otherwise find out late."""
@@ -263,7 +260,7 @@ class HypergradientComputation:
         kept = {"value": found.value}
         for first, tree in (("gradient", found.gradient), *found.aux.items()):
             for path, leaf in jax.tree_util.tree_leaves_with_path(plain(tree)):
-                inner = jax.tree_util.keystr(path, simple=True, separator=".")
+                inner = jax.tree_util.keystr(path, simple=True, separator=".").replace("/", ".")
                 kept[f"{first}_{inner}" if inner else first] = leaf
         kept["finite"] = found.finite
         return Finished(found.status, found.diverged_at, kept)

@@ -46,6 +46,7 @@ class OneStep(Mode):
         return 2.0
 
     def __call__(self, job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Found:
+        self.check(job, frozenset(theta))
         if not _has_closed_form(job, theta, rest):
             # The start carries no tangent, so what reverse mode writes is the general form above.
             return Reverse()(job, data, theta, rest, key)

@@ -101,7 +101,7 @@ class Run:
         missing = sorted(optimizers.required(plan.optimizer) - set(hparams))
         if missing:
             raise UserError(f"hyperparameters lack {missing[0]}: the optimiser needs it; add it")
-        checked = {name: _value(name, value, plan.steps) for name, value in hparams.items()}
+        checked = {name: as_value(name, value, plan.steps) for name, value in hparams.items()}
         self._check_shapes(checked)
         size = checked.get("batch_size")
         if size is None:
@@ -166,7 +166,7 @@ def _described(tree: Any) -> str:
     return shown + (f" and {len(named) - 6} more" if len(named) > 6 else "")
 
 
-def _value(name: str, value: Any, steps: int) -> Any:
+def as_value(name: str, value: Any, steps: int) -> Any:
     """Convert a hyperparameter to the number, the tree or the schedule that enters the program."""
     if isinstance(value, Piecewise):
         return _schedule(name, value, steps)

@@ -1,10 +1,12 @@
 """What a sweep is asked for, checked before anything is computed or written."""
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import psutil
 
@@ -86,6 +88,16 @@ def settings(devices: Any, **numbers: Any) -> list[Any]:
     return chosen
 
 
+def others(progress: Any, about: Any) -> None:
+    """Check that progress is a function or None, and about a dict that JSON can hold, or None."""
+    if progress is not None and not callable(progress):
+        raise UserError(f"progress is {progress!r}: expected a function (text, fraction)")
+    try:
+        json.dumps(dict(about or {}))
+    except (TypeError, ValueError):
+        raise UserError(f"about is {about!r}: expected a dict of numbers and text") from None
+
+
 def names(points: Sequence[Point], grid: Grid, final: Final | None) -> tuple[set[str], set[str]]:
     """Collect the metrics that all runs record, and those that any does.
 
@@ -105,6 +117,11 @@ def names(points: Sequence[Point], grid: Grid, final: Final | None) -> tuple[set
         for name, kind in metrics.items():
             if kind.shape:
                 raise UserError(f"the metric {name} has shape {kind.shape}: expected one number")
+        for name, kind in {**metrics, **ends}.items():
+            if not isinstance(name, str) or "/" in name:
+                raise UserError(f"a metric or part of final is named {name!r}: expected no slash")
+            if not (jnp.issubdtype(kind.dtype, jnp.floating) or kind.dtype.kind in "biu"):
+                raise UserError(f"{name} is {kind.dtype}: expected real numbers")
         found.append(set(metrics))
         kept |= set(ends)
     common, every = set.intersection(*found), set.union(*found)
@@ -125,7 +142,8 @@ def _shapes(point: Point, final: Final | None) -> tuple[dict[str, Any], dict[str
         metrics = plan.metrics(state.params, state.model_state, data, numbers)
         ends = {} if final is None else final(state.params, state.model_state, data)
         if not isinstance(ends, Mapping) or not all(
-            isinstance(v, jax.Array | np.ndarray | int | float) for v in ends.values()
+            isinstance(k, str) and isinstance(v, jax.Array | np.ndarray | int | float)
+            for k, v in ends.items()
         ):
             raise UserError("final gives something else than a dict of arrays: expected that")
         return dict(metrics), dict(ends)

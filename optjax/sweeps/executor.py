@@ -101,8 +101,9 @@ class Executor:
                         active.park()
                 if until in stops:
                     self._halve(list(started.values()), until)
-        for name in old:
-            self._drop(name)
+        if planned or not self.keep_states:  # all that is left of them is in newer files
+            for name in old:
+                self._drop(name)
 
     # ---------------------------------------------------------------------------- forming them
 

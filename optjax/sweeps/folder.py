@@ -36,7 +36,7 @@ def opened(
     store, error, complete = None, None, False
     if jax.process_index() == 0:
         try:
-            store = Store(out)
+            store = Store(out, overwrite=overwrite)
             complete = _continued(store, results, spec, halving is not None, overwrite)
             if not complete:
                 fits(
@@ -71,10 +71,15 @@ def _continued(
         store.begin(spec, overwrite=True)
         return False
     where = f"the folder {str(store.folder)!r} holds another {spec['kind']}"
+    if old.get("kind") != spec["kind"]:
+        raise UserError(
+            f"the folder {str(store.folder)!r} holds a {old.get('kind')}, and this is a "
+            f"{spec['kind']}: give another folder"
+        )
     try:
         told = difference(old["identity"], spec["identity"])
         before = _ids_of(old)
-        same = all(old[name] == spec[name] for name in ("axes", "columns", "seeds"))
+        same = all(old[name] == spec[name] for name in ("axes", "columns", "seeds", "ids"))
         same &= all(a >= b for a, b in zip(old["steps"], spec["steps"], strict=False))
     except _DAMAGE as error:
         raise UserError(
@@ -126,7 +131,7 @@ def load_sweep(folder: str | os.PathLike[str]) -> "xarray.Dataset":
             raise ValueError("lengths that do not fit")
         results = Results(
             spec["axes"], spec["columns"], spec["seeds"], steps, every, _ids_of(spec),
-            spec["rules"], spec["inner"],
+            spec["rules"], spec["inner"], spec["kind"],
         )  # fmt: skip
     except UserError:
         raise

@@ -235,7 +235,15 @@ def _axis(name: str, given: Any) -> list[Any]:
             raise UserError(f"{name} holds {value}: expected finite numbers")
         if isinstance(value, list | tuple):
             raise UserError(f"{name} holds {value!r}: expected one number or array a point")
-    return [Labelled(v, str(i)) if _is_tree(v) else v for i, v in enumerate(values)]
+    objects = [v for v in values if not isinstance(v, int | float | str | None)]
+    labels = [label(v) for v in objects]
+    # Different functions of one name are told apart by their place.
+    alike = {label(v) for v in objects if labels.count(label(v)) > 1}
+    if len({id(v) for v in objects}) < len(objects):
+        alike = set()  # one is given twice: refused by its name
+    return [
+        Labelled(v, str(i)) if _is_tree(v) or label(v) in alike else v for i, v in enumerate(values)
+    ]
 
 
 def _is_tree(value: Any) -> bool:

@@ -17,13 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from optjax.hypergradients.footprint import needed
-from optjax.hypergradients.hypergradient import HypergradFn
+from optjax.hypergradients.hypergradient import HypergradFn, HypergradientComputation
 from optjax.hypergradients.job import looks_inside
 from optjax.run import core
 from optjax.run.computation import Computation
 from optjax.run.core import Plan
+from optjax.run.piecewise import Piecewise
 from optjax.run.problems import Data
-from optjax.run.trajectory import Run
+from optjax.run.trajectory import Run, as_value
 from optjax.support.errors import UserError, nearest
 from optjax.support.types import HParams, PyTree
 from optjax.sweeps.grid import Grid, Labelled, label
@@ -94,52 +95,81 @@ def resolve(run: Any, grid: Grid) -> list[Point]:
       UserError: an unknown name, a value that cannot be, runs that record at different steps.
     """
     kinds = Run | HypergradFn
-    parameters: list[str] = []
-    if not isinstance(run, kinds):
-        if not callable(run):
-            raise UserError(f"run is a {type(run).__name__}: expected oj.make_run(…)")
-        taken = inspect.signature(run).parameters
-        parameters = [name for name in taken if name in grid.columns]
-        for name, parameter in taken.items():
-            needed = parameter.default is parameter.empty and parameter.kind not in (
-                parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD
-            )  # fmt: skip
-            if needed and name not in grid.columns:
-                raise UserError(f"{label(run)} needs {name}: make it an axis of the grid")
-    made: dict[str, Any] = {}
+    taken = {} if isinstance(run, kinds) else _parameters(run, grid)
+    made: dict[Any, Any] = {}
+    converted: dict[Any, Any] = {}
+    runs: dict[Any, Run] = {}
     points = []
     for i in range(len(grid)):
-        values = {n: v.value if isinstance(v, Labelled) else v for n, v in grid.point(i).items()}
-        shape = tuple((name, values.pop(name)) for name in parameters)
-        said = repr(shape)
-        if said not in made:
-            made[said] = run if isinstance(run, kinds) else run(**dict(shape))
-            if not isinstance(made[said], kinds):
+        values = grid.point(i)
+        shape = tuple((name, values.pop(name)) for name in taken if name in values)
+        given = {name: _plain(value) for name, value in shape}
+        key = tuple((name, _known(value)) for name, value in given.items())
+        if key not in made:
+            made[key] = run if isinstance(run, kinds) else run(**given)
+            if not isinstance(made[key], kinds):
                 raise UserError(
-                    f"{label(run)} gives a {type(made[said]).__name__}: expected a run, as "
+                    f"{label(run)} gives a {type(made[key]).__name__}: expected a run, as "
                     "oj.make_run makes"
                 )
-        gradient = made[said] if isinstance(made[said], HypergradFn) else None
-        one = made[said] if gradient is None else gradient.run
+        gradient = made[key] if isinstance(made[key], HypergradFn) else None
+        one = made[key] if gradient is None else gradient.run
         steps = values.pop("steps", one.plan.steps)
-        if not isinstance(steps, int) or steps < 1 or steps % one.plan.record_every:
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1 or (
+            steps % one.plan.record_every
+        ):  # fmt: skip
             raise UserError(
                 f"steps is {steps}: expected a positive multiple of record_every = "
                 f"{one.plan.record_every}"
             )
-        known = one.plan.own | one.problem.hparams
+        known = one.plan.own | one.problem.hparams | set(taken)
         known |= {"l2", "batch_size", "steps", "initial_params", "example_weights"}
         for name in values:
-            if name not in known and not isinstance(run, kinds):
-                known |= set(inspect.signature(run).parameters)
             if name not in known:
                 raise UserError(f"unknown hyperparameter {name!r}: {nearest(name, known)}")
-        points.append(Point(one, shape, dict(one.checked(values)), steps, gradient))
+        if (id(one), steps) not in runs:
+            # A schedule is checked against the point's own steps.
+            plan = dataclasses.replace(one.plan, steps=steps)
+            runs[id(one), steps] = Run(one.problem, plan)
+        for name, value in values.items():
+            if not isinstance(value, int | float | str):
+                place = name, id(value), steps
+                if place not in converted:  # once, so that equal values stay one array
+                    converted[place] = as_value(name, _plain(value), steps)
+                values[name] = converted[place]
+        checked = runs[id(one), steps].checked(values)
+        points.append(Point(one, shape, dict(checked), steps, gradient))
     if len({p.gradient is None for p in points}) > 1:
         raise UserError("the function gives runs and hypergradients: expected one of them")
     if len({p.run.plan.record_every for p in points}) > 1 and points[0].gradient is None:
         raise UserError("the runs record at different steps: give all of them one record_every")
     return points
+
+
+def _parameters(run: Any, grid: Grid) -> dict[str, inspect.Parameter]:
+    """Return the parameters of a function that makes runs; check that the grid has them."""
+    if not callable(run):
+        raise UserError(f"run is a {type(run).__name__}: expected oj.make_run(…)")
+    try:
+        taken = dict(inspect.signature(run).parameters)
+    except ValueError:
+        raise UserError(f"{label(run)} has no signature: expected a function of axes") from None
+    for name, parameter in taken.items():
+        if parameter.kind is parameter.POSITIONAL_ONLY:
+            raise UserError(f"{label(run)} takes {name} by position: expected it by name")
+        open_ended = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.default is parameter.empty and not open_ended and name not in grid.columns:
+            raise UserError(f"{label(run)} needs {name}: make it an axis of the grid")
+    return taken
+
+
+def _plain(value: Any) -> Any:
+    return value.value if isinstance(value, Labelled) else value
+
+
+def _known(value: Any) -> Any:
+    """Return what tells an argument from another: numbers and text as they are, objects by id."""
+    return value if isinstance(value, int | float | str | None) else id(value)
 
 
 def grouped(points: Sequence[Point], batching: Batching = "auto", final: Any = None) -> list[Group]:
@@ -155,7 +185,10 @@ def grouped(points: Sequence[Point], batching: Batching = "auto", final: Any = N
     groups: dict[Any, list[int]] = {}
     for i, point in enumerate(points):
         plan = point.run.plan
-        plan = dataclasses.replace(plan, steps=plan.record_every, final=final)
+        # A schedule needs the steps of its run; runs without one share a program whatever theirs.
+        moving = any(isinstance(value, Piecewise) for value in point.hparams.values())
+        steps = point.steps if moving else plan.record_every
+        plan = dataclasses.replace(plan, steps=steps, final=final)
         if _split_by_batch(point):
             plan = dataclasses.replace(plan, slots=0, whole=False)
         fn = point.gradient
@@ -259,8 +292,9 @@ def _of_gradient(group: Group, point: Point, fn: HypergradFn) -> Group:
     fn = dataclasses.replace(fn, run=run, job=job)
     hparams = jax.tree.map(lambda leaf: leaf[0], group.hparams_at(np.zeros(1, int)))
     theta, rest = fn.parted(hparams)
-    computation = fn.computation(theta, rest)
     data = point.run.problem.data
+    choice = fn.chosen(data, theta, rest)
+    computation = HypergradientComputation(fn.job, choice.mode, fn.wrt)
     drawn = sum(leaf.nbytes for leaf in jax.tree.leaves(data))
     if group.which is None and plan.n:
         drawn = drawn * plan.slots // plan.n
@@ -271,7 +305,7 @@ def _of_gradient(group: Group, point: Point, fn: HypergradFn) -> Group:
         bytes=bytes_of_a_run,
         notes={
             "mode": computation.mode.name,
-            "reason": fn.explain(hparams).reason,
+            "reason": choice.reason,
             "bytes of a run": bytes_of_a_run,
         },
     )

@@ -10,7 +10,7 @@ import jax
 
 from optjax.run.core import Trajectory
 from optjax.run.trajectory import Run
-from optjax.support.errors import UserError
+from optjax.support.errors import UserError, whole
 from optjax.sweeps.grid import Grid, label
 from optjax.sweeps.groups import resolve
 
@@ -59,6 +59,10 @@ def replay(
     >>> oj.replay(found.sel(learning_rate=0.1, seed=1)).path.shape
     (21, 2)
     """
+    every = whole("every", every, 1)
+    missing = {"status", "steps_done", "seed"} - {*getattr(selected, "variables", ())}
+    if missing or "kind" not in selected.attrs:
+        raise UserError("selected is no run of a sweep of runs: expected one of oj.sweep's dataset")
     many = {name: size for name, size in selected["status"].sizes.items() if size > 1}
     if many:
         said = ", ".join(f"{name} ({size})" for name, size in many.items())
@@ -85,18 +89,24 @@ def replay(
         else:
             coords[name] = _WORDS.get(value, value)
     point = resolve(run, Grid({name: [value] for name, value in coords.items()}, {"point": 1}))[0]
-    steps = int(selected["steps_done"])
-    plan = dataclasses.replace(point.run.plan, steps=steps, record_every=every, record_path=True)
+    steps, seed = int(selected["steps_done"]), int(selected["seed"])
     if steps < 1 or steps % every:
         raise UserError(f"every is {every}: expected a divisor of the {steps} steps of the run")
+    # The run's own steps stay: a schedule is spread over them.
+    plan = dataclasses.replace(
+        point.run.plan, steps=point.steps, record_every=every, record_path=True
+    )
     again = Run(point.run.problem, plan)
-    return again(point.hparams, jax.random.key(int(selected["seed"])))
+    start = again.init(point.hparams, jax.random.key(seed))
+    end, records = again.advance(start, point.hparams, steps)
+    return again.finish(start, end, records, point.hparams)
 
 
 def _original(grid: Grid, name: str, value: Any) -> Any:
     """Return the grid's own value of a coordinate, which may be its label."""
     column = grid.columns.get(name, ())
-    return next((v for v in column if label(v) == value), value)
+    same = (v for v in column if label(v) == value or str(label(v)) == value)
+    return next(same, value)
 
 
 def remember(run: Run | Callable[..., Run], grid: Grid, digest: str) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -18,6 +18,9 @@ RUN = "run id"
 
 KEPT = "kept."
 """Before the name of what is kept of a run, in the store."""
+
+Kind = Literal["sweep", "sweep of hypergradients", "tuning"]
+"""What has results."""
 
 _ENDS = ("status", "diverged_at", "stopped_at", "stopped_by", "done")
 
@@ -45,6 +48,7 @@ class Results:
       ids: (P, S) uint64, what the runs are called on disk.
       rules: names of the stop rules.
       inner: what is kept of a run that has ended, each with the names of its own axes.
+      kind: of what they are results.
     """
 
     def __init__(
@@ -57,7 +61,9 @@ class Results:
         ids: np.ndarray,
         rules: Sequence[str] = (),
         inner: Mapping[str, Sequence[str]] | None = None,
+        kind: Kind = "sweep",
     ) -> None:
+        self.kind: Kind = kind
         self.axes, self.columns, self.seeds = dict(axes), dict(columns), list(seeds)
         self.every, self.rules, self.inner = every, list(rules), dict(inner or {})
         self.steps = np.repeat(np.asarray(steps, np.int64), len(self.seeds))
@@ -172,6 +178,9 @@ class Results:
             if not self.inner[name]:
                 variables[name] = (dims, np.full(shape, np.nan))
         for name, values in self.kept.items():
+            if not self.judged.all() and values.dtype.kind in "biu":
+                values = values.astype(float)
+                values[~self.judged] = np.nan
             inner = self._inner(name, values.ndim - 1)
             variables[name] = ((*dims, *inner), values.reshape(*shape, *values.shape[1:]))
         coords: dict[str, Any] = {
@@ -193,7 +202,19 @@ class Results:
         if "loss" in found:
             found["loss"].attrs["long_name"] = "mean mini-batch loss since the record before"
         found["step"].attrs["long_name"] = "updates done"
-        return found
+        found.attrs["kind"] = self.kind
+        if self.kind == "sweep":
+            return found
+        if self.kind == "tuning":
+            path = found.isel(seed=0, step=slice(int(self.done[0])))
+            path = path[[*self.values]].drop_vars(["seed", "step"]).rename(step="outer_step")
+            for name in {"finite", "diverged"} & {*path.data_vars}:
+                path[name] = path[name].astype(bool)
+            return path.transpose("restart", "outer_step", ...)
+        names = sorted(
+            {*self.inner} & {*found}, key=lambda name: (name != "value", name == "finite", name)
+        )
+        return found[[*names, "status", "diverged_at"]].drop_vars("step", errors="ignore")
 
     def _inner(self, name: str, count: int) -> list[str]:
         """Name a variable's own axes."""

@@ -49,7 +49,9 @@ class Store:
       UserError: it cannot be written, another process holds it, or it holds something else.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, writer: bool = True) -> None:
+    def __init__(
+        self, folder: str | os.PathLike[str], *, writer: bool = True, overwrite: bool = False
+    ) -> None:
         import filelock
 
         try:
@@ -74,9 +76,9 @@ class Store:
                 f"cannot write to the folder {str(self.folder)!r} ({_why(error)}); give another"
             ) from None
         try:
-            self.spec = self._read_spec()
+            self.spec = self._read_spec(overwrite)
             others = [p.name for p in self.folder.iterdir() if p.name != "lock"]
-            if self.spec is None and others:
+            if self.spec is None and others and "sweep.json" not in others:
                 raise UserError(
                     f"the folder {str(self.folder)!r} holds {others[0]!r} and no sweep: give an "
                     "empty or a new one"
@@ -190,7 +192,7 @@ class Store:
         """Where the complete dataset is kept."""
         return self.folder / "result.nc"
 
-    def _read_spec(self) -> dict[str, Any] | None:
+    def _read_spec(self, overwrite: bool = False) -> dict[str, Any] | None:
         path = self.folder / "sweep.json"
         if not path.is_file():
             return None
@@ -199,7 +201,12 @@ class Store:
             if not isinstance(spec, dict) or spec.pop("format", None) != FORMAT:
                 raise ValueError("another format")
         except (ValueError, OSError) as error:
-            raise UserError(f"{path} is not readable as a sweep ({error}); remove it") from None
+            if overwrite:
+                return None
+            raise UserError(
+                f"{path} is not readable as a sweep ({error}): start over (overwrite=True, "
+                "--overwrite)"
+            ) from None
         return spec
 
     def _writing(self) -> "_Writing":
@@ -267,7 +274,10 @@ def read_spec(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       UserError: no sweep is there.
     """
-    path = Path(folder) / "sweep.json"
+    try:
+        path = Path(folder) / "sweep.json"
+    except TypeError:
+        raise UserError(f"the folder is {folder!r}: expected its name") from None
     if not path.is_file():
         raise UserError(f"no sweep in {str(folder)!r}: expected the folder that --out named")
     try:

@@ -9,7 +9,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import psutil
 
@@ -20,7 +20,7 @@ from optjax.sweeps import checks, layouts, stop_rules
 from optjax.sweeps.checks import Final
 from optjax.sweeps.executor import Executor, Settings
 from optjax.sweeps.folder import opened, restore, result
-from optjax.sweeps.grid import Grid, as_grid, label
+from optjax.sweeps.grid import Grid, Labelled, as_grid, label
 from optjax.sweeps.groups import Batching, Group, Point, grouped, resolve
 from optjax.sweeps.identity import identity, run_ids
 from optjax.sweeps.layouts import Arrangement
@@ -117,15 +117,16 @@ def sweep(
     settings = Settings(
         devices, layout, vmap_chunk, chunk_steps, chunk_seconds, checkpoint_seconds, memory
     )
+    checks.others(progress, about)
     grid, chosen = as_grid(grid), checks.chosen_seeds(seeds)
     points = resolve(run, grid)
     make = _of_runs if points[0].gradient is None else _of_gradients
     work = make(points, grid, chosen, batching, stop, keep_diverged, final, chunk_steps)
-    dataset, _ = carry_out(work, settings, out, overwrite, progress, about)
-    dataset.attrs.update(_origin(grid, devices, begin))
-    if work.dataset is not None:
-        return work.dataset(dataset)
-    remember(run, grid, dataset.attrs["sweep"])
+    attrs = work.attrs
+    work.attrs = lambda: attrs() | _origin(grid, devices, begin)
+    dataset = carry_out(work, settings, out, overwrite, progress, about)
+    if points[0].gradient is None:
+        remember(run, grid, dataset.attrs["sweep"])
     return dataset
 
 
@@ -141,7 +142,7 @@ class Work:
     drop_diverged: bool = True
     weighted: bool = False
     metrics: int = 0  # recorded, the loss not counted
-    dataset: Callable[["xarray.Dataset"], "xarray.Dataset"] | None = None
+    attrs: Callable[[], dict[str, Any]] = dict  # of the dataset
     keep_states: bool = False  # of runs that ended, so that they can be given more steps
     said: Callable[[], str] | None = None  # what progress says of it
 
@@ -153,9 +154,8 @@ def carry_out(
     overwrite: bool,
     progress: Progress | None,
     about: Mapping[str, Any] | None = None,
-    title: Literal["sweep", "tuning"] = "sweep",
-) -> tuple["xarray.Dataset", list[dict[str, Any]]]:
-    """Compute a dataset or read it from its folder; return it with notes on how.
+) -> "xarray.Dataset":
+    """Compute a dataset or read it from its folder.
 
     Raises:
       UserError, KeyboardInterrupt: as `sweep`.
@@ -163,9 +163,10 @@ def carry_out(
     results, store, digest = work.results, None, uuid.uuid4().hex[:16]
     if out is not None:
         facts = work.facts()
-        digest = _digest(facts)
+        ids = [str(i) for i in results.ids]
+        digest = _digest({**facts, "runs": ids})
         spec = {
-            "kind": title,
+            "kind": results.kind,
             "identity": facts,
             "axes": results.axes,
             "columns": {n: [label(v) for v in c] for n, c in results.columns.items()},
@@ -174,7 +175,7 @@ def carry_out(
             "record_every": results.every,
             "rules": results.rules,
             "inner": results.inner,
-            "ids": [str(i) for i in results.ids],
+            "ids": ids,
             "about": dict(about or {}),
         }
         store = opened(out, spec, results, work.metrics, work.halving, overwrite)
@@ -182,23 +183,23 @@ def carry_out(
         if store is not None and store.spec is None:
             if work.keep_states:
                 restore(store, results)
-            return result(store), []
+            return result(store)
         if store is not None:
             restore(store, results)
             results.reopen()
-        with _shown(progress, title) as show:
+        with _shown(progress, results.kind.split()[0]) as show:
             executor = Executor(
                 results, work.groups, work.rules, work.halving, work.drop_diverged, store,
                 settings, show, work.weighted, work.keep_states, work.said,
             )  # fmt: skip
             executor.run()
         dataset = results.dataset()
-        dataset.attrs.update(sweep=digest, groups=json.dumps(executor.notes))
+        dataset.attrs.update(sweep=digest, groups=json.dumps(executor.notes), **work.attrs())
         if store is not None and store.writer:
             files.save_dataset(dataset, store.result)
         if executor.interrupt.asked:
             raise KeyboardInterrupt
-        return dataset, executor.notes
+        return dataset
     finally:
         if store is not None:
             store.close()
@@ -249,44 +250,47 @@ def _of_gradients(
     chunk_steps: int | None,
 ) -> Work:
     """Prepare a sweep of hypergradients: of one record each, the gradient kept at its end."""
-    for name, value in (("stop", stop), ("final", final)):
-        if value:
+    given = {
+        "stop": stop != (), "final": final is not None, "keep_diverged": keep_diverged,
+        "chunk_steps": chunk_steps is not None,
+    }  # fmt: skip
+    for name, asked in given.items():
+        if asked:
             raise UserError(f"{name} is for runs: a hypergradient is one record; leave it out")
     groups = grouped(points, batching)
     ids = run_ids(grid, [p.steps for p in points], seeds)
     results = Results(
         grid.axes, grid.columns, seeds, [1] * len(grid), 1, ids,
-        inner=checks.kept(groups, seeds, grid),
+        inner=checks.kept(groups, seeds, grid), kind="sweep of hypergradients",
     )  # fmt: skip
 
-    def dataset(found: "xarray.Dataset") -> "xarray.Dataset":
-        names = [name for name in results.inner if name in found]
-        names.sort(key=lambda name: (name != "value", name == "finite"))
-        found = found[[*names, "status", "diverged_at"]].drop_vars("step", errors="ignore")
-        notes = json.loads(found.attrs["groups"])
-        fns = [p.gradient for p in points if p.gradient is not None]
-        found.attrs.update(
-            problem=_listed(p.run.problem.name for p in points),
-            optimizer=_listed(label(p.run.plan.optimizer) for p in points),
-            objective=_listed(fn.job.name for fn in fns),
-            mode=_listed(note["mode"] for note in notes),
-            why="; ".join(dict.fromkeys(note["reason"] for note in notes)),
-        )
-        return found
+    def attrs() -> dict[str, Any]:
+        return {
+            "problem": _listed(p.run.problem.name for p in points),
+            "optimizer": _listed(label(p.run.plan.optimizer) for p in points),
+            "objective": _listed(p.gradient.job.name for p in points if p.gradient is not None),
+            "mode": _listed(group.notes["mode"] for group in groups),
+            "why": "; ".join(dict.fromkeys(group.notes["reason"] for group in groups)),
+        }
 
     facts = functools.partial(identity, points, grid, {})
-    return Work(results, groups, facts, drop_diverged=False, dataset=dataset)
+    return Work(results, groups, facts, drop_diverged=False, attrs=attrs)
 
 
 def _listed(names: Iterable[Any]) -> str:
     return ", ".join(dict.fromkeys(map(str, names)))
 
 
+def _by_name_only(value: Any) -> bool:
+    """Whether a value of the grid is known by its label alone in its dataset."""
+    return callable(value) or isinstance(value, Labelled)
+
+
 def _origin(grid: Grid, devices: list[Any], begin: float) -> dict[str, Any]:
     """Say where a dataset comes from, as its attributes."""
     return {
         "named": json.dumps(
-            [n for n, column in grid.columns.items() if any(map(callable, column))]
+            [n for n, column in grid.columns.items() if any(map(_by_name_only, column))]
         ),
         "device": devices[0].device_kind,
         "devices": len(devices),

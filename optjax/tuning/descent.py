@@ -14,6 +14,7 @@ import optax
 
 from optjax.hypergradients import hypergrad
 from optjax.hypergradients.footprint import at_once
+from optjax.hypergradients.hypergradient import HypergradientComputation
 from optjax.hypergradients.job import Objective
 from optjax.hypergradients.mode import Mode
 from optjax.run.trajectory import Run
@@ -31,7 +32,7 @@ from optjax.sweeps.sweeping import Work, carry_out
 from optjax.tuning import checks, outer_step
 from optjax.tuning import space as spaces
 from optjax.tuning.outer_step import BEST, NeverFinite, TuningComputation, starts
-from optjax.tuning.space import Range, Space, named_leaves
+from optjax.tuning.space import Range, named_leaves
 
 if TYPE_CHECKING:
     import xarray
@@ -155,7 +156,8 @@ def tune(
     checks.columns(theta)
     checks.serves(outer, space.outside(theta))
     data = run.problem.data
-    computation = gradient.computation(theta, rest)
+    taken = gradient.chosen(data, theta, rest).mode
+    computation = HypergradientComputation(gradient.job, taken, gradient.wrt)
     fit = at_once(computation.mode, gradient.job, data, theta, rest)
     # Fresh ones must not meet those of another step.
     stride = int(np.ptp(chosen)) + 1 if fresh_seeds else 0
@@ -164,22 +166,23 @@ def tune(
         min(len(chosen), fit), tuple(chosen.tolist()), stride,
     )  # fmt: skip
     given = {"start": starts(space.outside(theta), restarts, spread, seed), **rest}
+    own_rules, halving = stop_rules.checked(stop, {BEST}, 1)
+    if halving is not None:
+        raise UserError("Halving compares runs with each other: a tuning is one; leave it out")
     own = {
         **{f"start of {n}": v for n, v in named_leaves(theta).items()},
         **{f"fixed {n}": v for n, v in named_leaves(rest).items()},
+        "structure": str(jax.tree.structure((theta, rest))), "stop": own_rules,
         "ranges": space.ranges, "seeds": chosen.tolist(), "fresh_seeds": bool(fresh_seeds),
         "restarts": restarts, "spread": spread, "seed": seed, "outer": outer,
     }  # fmt: skip
     grid = Grid({}, {})
-    own_rules, halving = stop_rules.checked(stop, {BEST}, 1)
-    if halving is not None:
-        raise UserError("Halving compares runs with each other: a tuning is one; leave it out")
     rules = (NeverFinite(_PATIENCE), *own_rules)
     inner = {n: checks.axes(n, np.ndim(leaf)) for n, leaf in named_leaves(theta).items()}
     inner |= {name: [] for name in ("value", "finite", "diverged", "gradient_norm", "value_error")}
     results = Results(
         {}, {}, [seed], [steps], 1, run_ids(grid, [0], [seed]), [rule.name for rule in rules],
-        {name: ["restart", *own_axes] for name, own_axes in inner.items()},
+        {name: ["restart", *own_axes] for name, own_axes in inner.items()}, "tuning",
     )  # fmt: skip
     point = Point(run, (), {}, run.plan.steps, gradient)
     work = Work(
@@ -187,22 +190,29 @@ def tune(
         [Group(run.plan, tuning, data, np.zeros(1, int), columns([given]), None, "tuning")],
         lambda: identity([point], grid, own, code=(outer_step, spaces)),
         rules,
+        attrs=lambda: attrs(),
         keep_states=True,
         said=lambda: f"outer step {int(results.done[0])} of {steps}, best {_least(results):.4g}",
     )
     settings = Settings([jax.devices()[0]], "loop", chunk_seconds=2.0, checkpoint_seconds=10.0)
     begin = time.perf_counter()
 
-    def found() -> Tuning:
-        path = _path(results, theta, space)
-        path.attrs |= {
+    def attrs() -> dict[str, Any]:
+        tuned = list(named_leaves(theta))
+        logs = [name for name in tuned if space.logarithmic(name.partition(".")[0])]
+        return {
+            "tuned": json.dumps(tuned), "logarithmic": json.dumps(logs),
             "settings": json.dumps(own, default=plainly), "commit": provenance.commit(),
             "versions": json.dumps(provenance.versions()), "seconds": time.perf_counter() - begin,
         }  # fmt: skip
+
+    def found() -> Tuning:
+        path = results.dataset().drop_vars(BEST)
+        path.attrs |= attrs()
         return Tuning(*_best(path, theta, rest, last=bool(fresh_seeds)), path)
 
     try:
-        carry_out(work, settings, out, overwrite, progress, title="tuning")
+        carry_out(work, settings, out, overwrite, progress)
     except KeyboardInterrupt:
         if not results.done[0]:
             raise
@@ -216,25 +226,6 @@ def _least(results: Results) -> float:
     """Return the smallest value so far; NaN before there is one."""
     values = results.values.get("value", np.full(1, np.nan))
     return float(np.nanmin(values)) if np.isfinite(values).any() else math.nan
-
-
-def _path(results: Results, theta: HParams, space: Space) -> "xarray.Dataset":
-    """Return the path: all that every restart saw at every outer step."""
-    import xarray as xr
-
-    variables = {}
-    for name, rows in results.values.items():
-        if name == BEST:
-            continue
-        seen = np.moveaxis(rows[0, : int(results.done[0])], 0, 1)  # (restarts, K, ...)
-        if name in ("finite", "diverged"):
-            seen = seen.astype(bool)
-        variables[name] = (("restart", "outer_step", *checks.axes(name, seen.ndim - 2)), seen)
-    found = xr.Dataset(variables)
-    tuned = list(named_leaves(theta))
-    logs = [name for name in tuned if space.logarithmic(name.partition(".")[0])]
-    found.attrs.update(tuned=json.dumps(tuned), logarithmic=json.dumps(logs))
-    return found
 
 
 def _best(

@@ -103,8 +103,12 @@ def test_functions_of_one_name_are_told_apart_or_refused(problem):
         lambda learning_rate: optax.sgd(learning_rate),
         lambda learning_rate: optax.adam(0.1),
     ]
-    with pytest.raises(oj.UserError, match="functions by names of their own"):
-        oj.sweep(make, {"optimizer": lambdas, "learning_rate": [0.01]})
+    found = oj.sweep(make, {"optimizer": lambdas, "learning_rate": [0.01]})
+    assert found.optimizer.values.tolist() == ["0", "1"]
+    alone = oj.make_run(problem, lambdas[1], 8)({"learning_rate": 0.01}, jax.random.key(0))
+    np.testing.assert_allclose(found.final_loss[1, 0, 0], alone.final_loss, rtol=1e-12)
+    with pytest.raises(oj.UserError, match="twice: expected each value once"):
+        oj.sweep(make, {"optimizer": [lambdas[0]] * 2, "learning_rate": [0.01]})
 
 
 def test_a_closure_that_changed_is_another_sweep(problem, tmp_path):

@@ -211,7 +211,7 @@ def test_memory_cuts_the_lanes_and_a_second_sweep_compiles_nothing(slope):
 @pytest.mark.parametrize("how", [{"layout": "loop"}, {"layout": "map", "vmap_chunk": 2}], ids=str)
 def test_layouts_are_those_of_runs(slope, how):
     grid = {"learning_rate": [0.1, 0.2], "momentum": [0.5], "batch_size": [2, 12]}
-    found = oj.sweep(slope, grid, batching="masked", keep_diverged=True, **how)
+    found = oj.sweep(slope, grid, batching="masked", **how)
     hparams = {"learning_rate": 0.2, "momentum": 0.5, "batch_size": 12}
     _same(found.isel(learning_rate=1, momentum=0, batch_size=1, seed=0), slope, hparams, 0)
 
@@ -240,15 +240,25 @@ def test_a_folder_keeps_resumes_and_extends(slope, tmp_path, monkeypatch):
     assert len(advanced) == 3  # the first call had ended; the second had not been judged
     for name in whole.data_vars:
         np.testing.assert_array_equal(found[name], whole[name])
+    loaded = oj.load_sweep(tmp_path / "s")
+    assert list(loaded.data_vars) == list(found.data_vars) == list(whole.data_vars)
+    assert loaded.attrs.keys() == found.attrs.keys()
+    assert loaded.attrs["mode"] == whole.attrs["mode"] == "forward"
+    with pytest.raises(oj.UserError, match="holds a sweep of hypergradients, and this is a sweep"):
+        oj.sweep(slope.run, grid, 2, out=tmp_path / "s")
     more = oj.sweep(slope, {**grid, "batch_size": [3, 12, 5]}, 2, **how)
     assert len(advanced) == 3 + 2
     np.testing.assert_array_equal(more.value.sel(batch_size=[3, 12]), whole.value)
     other = oj.hypergrad(slope.run, wrt=["learning_rate"])
-    with pytest.raises(oj.UserError, match="holds another sweep: wrt was"):
+    with pytest.raises(oj.UserError, match="holds another sweep of hypergradients: wrt was"):
         oj.sweep(other, grid, 2, **how)
 
 
-@pytest.mark.parametrize("given", [{"stop": oj.Target(0.1)}, {"final": print}], ids=str)
+@pytest.mark.parametrize(
+    "given",
+    [{"stop": oj.Target(0.1)}, {"final": print}, {"keep_diverged": True}, {"chunk_steps": 2}],
+    ids=str,
+)
 def test_what_one_record_cannot_have_is_refused(slope, given):
     with pytest.raises(oj.UserError, match="a hypergradient is one record") as error:
         oj.sweep(slope, {"learning_rate": [0.1], "momentum": [0.5]}, **given)
@@ -265,3 +275,16 @@ def test_names_and_values_that_cannot_be(run, slope):
     axis = [0.1, oj.Piecewise([0.1, 0.2])]
     with pytest.raises(oj.UserError, match="shapes"):
         oj.sweep(slope, {"learning_rate": axis, "momentum": [0.5]})
+
+
+def test_steps_are_an_axis_and_each_has_its_own_mode():
+    """By least squares' closed form one step has a mode that no other number of steps has."""
+    rng = np.random.default_rng(2)
+    problem = oj.least_squares(rng.normal(size=(N, D)), rng.normal(size=N))
+    slope = oj.hypergrad(oj.make_run(problem, optax.sgd, T, sampler="full"))
+    for steps in ([1, 24], [24, 1]):
+        found = oj.sweep(slope, {"steps": steps, "learning_rate": [0.05]})
+        for i, count in enumerate(steps):
+            run = oj.make_run(problem, optax.sgd, count, sampler="full")
+            one = oj.hypergrad(run, mode="reverse")({"learning_rate": 0.05}, key(0))
+            close(found.gradient_learning_rate[i, 0, 0], one.gradient["learning_rate"])

@@ -260,7 +260,7 @@ def test_out_is_written_on_the_way_and_found_unwritable_at_once(tmp_path):
     with pytest.raises(MemoryError):
         tune(progress=run_out, out=tmp_path / "t")
     assert np.isfinite(oj.load_sweep(tmp_path / "t").value).any()
-    assert oj.load_sweep(tmp_path / "t").value.dims == ("seed", "step", "restart")
+    assert oj.load_sweep(tmp_path / "t").value.dims == ("restart", "outer_step")
     (tmp_path / "file").write_text("")
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "thing").write_text("")
