@@ -12,14 +12,12 @@ VERSION = -c 'import sys; print(sys.version_info[:2])'
 CUDA = $(shell nvidia-smi 2>/dev/null | grep -q 'CUDA Version: 1[3-9]' && echo 13 || echo 12)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA ?=
-FULL ?=
 export MPLBACKEND ?= Agg
 
 .PHONY: help install reproduce test test-slow lint bench bench-accelerator clean
 
 help:
-	@echo "make reproduce   run every experiment and write results/report/index.html (DATA=file.npz for your"
-	@echo "                 pictures, FULL=1 for the sizes that README's figures have)"
+	@echo "make reproduce   run every experiment and write results/report/index.html (DATA=file.npz for your pictures)"
 	@echo "make test        the tests (test-slow: the long ones)"
 	@echo "make lint        ruff and basedpyright"
 	@echo "make bench       timings beside peers, to results/bench.json"
@@ -36,7 +34,7 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP)
 
 reproduce: $(STAMP)
-	$(BIN)/optjax reproduce $(if $(DATA),--data $(DATA)) $(if $(FULL),--full)
+	$(BIN)/optjax reproduce $(if $(DATA),--data $(DATA))
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile

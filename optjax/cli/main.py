@@ -120,9 +120,6 @@ def _reproduce(words: list[str]) -> int:
     parser.add_argument("--data", metavar="PATH", help="pictures for the experiments that use any")
     parser.add_argument("--palette", metavar="PATH", help="the colours that pictures are drawn in")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these experiments")
-    parser.add_argument(
-        "--full", action="store_true", help="the sizes that the README's figures have"
-    )
     parser.add_argument("--force", action="store_true", help="run again what has been run")
     options = _parse(parser, words)
     if options is None:
@@ -134,7 +131,7 @@ def _reproduce(words: list[str]) -> int:
 
     broken = runner.reproduce(
         options.data, options.results, options.force,
-        palette=options.palette, only=options.only, full=options.full,
+        palette=options.palette, only=options.only,
     )  # fmt: skip
     _verdicts(options.results)
     if broken:

@@ -105,7 +105,6 @@ def reproduce(
     *,
     palette: str | None = None,
     only: Sequence[str] = (),
-    full: bool = False,
     console: Console | None = None,
     folder: Path | None = None,
 ) -> list[str]:
@@ -113,7 +112,6 @@ def reproduce(
 
     Args:
         only: names of experiments; all of them where there are none.
-        full: take each experiment's `FULL` config, of the sizes that the README's figures have.
         data: pictures for the experiments whose Config has a field `data`.
         results: the folder for all results.
         force: run again what has been run.
@@ -143,10 +141,9 @@ def reproduce(
                 names = {field.name for field in dataclasses.fields(module.Config)}
                 given = {"data": data, "palette": palette}
                 fields = {k: v for k, v in given.items() if v is not None and k in names}
-                config = getattr(module, "FULL", module.Config()) if full else module.Config()
                 run_experiment(
                     experiment.name,
-                    dataclasses.replace(config, **fields),
+                    module.Config(**fields),
                     results,
                     force,
                     console,

@@ -32,6 +32,8 @@ class Run:
     plan: Plan
 
     def __call__(self, hparams: HParams, key: Key) -> Trajectory:
+        if not hasattr(key, "dtype"):
+            raise UserError(f"key is {key!r}: expected a key, as from jax.random.key(0)")
         """Carry out the run."""
         return self.pure(self.problem.data, hparams, key)
 

@@ -22,7 +22,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     "known: 'eps', 'learning_rate'"
     """
     known = sorted(set(known))
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"
     return "known: " + ", ".join(repr(k) for k in known)

@@ -51,8 +51,10 @@ class Target:
 
     def __post_init__(self) -> None:
         _known(self.better)
-        if not isinstance(self.value, int | float) or not np.isfinite(self.value):
+        number = isinstance(self.value, int | float | np.number)
+        if not number or isinstance(self.value, bool) or not np.isfinite(self.value):
             raise UserError(f"target is {self.value!r}: expected a finite number")
+        object.__setattr__(self, "value", float(self.value))
 
     def init(self) -> PyTree:
         return ()
@@ -144,7 +146,7 @@ def _known(better: str) -> None:
 
 
 def _steps(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
         raise UserError(f"{name} is {value!r}: expected a whole number of steps, at least 1")
 
 
