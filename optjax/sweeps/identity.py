@@ -55,9 +55,8 @@ def identity(
             fn = point.gradient
             facts[f"objective{at}"] = f"{fn.job.name}: {fingerprint.of(fn.job.objective)}"
             facts[f"mode{at}"], facts[f"wrt{at}"] = fingerprint.of(fn.mode), str(fn.wrt)
-            modules |= fingerprint.modules_of(fn.job.objective) | {
-                sys.modules[type(fn.mode).__module__]
-            }
+            own = ("optjax.hypergradients.hypergradient", type(fn.mode).__module__)
+            modules |= fingerprint.modules_of(fn.job.objective) | {sys.modules[n] for n in own}
         for name in ("sampler", "record_every", "tolerance"):
             facts[f"{name}{at}"] = str(getattr(plan, name))
         if "steps" not in grid.columns:
