@@ -169,7 +169,7 @@ def _plain(value: Any) -> Any:
 
 def _known(value: Any) -> Any:
     """Return what tells an argument from another: numbers and text as they are, objects by id."""
-    return value if isinstance(value, int | float | str | None) else id(value)
+    return (type(value), value) if isinstance(value, int | float | str | None) else id(value)
 
 
 def grouped(points: Sequence[Point], batching: Batching = "auto", final: Any = None) -> list[Group]:
@@ -194,7 +194,7 @@ def grouped(points: Sequence[Point], batching: Batching = "auto", final: Any = N
         fn = point.gradient
         of = None if fn is None else (fn.job, fn.mode, fn.wrt, point.steps)
         trees = {name: v for name, v in point.hparams.items() if not is_number(v)}
-        shapes = _kinds(point.run.problem.data), _kinds(trees)
+        shapes = kinds_of(point.run.problem.data), kinds_of(trees)
         groups.setdefault((plan, of, shapes, tuple(point.hparams)), []).append(i)
     found = []
     for (plan, *_), members in groups.items():
@@ -221,8 +221,8 @@ def _split_by_batch(point: Point) -> bool:
     return "batch_size" in point.hparams and bool(point.run.plan.n) and not perturbed
 
 
-def _kinds(tree: PyTree) -> Any:
-    """Shapes and dtypes: data and hyperparameters of equal kinds may share a program."""
+def kinds_of(tree: PyTree) -> Any:
+    """Return structure, shapes and dtypes, hashable: equal ones may share a program."""
     leaves, structure = jax.tree.flatten(tree)
     return structure, tuple((np.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
 
@@ -264,7 +264,7 @@ def _group(points: Sequence[Point], members: list[int], plan: Plan) -> Group:
     data: Any = distinct[0]
     if len(distinct) > 1:
         data = jax.tree.map(lambda *leaves: jnp.stack(leaves), *distinct)
-    hparams = {name: _column([points[i].hparams[name] for i in members]) for name in first.hparams}
+    hparams = columns([points[i].hparams for i in members])
     sizes, problem, batch = hparams.get("batch_size"), first.run.problem, ""
     if isinstance(sizes, np.ndarray) and _split_by_batch(first):
         batch = f"batches {int(min(sizes))} to {plan.slots}"

@@ -21,7 +21,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from optjax.run.problems import Data
 from optjax.support.types import Array, PyTree
 from optjax.sweeps import swept_run
-from optjax.sweeps.groups import counted
+from optjax.sweeps.groups import counted, kinds_of
 from optjax.sweeps.swept_run import Inputs, RunSpec, SweptRun
 
 
@@ -203,7 +203,7 @@ class Programs:
         self.compiling += seconds
 
     def _key(self, args: Any) -> Any:
-        kinds = _kinds((self.data, *args))
+        kinds = kinds_of((self.data, *args))
         return self.spec, self.layout, tuple(self.devices), self.hasty, kinds
 
     def _options(self) -> dict[str, Any] | None:
@@ -326,9 +326,3 @@ def _cached(key: Any, make: Callable[[], Any] | None) -> tuple[Any, float]:
 def forget() -> None:
     """Drop the compiled programs of this process."""
     _CACHE.clear()
-
-
-def _kinds(tree: PyTree) -> Any:
-    """Return the kinds of arguments that a program is compiled for, hashable."""
-    leaves, structure = jax.tree.flatten(tree)
-    return structure, tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in leaves)
