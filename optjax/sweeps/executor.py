@@ -42,40 +42,39 @@ class Settings:
     memory: float | None = None
 
 
-class Executor:
-    """Carries a sweep out.
+@dataclasses.dataclass
+class Work:
+    """What is to be carried out: groups of computations, and where their results go."""
 
-    Args:
-      results: what is known already. groups: what is to be run. rules, halving: see
-        `stop_rules.checked`.
-      drop_diverged: whether a run leaves once it has diverged.
-      store: where it is kept, or None.
-      weighted: whether batches may be taken as counts. keep_states: of runs that ended, too.
-      said: what progress says of it; by default how many runs have ended.
-    """
+    results: Results
+    groups: list[Group]
+    facts: Callable[[], dict[str, Any]]  # what makes it this sweep and no other
+    rules: tuple[Any, ...] = ()  # see `stop_rules.checked`
+    halving: Halving | None = None
+    drop_diverged: bool = True  # whether a run leaves once it has diverged
+    weighted: bool = False  # whether batches may be taken as counts
+    metrics: int = 0  # recorded, the loss not counted
+    attrs: Callable[[], dict[str, Any]] = dict  # of the dataset
+    keep_states: bool = False  # of runs that ended, so that they can be given more steps
+    said: Callable[[], str] | None = None  # progress in words; by default the runs that ended
+
+
+class Executor:
+    """Carries work out; keeps it in a store, or in memory where there is none."""
 
     def __init__(
-        self,
-        results: Results,
-        groups: list[Group],
-        rules: tuple[Any, ...],
-        halving: Halving | None,
-        drop_diverged: bool,
-        store: Store | None,
-        settings: Settings,
-        progress: Progress,
-        weighted: bool = False,
-        keep_states: bool = False,
-        said: Callable[[], str] | None = None,
+        self, work: Work, store: Store | None, settings: Settings, progress: Progress
     ) -> None:
-        self.results, self.groups, self.rules, self.halving = results, groups, rules, halving
-        self.drop_diverged, self.store, self.settings = drop_diverged, store, settings
-        self.weighted, self.keep_states = weighted, keep_states
+        results = work.results
+        self.results, self.groups, self.rules = results, work.groups, work.rules
+        self.halving, self.drop_diverged = work.halving, work.drop_diverged
+        self.weighted, self.keep_states = work.weighted, work.keep_states
+        self.store, self.settings = store, settings
         self.notes: list[dict[str, Any]] = []
         self.saved: dict[int, list[np.ndarray]] = {}  # run → its state
         self.at = np.zeros(len(results), np.int64)  # the step of that state
         self.interrupt = Interrupt()
-        self.meter = Meter(results, progress, said)
+        self.meter = Meter(results, progress, work.said)
         self._named = 0
 
     def run(self) -> None:
@@ -136,13 +135,17 @@ class Executor:
     def _planned(self, group: Group) -> Iterator[tuple[Group, np.ndarray, int, int | None]]:
         """Cut the group's runs that have not ended, by the step they are at and by memory.
 
-        Beside them, how many are vmapped together where that is known.
+        The last entry of each part is how many are vmapped together, where that is known.
         """
         seeds = len(self.results.seeds)
         runs = (group.points[:, None] * seeds + np.arange(seeds)[None]).ravel()
         runs = runs[~self.results.judged[runs]]
-        most, vmap_chunk = self._most(group), self.settings.vmap_chunk
-        if group.bytes is not None and len(runs):
+        vmap_chunk = self.settings.vmap_chunk
+        if not len(runs):
+            return
+        if group.bytes is None:
+            most = self._most(group)
+        else:
             # What a run takes while it is under way is known: calls of one size, few places empty.
             devices = len(self.settings.devices)
             fit = max(1.0, self._memory() / group.bytes)

@@ -1,14 +1,13 @@
 """Every point of a grid from every seed."""
 
 import contextlib
-import dataclasses
 import functools
 import hashlib
 import json
 import os
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -18,10 +17,10 @@ from optjax.support.console import Console
 from optjax.support.errors import UserError
 from optjax.sweeps import checks, layouts, stop_rules
 from optjax.sweeps.checks import Final
-from optjax.sweeps.executor import Executor, Settings
+from optjax.sweeps.executor import Executor, Settings, Work
 from optjax.sweeps.folder import opened, restore, result
 from optjax.sweeps.grid import Grid, Labelled, as_grid, label
-from optjax.sweeps.groups import Batching, Group, Point, grouped, resolve
+from optjax.sweeps.groups import Batching, Point, grouped, resolve
 from optjax.sweeps.identity import identity, run_ids
 from optjax.sweeps.layouts import Arrangement
 from optjax.sweeps.progress import Progress
@@ -130,23 +129,6 @@ def sweep(
     return dataset
 
 
-@dataclasses.dataclass
-class Work:
-    """What is to be carried out: groups of computations, and where their results go."""
-
-    results: Results
-    groups: list[Group]
-    facts: Callable[[], dict[str, Any]]  # what makes it this sweep and no other
-    rules: tuple[Any, ...] = ()
-    halving: stop_rules.Halving | None = None
-    drop_diverged: bool = True
-    weighted: bool = False
-    metrics: int = 0  # recorded, the loss not counted
-    attrs: Callable[[], dict[str, Any]] = dict  # of the dataset
-    keep_states: bool = False  # of runs that ended, so that they can be given more steps
-    said: Callable[[], str] | None = None  # what progress says of it
-
-
 def carry_out(
     work: Work,
     settings: Settings,
@@ -188,10 +170,7 @@ def carry_out(
             restore(store, results)
             results.reopen()
         with _shown(progress, results.kind.split()[0]) as show:
-            executor = Executor(
-                results, work.groups, work.rules, work.halving, work.drop_diverged, store,
-                settings, show, work.weighted, work.keep_states, work.said,
-            )  # fmt: skip
+            executor = Executor(work, store, settings, show)
             executor.run()
         dataset = results.dataset()
         dataset.attrs.update(sweep=digest, groups=json.dumps(executor.notes), **work.attrs())

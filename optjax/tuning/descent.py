@@ -23,12 +23,12 @@ from optjax.support.errors import UserError, whole
 from optjax.support.files import plainly
 from optjax.support.types import HParams
 from optjax.sweeps import stop_rules
-from optjax.sweeps.executor import Settings
+from optjax.sweeps.executor import Settings, Work
 from optjax.sweeps.grid import Grid
 from optjax.sweeps.groups import Group, Point, columns
 from optjax.sweeps.identity import identity, run_ids
 from optjax.sweeps.results import Results
-from optjax.sweeps.sweeping import Work, carry_out
+from optjax.sweeps.sweeping import carry_out
 from optjax.tuning import checks, outer_step
 from optjax.tuning import space as spaces
 from optjax.tuning.outer_step import BEST, NeverFinite, TuningComputation, starts
@@ -184,17 +184,6 @@ def tune(
         {}, {}, [seed], [steps], 1, run_ids(grid, [0], [seed]), [rule.name for rule in rules],
         {name: ["restart", *own_axes] for name, own_axes in inner.items()}, "tuning",
     )  # fmt: skip
-    point = Point(run, (), {}, run.plan.steps, gradient)
-    work = Work(
-        results,
-        [Group(run.plan, tuning, data, np.zeros(1, int), columns([given]), None, "tuning")],
-        lambda: identity([point], grid, own, code=(outer_step, spaces)),
-        rules,
-        attrs=lambda: attrs(),
-        keep_states=True,
-        said=lambda: f"outer step {int(results.done[0])} of {steps}, best {_least(results):.4g}",
-    )
-    settings = Settings([jax.devices()[0]], "loop", chunk_seconds=2.0, checkpoint_seconds=10.0)
     begin = time.perf_counter()
 
     def attrs() -> dict[str, Any]:
@@ -205,6 +194,18 @@ def tune(
             "settings": json.dumps(own, default=plainly), "commit": provenance.commit(),
             "versions": json.dumps(provenance.versions()), "seconds": time.perf_counter() - begin,
         }  # fmt: skip
+
+    point = Point(run, (), {}, run.plan.steps, gradient)
+    work = Work(
+        results,
+        [Group(run.plan, tuning, data, np.zeros(1, int), columns([given]), None, "tuning")],
+        lambda: identity([point], grid, own, code=(outer_step, spaces)),
+        rules,
+        attrs=attrs,
+        keep_states=True,
+        said=lambda: f"outer step {int(results.done[0])} of {steps}, best {_least(results):.4g}",
+    )
+    settings = Settings([jax.devices()[0]], "loop", chunk_seconds=2.0, checkpoint_seconds=10.0)
 
     def found() -> Tuning:
         path = results.dataset().drop_vars(BEST)
