@@ -185,8 +185,8 @@ def test_a_state_whose_records_were_lost_starts_over(problem, tmp_path):
 @pytest.mark.parametrize(
     ("file", "text"),
     [
-        ("sweep.json", '{"format": 1}'),
-        ("sweep.json", '{"format": 1, "identity": [], "axes": {}, "columns": {}, "seeds": [0]}'),
+        ("sweep.json", '{"format": 2}'),
+        ("sweep.json", '{"format": 2, "identity": [], "axes": {}, "columns": {}, "seeds": [0]}'),
         ("result.nc", "garbage"),
     ],
 )
