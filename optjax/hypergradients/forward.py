@@ -19,6 +19,7 @@ from optjax.hypergradients.mode import Footprint, Found, Mode
 from optjax.hypergradients.tangents import Dual, push
 from optjax.run import core
 from optjax.run.core import Outcome, Records, RunState
+from optjax.run.loops import walk
 from optjax.run.problems import Data
 from optjax.support.errors import whole
 from optjax.support.types import Array, HParams, Key
@@ -112,7 +113,7 @@ def _singly(job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Fo
         return push(record, at, state, losses)
 
     begin = push(start, at)
-    end, records = core.walk(plan.steps, plan.record_every, one, recorded, begin)
+    end, records = walk(plan.steps, plan.record_every, one, recorded, begin)
     first = push(lambda state: state.params, begin)
     judged = push(judge, at, first, end, records)
     value, outcome = judged.value

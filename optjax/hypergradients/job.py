@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from optjax.run import core
-from optjax.run.core import Loop, Outcome, Plan, Trajectory
+from optjax.run.core import Outcome, Plan, Trajectory
+from optjax.run.loops import Loop
 from optjax.run.problems import Data
 from optjax.support.errors import UserError, nearest
 from optjax.support.types import Array, HParams, Key, PyTree

@@ -12,7 +12,8 @@ import jax
 from optjax.hypergradients import footprint
 from optjax.hypergradients.job import Job, size
 from optjax.hypergradients.mode import Choice, Footprint, Found, Mode
-from optjax.run.core import Loop, Outcome
+from optjax.run.core import Outcome
+from optjax.run.loops import Loop
 from optjax.run.problems import Data
 from optjax.support.errors import UserError
 from optjax.support.types import Array, HParams, Key

@@ -152,7 +152,7 @@ def _steps(name: str, value: Any) -> None:
 
 def _real(value: Array) -> Array:
     """Return a metric as a number that can be compared: at least float32."""
-    from optjax.run.core import widened
+    from optjax.run.loops import widened
 
     return value.astype(widened(value.dtype))
 
