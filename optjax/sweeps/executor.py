@@ -1,9 +1,8 @@
 """The host's loop over a sweep: runs side by side, chunk by chunk, and what is between chunks."""
 
-import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,47 +15,17 @@ from optjax.sweeps.active_runs import NONE, ActiveRuns, Chunk, form, inputs
 from optjax.sweeps.groups import Group
 from optjax.sweeps.processes import agreed, fetch
 from optjax.sweeps.progress import Interrupt, Meter, Progress
-from optjax.sweeps.results import KEPT, RUN, STOPPED_BY_HALVING, Results
+from optjax.sweeps.results import KEPT, RUN, STOPPED_BY_HALVING
 from optjax.sweeps.results import real as as_real
-from optjax.sweeps.stop_rules import Halving
 from optjax.sweeps.store import Store
 from optjax.sweeps.swept_run import RunSpec
+from optjax.sweeps.work import Settings, Work
 
 CAPACITY = 1024
 """Records that one call holds at most."""
 
 _MOST = 128
 """Hypergradients of a call on the CPU: more take no less time each, and show no progress."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How a sweep is carried out; changes no result beyond rounding."""
-
-    devices: list[Any]
-    layout: layouts.Arrangement = "auto"
-    vmap_chunk: int | None = None
-    chunk_steps: int | None = None
-    chunk_seconds: float = 10.0
-    checkpoint_seconds: float = 30.0
-    memory: float | None = None
-
-
-@dataclasses.dataclass
-class Work:
-    """What is to be carried out: groups of computations, and where their results go."""
-
-    results: Results
-    groups: list[Group]
-    facts: Callable[[], dict[str, Any]]  # what makes it this sweep and no other
-    rules: tuple[Any, ...] = ()  # see `stop_rules.checked`
-    halving: Halving | None = None
-    drop_diverged: bool = True  # whether a run leaves once it has diverged
-    weighted: bool = False  # whether batches may be taken as counts
-    metrics: int = 0  # recorded, the loss not counted
-    attrs: Callable[[], dict[str, Any]] = dict  # of the dataset
-    keep_states: bool = False  # of runs that ended, so that they can be given more steps
-    said: Callable[[], str] | None = None  # progress in words; by default the runs that ended
 
 
 class Executor:

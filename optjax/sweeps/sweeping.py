@@ -17,7 +17,7 @@ from optjax.support.console import Console
 from optjax.support.errors import UserError
 from optjax.sweeps import checks, layouts, stop_rules
 from optjax.sweeps.checks import Final
-from optjax.sweeps.executor import Executor, Settings, Work
+from optjax.sweeps.executor import Executor
 from optjax.sweeps.folder import opened, restore, result
 from optjax.sweeps.grid import Grid, Labelled, as_grid, label
 from optjax.sweeps.groups import Batching, Point, grouped, resolve
@@ -26,6 +26,7 @@ from optjax.sweeps.layouts import Arrangement
 from optjax.sweeps.progress import Progress
 from optjax.sweeps.replaying import remember
 from optjax.sweeps.results import Results
+from optjax.sweeps.work import Settings, Work
 
 if TYPE_CHECKING:
     import xarray

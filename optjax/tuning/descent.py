@@ -23,12 +23,12 @@ from optjax.support.errors import UserError, whole
 from optjax.support.files import plainly
 from optjax.support.types import HParams
 from optjax.sweeps import stop_rules
-from optjax.sweeps.executor import Settings, Work
 from optjax.sweeps.grid import Grid
 from optjax.sweeps.groups import Group, Point, columns
 from optjax.sweeps.identity import identity, run_ids
 from optjax.sweeps.results import Results
 from optjax.sweeps.sweeping import carry_out
+from optjax.sweeps.work import Settings, Work
 from optjax.tuning import checks, outer_step
 from optjax.tuning import space as spaces
 from optjax.tuning.outer_step import BEST, NeverFinite, TuningComputation, starts
