@@ -11,6 +11,7 @@ os.environ.setdefault(
 
 import jax
 import pytest
+import tyro  # noqa: F401 - it hashes all builtins as it is imported, among them a doctest's last `_`
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
