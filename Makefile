@@ -12,12 +12,15 @@ VERSION = -c 'import sys; print(sys.version_info[:2])'
 CUDA = $(shell nvidia-smi 2>/dev/null | grep -q 'CUDA Version: 1[3-9]' && echo 13 || echo 12)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 DATA ?=
+PALETTE ?=
+FULL ?=
 export MPLBACKEND ?= Agg
 
 .PHONY: help install reproduce test test-slow lint bench bench-accelerator clean
 
 help:
-	@echo "make reproduce   run every experiment and write results/report/index.html (DATA=file.npz for your pictures)"
+	@echo "make reproduce   run every experiment and write results/report/index.html, in 8 minutes; FULL=1 at the"
+	@echo "                 sizes of RESULTS.md; DATA=file.npz PALETTE=file.npy on your pictures, in your colours"
 	@echo "make test        the tests (test-slow: the long ones)"
 	@echo "make lint        ruff and basedpyright"
 	@echo "make bench       timings beside peers, to results/bench.json"
@@ -34,7 +37,7 @@ $(STAMP): pyproject.toml constraints.txt
 install: $(STAMP)
 
 reproduce: $(STAMP)
-	$(BIN)/optjax reproduce $(if $(DATA),--data $(DATA))
+	$(BIN)/optjax reproduce $(if $(DATA),--data $(DATA)) $(if $(PALETTE),--palette $(PALETTE)) $(if $(FULL),--full)
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
@@ -45,7 +48,7 @@ test-slow: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/basedpyright
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
 
 bench: $(STAMP)
 	$(BIN)/python -m optjax.experiments.bench

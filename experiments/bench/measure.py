@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from optjax.support.concurrent import cores
+from optjax.support.machine import cores
 
 
 class Side(NamedTuple):

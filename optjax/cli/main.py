@@ -10,10 +10,10 @@ import dataclasses
 import os
 import sys
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from optjax.cli.words import flag, grouped, one, typed
+from optjax.cli.words import flag, grouped, one, typed, whole
 from optjax.support.errors import UserError, nearest
 
 
@@ -120,6 +120,8 @@ def _reproduce(words: list[str]) -> int:
     parser.add_argument("--data", metavar="PATH", help="pictures for the experiments that use any")
     parser.add_argument("--palette", metavar="PATH", help="the colours that pictures are drawn in")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these experiments")
+    parser.add_argument("--full", action="store_true", help="the sizes of RESULTS.md, 20 minutes")
+    parser.add_argument("--jobs", metavar="N", help="experiments at a time (on a CPU, a core each)")
     parser.add_argument("--force", action="store_true", help="run again what has been run")
     options = _parse(parser, words)
     if options is None:
@@ -131,12 +133,23 @@ def _reproduce(words: list[str]) -> int:
 
     broken = runner.reproduce(
         options.data, options.results, options.force,
-        palette=options.palette, only=options.only,
+        palette=options.palette, only=options.only, full=options.full, jobs=_jobs(options.jobs),
     )  # fmt: skip
     _verdicts(options.results)
     if broken:
         print(f"optjax: {len(broken)} broke: {', '.join(broken)}", file=sys.stderr)
     return 1 if broken else 0
+
+
+def _jobs(given: str | None) -> int:
+    """Return how many experiments run at a time: on an accelerator, one has it all."""
+    if given is not None:
+        return max(1, whole("jobs", given))
+    import jax
+
+    from optjax.support.machine import cores
+
+    return min(cores(), 4) if jax.default_backend() == "cpu" else 1
 
 
 def _verdicts(results: str) -> None:
@@ -165,7 +178,7 @@ def _run(words: list[str]) -> int:
     from optjax.report import catalogue, runner
 
     if not words or words[0] in ("-h", "--help"):
-        text = "usage: optjax run NAME [--FIELD VALUE ...] [--results DIR] [--force]"
+        text = "usage: optjax run NAME [--FIELD VALUE ...] [--full] [--results DIR] [--force]"
         if not words:
             raise UserError(f"run needs an experiment's name; {nearest('', catalogue.discover())}")
         print(
@@ -180,10 +193,11 @@ def _run(words: list[str]) -> int:
         return _run_help(experiment.name, module.Config)
     groups = grouped(words[1:])
     results = one(groups, "results", "results")
-    force = "force" in groups
-    if groups.pop("force", []):
-        raise UserError("--force takes no value")
-    config = config_from(module.Config, groups)
+    force, full = "force" in groups, "full" in groups
+    for name in ("force", "full"):
+        if groups.pop(name, []):
+            raise UserError(f"--{name} takes no value")
+    config = config_from(module.Config, groups, catalogue.full_sizes(module) if full else {})
     runner.run_experiment(experiment.name, config, results, force, module=module)
     print(runner.rebuild(runner.Path(results)))
     return 0
@@ -242,16 +256,20 @@ def _run_help(name: str, config: type) -> int:
 
     with contextlib.suppress(SystemExit):
         tyro.cli(config, args=["--help"], prog=f"optjax run {name}")
-    print("also: --results DIR (results), --force (run again what has been run)")
+    print("also: --results DIR (results), --force (run again what has been run),")
+    print("      --full (the sizes of RESULTS.md for the fields that are not given)")
     return 0
 
 
-def config_from(config: type, groups: dict[str, list[str]]) -> Any:
+def config_from(
+    config: type, groups: dict[str, list[str]], others: Mapping[str, Any] | None = None
+) -> Any:
     """Build a Config from the words given for each of its fields.
 
     Args:
         config: a dataclass.
         groups: for each field its words; {"no_FIELD": []} turns a bool off.
+        others: values of fields that have no words.
 
     Raises:
         UserError: a field that the Config lacks, or words that are not of the field's type.
@@ -262,14 +280,14 @@ def config_from(config: type, groups: dict[str, list[str]]) -> Any:
     """
     hints = typing.get_type_hints(config)
     fields = [field.name for field in dataclasses.fields(config)]
-    values = {}
+    values = dict(others or {})
     for name, words in groups.items():
         if name not in fields and name.startswith("no_") and hints.get(name[3:]) is bool:
             if words:
                 raise UserError(f"--{flag(name)} takes no value")
             values[name[3:]] = False
         elif name not in fields:
-            known = [flag(field) for field in (*fields, "results", "force")]
+            known = [flag(field) for field in (*fields, "results", "full", "force")]
             raise UserError(f"unknown field '--{flag(name)}'; {nearest(flag(name), known)}")
         else:
             values[name] = typed(name, hints[name], words)

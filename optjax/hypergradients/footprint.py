@@ -7,12 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 
 from optjax.hypergradients.job import Job, looks_inside, size
 from optjax.hypergradients.mode import Footprint, Mode
 from optjax.run import core
 from optjax.run.problems import Data
+from optjax.support.machine import free_memory
 from optjax.support.types import HParams, PyTree
 
 
@@ -85,11 +85,7 @@ def _itemsize(dtype: Any) -> int:
 
 def available() -> float:
     """Bytes that a derivative may take: half of what the default device has free."""
-    device = jax.devices()[0]
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return 0.5 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    return 0.5 * psutil.virtual_memory().available
+    return 0.5 * free_memory(jax.local_devices()[0])
 
 
 def needed(mode: Mode, job: Job, data: Data, theta: HParams, rest: HParams) -> int:

@@ -8,6 +8,7 @@ import re
 import sys
 import types
 from pathlib import Path
+from typing import Any
 
 from optjax.support.errors import UserError, nearest
 
@@ -88,6 +89,11 @@ def find(name: str, folder: Path | None = None) -> Experiment:
     if wanted not in known:
         raise UserError(f"unknown experiment {name!r}; {nearest(wanted, known)}")
     return known[wanted]
+
+
+def full_sizes(module: types.ModuleType) -> dict[str, Any]:
+    """Return the fields of an experiment's Config at full size: its ``FULL``, where it has one."""
+    return dict(getattr(module, "FULL", {}))
 
 
 def load(experiment: Experiment) -> types.ModuleType:

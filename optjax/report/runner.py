@@ -1,6 +1,7 @@
 """Run experiments, keep what they give, and run none twice for the same code and config."""
 
 import dataclasses
+import functools
 import json
 import shlex
 import tempfile
@@ -13,9 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optjax.report.catalogue import Experiment, discover, find, load
+from optjax.report.catalogue import Experiment, discover, find, full_sizes, load
 from optjax.report.claims import SYMBOLS, Claim, in_order, write_claims
 from optjax.report.rendering import number
+from optjax.report.workers import carry_out
 from optjax.support import provenance
 from optjax.support.console import Console
 from optjax.support.errors import UserError
@@ -105,10 +107,14 @@ def reproduce(
     *,
     palette: str | None = None,
     only: Sequence[str] = (),
+    full: bool = False,
+    jobs: int = 1,
     console: Console | None = None,
     folder: Path | None = None,
 ) -> list[str]:
-    """Run every experiment, the cheapest first, and rewrite claims and report after each.
+    """Run every experiment, and rewrite claims and report after each.
+
+    Experiments are sorted by cost; `carry_out` says in which order they are begun.
 
     Args:
         only: names of experiments; all of them where there are none.
@@ -116,6 +122,8 @@ def reproduce(
         results: the folder for all results.
         force: run again what has been run.
         palette: for the experiments whose Config has a field `palette`.
+        full: take each experiment's full sizes, not its default ones.
+        jobs: experiments at a time, each in a process of its own.
         console: where progress is shown; the terminal if None.
         folder: where the experiments lie, if elsewhere.
 
@@ -132,36 +140,55 @@ def reproduce(
         experiments = {e.name: e for e in (find(name, folder) for name in only)}
     if not experiments:
         raise UserError("there are no experiments to run")
+    given = {name: value for name, value in (("data", data), ("palette", palette)) if value}
+    call = functools.partial(
+        _one_of_several, given=given, full=full, results=results, force=force, folder=folder
+    )
     broken = []
-    for experiment in sorted(experiments.values(), key=lambda e: (e.seconds, e.name)):
-        trace = results / f"{experiment.name}.error.txt"
-        try:
-            with _jax_options_kept():
-                module = load(experiment)
-                names = {field.name for field in dataclasses.fields(module.Config)}
-                given = {"data": data, "palette": palette}
-                fields = {k: v for k, v in given.items() if v is not None and k in names}
-                run_experiment(
-                    experiment.name,
-                    module.Config(**fields),
-                    results,
-                    force,
-                    console,
-                    module=module,
-                    folder=folder,
-                )
-            trace.unlink(missing_ok=True)
-        except UserError as error:
-            raise UserError(f"{experiment.name}: {error}") from error
-        except Exception as error:
-            broken.append(experiment.name)
-            write_text(trace, traceback.format_exc())
-            console.line(
-                f"{experiment.name}: broke with {type(error).__name__}: "
-                f"{' '.join(str(error).split())[:200]} (traceback: {trace})"
-            )
+    for name in carry_out(
+        call, sorted(experiments.values(), key=lambda e: (e.seconds, e.name)), jobs, console
+    ):
+        broken += [name] if name else []
         rebuild(results, folder)
     return broken
+
+
+def _one_of_several(
+    experiment: Experiment,
+    console: Console,
+    *,
+    given: Mapping[str, str],
+    full: bool,
+    results: Path,
+    force: bool,
+    folder: Path | None,
+) -> str:
+    """Run an experiment of `reproduce`; return its name if it broke, else nothing.
+
+    Raises:
+        UserError: from an experiment that cannot use its input.
+    """
+    trace = results / f"{experiment.name}.error.txt"
+    try:
+        with _jax_options_kept():
+            module = load(experiment)
+            names = {field.name for field in dataclasses.fields(module.Config)}
+            fields = full_sizes(module) if full else {}
+            config = module.Config(**fields | {k: v for k, v in given.items() if k in names})
+            run_experiment(
+                experiment.name, config, results, force, console, module=module, folder=folder
+            )
+        trace.unlink(missing_ok=True)
+    except UserError as error:
+        raise UserError(f"{experiment.name}: {error}") from error
+    except Exception as error:
+        write_text(trace, traceback.format_exc())
+        console.line(
+            f"{experiment.name}: broke with {type(error).__name__}: "
+            f"{' '.join(str(error).split())[:200]} (traceback: {trace})"
+        )
+        return experiment.name
+    return ""
 
 
 def verdict_line(claim: Claim) -> str:

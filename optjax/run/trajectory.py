@@ -32,9 +32,9 @@ class Run:
     plan: Plan
 
     def __call__(self, hparams: HParams, key: Key) -> Trajectory:
+        """Carry out the run."""
         if not hasattr(key, "dtype"):
             raise UserError(f"key is {key!r}: expected a key, as from jax.random.key(0)")
-        """Carry out the run."""
         return self.pure(self.problem.data, hparams, key)
 
     def pure(self, data: Data, hparams: HParams, key: Key) -> Trajectory:
@@ -137,6 +137,20 @@ class Run:
                 raise UserError(
                     f"example_weights have shape {shape}: expected {(self.plan.n,)}, one an example"
                 )
+        for name, value in hparams.items():
+            if name in self.plan.own and np.ndim(value) and not self._scales(np.shape(value)):
+                raise UserError(
+                    f"{name} has shape {_described(value)}: expected one number (vmap over "
+                    "several), or oj.Piecewise for one that changes along the run"
+                )
+
+    def _scales(self, shape: tuple[int, ...]) -> bool:
+        """Whether an array of this shape can multiply every parameter."""
+        shapes = [w.shape for w in jax.tree.leaves(self.params)]
+        try:
+            return all(np.broadcast_shapes(shape, own) == own for own in shapes)
+        except ValueError:
+            return False
 
     @functools.cached_property
     def params(self) -> Any:

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from optjax.scaling.forms import Form, Parts
-from optjax.support.concurrent import beside, threads
 from optjax.support.console import silent
+from optjax.support.machine import concurrent_map, threads
 from optjax.support.types import Array
 
 Progress = Callable[[str, float], None]
@@ -126,7 +126,7 @@ def minimise(
         return result
 
     with jax.enable_x64(True):
-        pieces = beside(one, firsts)
+        pieces = concurrent_map(one, firsts)
     return Minima(*(np.concatenate(x) for x in zip(*pieces, strict=True)))
 
 

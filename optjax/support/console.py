@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 _EVERY_SECONDS = 30.0
 
@@ -24,17 +24,20 @@ class Console:
     def __init__(self, stream: TextIO | None = None, *, quiet: bool = False) -> None:
         self.stream = stream or sys.stderr
         self.quiet = quiet
+        self._bars: Any = None  # of rich, while any is shown
 
     def line(self, text: str) -> None:
         """Print one line."""
-        if not self.quiet:
+        if self._bars is not None:
+            self._bars.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        elif not self.quiet:
             print(text, file=self.stream, flush=True)
 
     @contextmanager
     def progress(self, name: str) -> Iterator[Callable[[str, float], None]]:
         """Yield a function of (text, fraction in [0, 1]) that shows an experiment's progress."""
         if self.quiet:
-            yield lambda text, fraction: None
+            yield silent
         elif self.stream.isatty():
             yield from self._bar(name)
         else:
@@ -61,19 +64,22 @@ class Console:
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
         from rich.progress import TimeElapsedColumn as Elapsed
 
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TaskProgressColumn(),
-            Elapsed(),
-        )
-        with Progress(*columns, console=RichConsole(file=self.stream), transient=True) as bar:
-            task = bar.add_task(escape(name), total=1.0)
-
-            def show(text: str, fraction: float) -> None:
-                bar.update(task, description=escape(f"{name}: {text}"), completed=fraction)
-
-            yield show
+        if self._bars is None:
+            columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn())
+            console = RichConsole(file=self.stream)
+            self._bars = Progress(*columns, Elapsed(), console=console, transient=True)
+            self._bars.start()
+        bars = self._bars
+        task = bars.add_task(escape(name), total=1.0)
+        try:
+            yield lambda text, fraction: bars.update(
+                task, description=escape(f"{name}: {text}"), completed=fraction
+            )
+        finally:
+            bars.remove_task(task)
+            if not bars.tasks:
+                bars.stop()
+                self._bars = None
 
     def _lines(self, name: str) -> Callable[[str, float], None]:
         self.line(f"{name}: running")

@@ -8,16 +8,19 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 
 from optjax.run import core
 from optjax.run.problems import Data
-from optjax.support.errors import UserError
+from optjax.support.errors import UserError, nearest, whole
+from optjax.support.machine import free_memory
 from optjax.support.types import Array, PyTree
 from optjax.sweeps.active_runs import inputs
 from optjax.sweeps.grid import Grid
 from optjax.sweeps.groups import Group, Point
+from optjax.sweeps.layouts import ARRANGEMENTS
+from optjax.sweeps.results import own_axes
 from optjax.sweeps.swept_run import RunSpec, shapes
+from optjax.sweeps.work import Settings
 
 Final = Callable[[PyTree, PyTree, Data], Mapping[str, Array]]
 """(params, model_state, data) → what is kept of a run that has ended, by name."""
@@ -55,40 +58,42 @@ def chosen_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
     return chosen
 
 
-def settings(devices: Any, **numbers: Any) -> list[Any]:
-    """Check the numbers of a sweep's settings; return the devices.
+def settings(devices: Any, layout: Any, **numbers: Any) -> Settings:
+    """Check how a sweep is carried out.
 
     Args:
-      numbers: vmap chunk, chunk_steps (whole, or None); chunk_seconds, checkpoint_seconds, memory.
+      devices: those to use, or None for all.
+      layout: "auto", "vmap", "map" or "loop".
+      numbers: vmap_chunk, chunk_steps (whole, or None); chunk_seconds, checkpoint_seconds, memory.
 
     Raises:
       UserError: one that cannot be, named.
     """
+    if layout not in ARRANGEMENTS:
+        raise UserError(f"unknown layout {layout!r}: {nearest(str(layout), ARRANGEMENTS)}")
     for name in ("vmap_chunk", "chunk_steps"):
-        value = numbers[name]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-            raise UserError(f"{name} is {value!r}: expected a whole number")
+        if numbers[name] is not None:
+            numbers[name] = whole(name, numbers[name], 1)
     for name, least in (("chunk_seconds", 1e-3), ("checkpoint_seconds", 0.0), ("memory", 1.0)):
         value = numbers[name]
         if name == "memory" and value is None:
             continue
-        good = isinstance(value, int | float) and not isinstance(value, bool)
+        good = isinstance(value, int | float | np.number) and not isinstance(value, bool)
         if not (good and math.isfinite(value) and value >= least):
             raise UserError(f"{name} is {value!r}: expected a finite number, at least {least:g}")
-    if devices is None:
-        return list(jax.devices())
+        numbers[name] = float(value)
     try:
-        chosen = list(devices)
+        chosen = list(jax.devices() if devices is None else devices)
     except TypeError:
         raise UserError(f"devices is {devices!r}: expected a list, as jax.devices()[:2]") from None
     if not chosen or not all(isinstance(d, jax.Device) for d in chosen):
         raise UserError(f"devices is {devices!r}: expected some of jax.devices()")
     if len(set(chosen)) < len(chosen):
         raise UserError("a device is given twice: expected each once")
-    return chosen
+    return Settings(chosen, layout, **numbers)
 
 
-def others(progress: Any, about: Any) -> None:
+def progress_and_about(progress: Any, about: Any) -> None:
     """Check that progress is a function or None, and about a dict that JSON can hold, or None."""
     if progress is not None and not callable(progress):
         raise UserError(f"progress is {progress!r}: expected a function (text, fraction)")
@@ -98,8 +103,10 @@ def others(progress: Any, about: Any) -> None:
         raise UserError(f"about is {about!r}: expected a dict of numbers and text") from None
 
 
-def names(points: Sequence[Point], grid: Grid, final: Final | None) -> tuple[set[str], set[str]]:
-    """Collect the metrics that all runs record, and those that any does.
+def names(
+    points: Sequence[Point], grid: Grid, final: Final | None
+) -> tuple[set[str], set[str], int]:
+    """Collect the metrics that all runs record, those that any does, and the bytes of `final`.
 
     Raises:
       UserError: a metric that is no number, or a name that is taken.
@@ -107,7 +114,7 @@ def names(points: Sequence[Point], grid: Grid, final: Final | None) -> tuple[set
     if final is not None and not callable(final):
         raise UserError(f"final is {final!r}: expected a function (params, model_state, data)")
     found: list[set[str]] = []
-    kept: set[str] = set()
+    kept: dict[str, Any] = {}
     seen: set[Any] = set()
     for point in points:
         if (point.run.plan, tuple(point.hparams)) in seen:
@@ -123,14 +130,21 @@ def names(points: Sequence[Point], grid: Grid, final: Final | None) -> tuple[set
             if not (jnp.issubdtype(kind.dtype, jnp.floating) or kind.dtype.kind in "biu"):
                 raise UserError(f"{name} is {kind.dtype}: expected real numbers")
         found.append(set(metrics))
-        kept |= set(ends)
+        kept |= ends
     common, every = set.intersection(*found), set.union(*found)
-    for what, given in (("an axis", set(grid.columns)), ("a metric", every), ("final", kept)):
-        others = RESERVED | (every | kept if what == "an axis" else set())
-        others |= every if what == "final" else set()
-        for name in sorted(given & others):
-            raise UserError(f"{what} is named {name!r}, which the dataset has already: rename it")
-    return common, every
+    inner = {axis for name, kind in kept.items() for axis in own_axes(name, len(kind.shape))}
+    for given, names, taken in (
+        ("an axis", set(grid.columns), RESERVED | every | set(kept) | inner),
+        ("a metric", every, RESERVED | inner),
+        ("final", set(kept), RESERVED | every | inner),
+    ):
+        _not_taken(given, names & taken)
+    return common, every, sum(math.prod(kind.shape) * 8 for kind in kept.values())
+
+
+def _not_taken(given: str, names: set[str]) -> None:
+    for name in sorted(names):
+        raise UserError(f"{given} is named {name!r}, which the dataset has already: rename it")
 
 
 def _shapes(point: Point, final: Final | None) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -170,16 +184,17 @@ def kept(groups: Sequence[Group], seeds: Sequence[int], grid: Grid) -> dict[str,
                     "apart"
                 )
             sizes[name] = tuple(map(max, old, kind.shape))
-    for name in sorted(set(grid.columns) & (sizes.keys() | RESERVED)):
-        raise UserError(f"an axis is named {name!r}, which the dataset has already: rename it")
-    count, free = len(grid) * len(seeds), psutil.virtual_memory().available
+    axes = {name: _axes(name, len(shape)) for name, shape in sizes.items()}
+    inner = {axis for own in axes.values() for axis in own}
+    _not_taken("an axis", set(grid.columns) & (sizes.keys() | RESERVED | inner))
+    count, free = len(grid) * len(seeds), free_memory()
     needed = 8 * count * sum(math.prod(shape) for shape in sizes.values())
     if needed > free:
         raise UserError(
             f"the gradients of {count:,} runs take {needed / 1e9:.3g} GB and the memory has "
             f"{free / 1e9:.3g} GB free: sweep fewer points, or by fewer names (wrt)"
         )
-    return {name: _axes(name, len(shape)) for name, shape in sizes.items()}
+    return axes
 
 
 def _axes(name: str, count: int) -> list[str]:
@@ -188,19 +203,24 @@ def _axes(name: str, count: int) -> list[str]:
     return [f"{of}_index" + (f"_{i}" if count > 1 else "") for i in range(count)]
 
 
-def fits(runs: int, records: int, metrics: int, free: float, what: str, instead: str = "") -> None:
-    """Refuse what memory or a disk cannot hold.
+def bytes_of_a_run(records: int, metrics: int = 0) -> int:
+    """Return the bytes of a run's records and outcome; the loss is no metric."""
+    return records * (1 + metrics) * 8 + 40
+
+
+def fits(runs: int, each: int, free: float, place: str, instead: str = "") -> None:
+    """Refuse runs of `each` bytes that the free bytes of a place cannot hold.
 
     Args:
-      metrics: recorded, the loss not counted. free: bytes. what: "memory" or "disk".
+      place: "memory", or "disk", which holds the records twice: in the log and in the result.
 
     Raises:
-      UserError: how large it is, and what there is.
+      UserError: how much they take, and how much is free.
     """
-    needed = runs * (records * (1 + metrics) * 8 + 40) * (2 if what == "disk" else 1)
+    needed = runs * each * (2 if place == "disk" else 1)
     if needed > free:
         raise UserError(
-            f"the records of {runs:,} runs × {records:,} take up to {needed / 1e9:.3g} GB and the "
-            f"{what} has {free / 1e9:.3g} GB free: record less often (record_every), sweep fewer "
-            f"points{instead}"
+            f"the records of {runs:,} runs take up to {needed / 1e9:.3g} GB and the {place} has "
+            f"{free / 1e9:.3g} GB free: record less often (record_every), keep less (final), "
+            f"sweep fewer points{instead}"
         )

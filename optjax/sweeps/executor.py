@@ -5,11 +5,13 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from optjax.run.computation import Finished
 from optjax.run.core import Status
 from optjax.support.errors import UserError
+from optjax.support.machine import free_memory
 from optjax.sweeps import layouts
 from optjax.sweeps.active_runs import NONE, ActiveRuns, Chunk, form, inputs
 from optjax.sweeps.groups import Group
@@ -43,7 +45,7 @@ class Executor:
         self.saved: dict[int, list[np.ndarray]] = {}  # run → its state
         self.at = np.zeros(len(results), np.int64)  # the step of that state
         self.interrupt = Interrupt()
-        self.meter = Meter(results, progress, work.said)
+        self.meter = Meter(results, progress, work.describe)
         self._named = 0
 
     def run(self) -> None:
@@ -119,7 +121,7 @@ class Executor:
             devices = len(self.settings.devices)
             fit = max(1.0, self._memory() / group.bytes)
             fit = min(fit, _MOST) if self.settings.devices[0].platform == "cpu" else fit
-            calls = -(-len(runs) // ((vmap_chunk or agreed(fit)[0]) * devices))
+            calls = -(-len(runs) // ((vmap_chunk or int(fit)) * devices))
             vmap_chunk = -(-len(runs) // (calls * devices))
             most = vmap_chunk * devices
         for step in sorted(set(self.at[runs].tolist()), reverse=True):
@@ -136,7 +138,14 @@ class Executor:
                 yield group, together[begin : begin + most], step, vmap_chunk
 
     def _memory(self) -> float:
-        return self.settings.memory or layouts.device_memory(self.settings.devices[0])
+        """Return the bytes of a device that may be used: the same in all processes."""
+        if self.settings.memory:
+            return self.settings.memory
+        # Another process's device tells nothing of its memory.
+        mine = next(d for d in self.settings.devices if d.process_index == jax.process_index())
+        share = 0.5 if mine.platform == "cpu" else 0.8
+        # In MiB: without float64 a whole number that is sent has 32 bits.
+        return 2.0**20 * agreed(share * free_memory(mine) / 2**20)[0]
 
     def _most(self, group: Group) -> int:
         """Count the runs whose states the devices hold while a chunk is under way."""

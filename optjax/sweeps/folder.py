@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
-import psutil
 
 from optjax.support import files
 from optjax.support.errors import UserError
 from optjax.support.fingerprint import difference
-from optjax.sweeps.checks import fits
+from optjax.support.machine import free_memory
+from optjax.sweeps.checks import bytes_of_a_run, fits
 from optjax.sweeps.processes import agreed
 from optjax.sweeps.results import Results
 from optjax.sweeps.store import Store, read_spec
@@ -24,7 +24,7 @@ def opened(
     out: str | os.PathLike[str],
     spec: dict[str, Any],
     results: Results,
-    metrics: int,
+    each: int,
     halving: Any,
     overwrite: bool,
 ) -> Store:
@@ -39,14 +39,7 @@ def opened(
             store = Store(out, overwrite=overwrite)
             complete = _continued(store, results, spec, halving is not None, overwrite)
             if not complete:
-                fits(
-                    len(results),
-                    results.records,
-                    metrics,
-                    store.free(),
-                    "disk",
-                    ", or another folder",
-                )
+                fits(len(results), each, store.free(), "disk", ", or give another folder")
         except UserError as refused:
             error = refused
             if store is not None:
@@ -121,7 +114,7 @@ def load_sweep(folder: str | os.PathLike[str]) -> "xarray.Dataset":
     try:
         runs = int(np.prod([int(n) for n in spec["axes"].values()])) * len(spec["seeds"])
         every, steps = int(spec["record_every"]), [int(t) for t in spec["steps"]]
-        fits(runs, max(steps) // every, 0, psutil.virtual_memory().available, "memory")
+        fits(runs, bytes_of_a_run(max(steps) // every), free_memory(), "memory")
         if (
             len(steps) * len(spec["seeds"]) != runs
             or len(spec["ids"]) != runs

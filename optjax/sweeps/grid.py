@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 from optjax.run.piecewise import Piecewise
-from optjax.support.errors import UserError, nearest
+from optjax.support.errors import UserError, nearest, whole
 from optjax.support.files import plainly
 
 
@@ -73,7 +73,8 @@ def uniform(low: float, high: float, *, whole: bool = False) -> Uniform:
     >>> uniform(0, 8, whole=True).at(np.array([0.0, 0.55])).tolist()
     [0, 4]
     """
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    numbers = all(isinstance(x, int | float | np.number) for x in (low, high))
+    if not (numbers and math.isfinite(low) and math.isfinite(high) and low < high):
         raise UserError(f"range from {low} to {high}: expected finite numbers, the first smaller")
     return Uniform(float(low), float(high), False, whole)
 
@@ -87,9 +88,10 @@ def loguniform(low: float, high: float, *, whole: bool = False) -> Uniform:
     >>> loguniform(1e-4, 1e-1).at(np.array([0.0, 0.5])).round(5).tolist()
     [0.0001, 0.00316]
     """
+    drawn = uniform(low, high, whole=whole)
     if low <= 0:
         raise UserError(f"range from {low} on a log scale: expected a start above 0; or uniform")
-    return dataclasses.replace(uniform(low, high, whole=whole), log=True)
+    return dataclasses.replace(drawn, log=True)
 
 
 def product(axes: Mapping[str, Any]) -> Grid:
@@ -136,7 +138,10 @@ def points(rows: Iterable[Mapping[str, Any]]) -> Grid:
     >>> len(points([{"learning_rate": 0.1}, {"learning_rate": 0.5}]))
     2
     """
-    rows = [dict(row) for row in rows]
+    try:
+        rows = [dict(row) for row in rows]
+    except (TypeError, ValueError):
+        raise UserError(f"points is {rows!r}: expected a list of dicts, name → value") from None
     if not rows:
         raise UserError("the list of points is empty: expected at least one row")
     names = list(rows[0])
@@ -167,27 +172,48 @@ def sample(
 
     Source: Bergstra and Bengio (2012); Owen (1998) for the scrambling (scipy.stats.qmc.Sobol).
     """
-    if count < 1:
-        raise UserError(f"{count} points to draw: expected at least 1")
-    if not ranges:
-        raise UserError("no ranges to draw from: give at least one name")
-    if method == "sobol":
-        from scipy.stats import qmc
-
-        sequence = qmc.Sobol(len(ranges), rng=np.random.default_rng(seed))
-        u = sequence.random_base2(math.ceil(math.log2(count)) if count > 1 else 0)[:count]
-    elif method == "random":
-        u = np.random.default_rng(seed).random((count, len(ranges)))
-    else:
+    count, seed = whole("count", count, 1), whole("seed", seed, 0)
+    if not isinstance(ranges, Mapping) or not ranges:
+        raise UserError(f"ranges is {ranges!r}: expected a dict, name → oj.uniform(low, high)")
+    if method not in ("sobol", "random"):
         raise UserError(f"unknown method {method!r}: {nearest(str(method), ['sobol', 'random'])}")
-    columns: dict[str, Sequence[Any]] = {}
-    for (name, given), part in zip(ranges.items(), u.T, strict=True):
-        if isinstance(given, Uniform):
-            columns[name] = given.at(part).tolist()
-        else:
-            axis = _axis(name, given)
-            columns[name] = [axis[int(x * len(axis))] for x in part]
-    return _points(columns)
+    axes = {n: g if isinstance(g, Uniform) else _axis(n, g) for n, g in ranges.items()}
+    drawn = 1 << (count - 1).bit_length()  # a power of two, as Sobol's sequence is balanced
+    while True:
+        u = _cube(method, drawn, len(axes), seed)
+        columns = {
+            name: _at(axis, part) for (name, axis), part in zip(axes.items(), u.T, strict=True)
+        }
+        # Whole numbers and lists repeat: only the first of equal points counts.
+        places: dict[Any, int] = {}
+        for i, row in enumerate(zip(*columns.values(), strict=True)):
+            places.setdefault(tuple(map(label, row)), i)
+        if len(places) >= count:
+            first = list(places.values())[:count]
+            return _points({name: [column[i] for i in first] for name, column in columns.items()})
+        if drawn > 64 * count:
+            raise UserError(
+                f"count is {count}, and {drawn:,} draws gave {len(places)} different points: ask "
+                "for fewer points, or give wider ranges"
+            )
+        drawn *= 2
+
+
+def _at(axis: Uniform | list[Any], u: np.ndarray) -> list[Any]:
+    """Return the values of a range or a list at u in [0, 1)."""
+    if isinstance(axis, Uniform):
+        return axis.at(u).tolist()
+    return [axis[int(x * len(axis))] for x in u]
+
+
+def _cube(method: str, count: int, dims: int, seed: int) -> np.ndarray:
+    """Draw points of the unit cube, (count, dims); fewer are the first of more."""
+    rng = np.random.default_rng(seed)
+    if method == "random":
+        return rng.random((count, dims))
+    from scipy.stats import qmc
+
+    return qmc.Sobol(dims, rng=rng).random(count)
 
 
 def as_grid(given: Any) -> Grid:

@@ -12,11 +12,9 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import psutil
 
 from optjax.support import files
 from optjax.support.cache import Remembered
-from optjax.support.errors import UserError, nearest
 from optjax.sweeps.groups import Group
 from optjax.sweeps.programs import BatchLayout, Programs
 from optjax.sweeps.swept_run import Inputs, RunSpec, likes
@@ -36,8 +34,8 @@ _HEAVY = 2e6
 _WORTH_MEASURING = 1e11
 """Operations of all steps below which no layout is measured: the sweep takes seconds."""
 
-_HASTY = 1e10
-"""Below these, compiling takes longer than running."""
+_HASTY = 2e12
+"""Operations of all steps below which compiling with less effort saves more than it costs."""
 
 _TRIAL_SHARE = 0.1
 """Of the predicted time of a group, what trying other layouts may take."""
@@ -73,18 +71,6 @@ class Request:
         return Programs(
             self.spec, layout, self.devices, self.group.data, self.example(layout.batch)
         )
-
-
-def check(how: str, vmap_chunk: int | None) -> None:
-    """Refuse what is no way to lay runs out.
-
-    Raises:
-      UserError: unknown runs, or a vmap chunk of none.
-    """
-    if how not in ARRANGEMENTS:
-        raise UserError(f"unknown layout {how!r}: {nearest(str(how), ARRANGEMENTS)}")
-    if vmap_chunk is not None and vmap_chunk < 1:
-        raise UserError(f"vmap_chunk is {vmap_chunk}: expected at least 1 run")
 
 
 def choose(request: Request) -> Chosen:
@@ -177,14 +163,6 @@ def measure(programs: Programs, request: Request) -> float | None:
         steps *= 4
     runs_steps = programs.layout.batch * (steps - 1)
     return taken / runs_steps if taken > 0 else None
-
-
-def device_memory(device: Any) -> float:
-    """Return the bytes a sweep may take of a device: 80 %, or half of the CPU's free memory."""
-    stats = device.memory_stats() if device.platform != "cpu" else None
-    if stats and "bytes_limit" in stats:
-        return 0.8 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
-    return 0.5 * psutil.virtual_memory().available
 
 
 # -------------------------------------------------------------------------------------- candidates

@@ -194,7 +194,7 @@ class Programs:
             self._take(
                 name,
                 (name, *self._key(args)),
-                lambda: self._lower(program, *args).compile(compiler_options=self._options()),
+                lambda: self._lower(program, *args).compile(compiler_options=self._options(name)),
             )
         return self._compiled[name](self.data, *args)
 
@@ -206,9 +206,9 @@ class Programs:
         kinds = kinds_of((self.data, *args))
         return self.spec, self.layout, tuple(self.devices), self.hasty, kinds
 
-    def _options(self) -> dict[str, Any] | None:
+    def _options(self, name: str) -> dict[str, Any] | None:
         """On the CPU less of LLVM's optimisation halves the compile time and costs little."""
-        if self.hasty and self.devices[0].platform == "cpu":
+        if (self.hasty or name != "chunk") and self.devices[0].platform == "cpu":
             return {"xla_backend_optimization_level": 1}
         return None
 
@@ -231,9 +231,8 @@ class Programs:
         if not lowered:
             return
         with ThreadPoolExecutor(len(lowered)) as pool:
-            options = self._options()
             jobs = {
-                name: pool.submit(low.compile, compiler_options=options)
+                name: pool.submit(low.compile, compiler_options=self._options(name))
                 for name, (_, low) in lowered.items()
             }
             for name, job in jobs.items():

@@ -19,9 +19,9 @@ class Meter:
     """Tells `progress` how many runs are done, how fast it goes and how long it will take."""
 
     def __init__(
-        self, results: Results, progress: Progress, said: Callable[[], str] | None = None
+        self, results: Results, progress: Progress, describe: Callable[[], str] | None = None
     ) -> None:
-        self.results, self.progress, self.said = results, progress, said
+        self.results, self.progress, self.describe = results, progress, describe
         self.begun = time.perf_counter()
         self.before = int(results.done.sum())
 
@@ -41,7 +41,7 @@ class Meter:
             + f", {_si(speed)} steps/s"
             + (f", {_duration(left)} left" if math.isfinite(left) and done < total else "")
         )
-        self.progress(self.said() if self.said else text, min(1.0, done / total))
+        self.progress(self.describe() if self.describe else text, min(1.0, done / total))
 
 
 class Interrupt:

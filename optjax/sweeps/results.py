@@ -39,6 +39,11 @@ def real(values: np.ndarray, *, keep_whole: bool = False) -> np.ndarray:
     return values.astype(np.float32)
 
 
+def own_axes(name: str, count: int) -> list[str]:
+    """Name the own axes of an array that is kept of every run."""
+    return [f"{name}_{i}" for i in range(count)]
+
+
 class Results:
     """Records and outcomes of N = P · S runs; run p · S + s is point p with seed s.
 
@@ -218,7 +223,7 @@ class Results:
 
     def _inner(self, name: str, count: int) -> list[str]:
         """Name a variable's own axes."""
-        return list(self.inner.get(name) or [f"{name}_{i}" for i in range(count)])
+        return list(self.inner.get(name) or own_axes(name, count))
 
     def _along(self, axis: str, column: Sequence[Any]) -> np.ndarray:
         """Return the coordinate of a product's axis, out of its column of P values."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 import jax.numpy as jnp
 import numpy as np
 
-from optjax.support.errors import UserError, nearest
+from optjax.support.errors import UserError, nearest, whole
 from optjax.support.types import Array, PyTree
 
 
@@ -40,12 +40,13 @@ class Target:
 
     Args:
       value: the target.
-      metric: ``"loss"`` (the mini-batch loss since the record before) or a metric of the problem.
+      metric: of the problem. By default ``"loss"``, the mini-batch loss since the record before; of
+        a tuning, its best value so far.
       better: whether the metric is to be low or high.
     """
 
     value: float
-    metric: str = "loss"
+    metric: str = ""
     better: Literal["low", "high"] = "low"
     name: str = dataclasses.field(default="target", init=False)
 
@@ -76,14 +77,14 @@ class Plateau:
     """
 
     patience: int
-    metric: str = "loss"
+    metric: str = ""
     better: Literal["low", "high"] = "low"
     least: float = 0.0
     name: str = dataclasses.field(default="plateau", init=False)
 
     def __post_init__(self) -> None:
         _known(self.better)
-        _steps("patience", self.patience)
+        whole("patience", self.patience, 1)
 
     def init(self) -> PyTree:
         return jnp.full((), jnp.inf, float), jnp.zeros((), jnp.int32)
@@ -112,15 +113,15 @@ class Halving:
 
     first: int
     keep: float = 1 / 3
-    metric: str = "loss"
+    metric: str = ""
     better: Literal["low", "high"] = "low"
     name: str = dataclasses.field(default="halving", init=False)
 
     def __post_init__(self) -> None:
         _known(self.better)
-        if not 0 < self.keep < 1:
-            raise UserError(f"keep is {self.keep}: expected a share between 0 and 1")
-        _steps("first", self.first)
+        if not isinstance(self.keep, int | float | np.number) or not 0 < self.keep < 1:
+            raise UserError(f"keep is {self.keep!r}: expected a share between 0 and 1")
+        whole("first", self.first, 1)
 
     def steps(self, last: int, every: int) -> list[int]:
         """List the steps of the selections, all before `last` and multiples of `every`."""
@@ -145,11 +146,6 @@ def _known(better: str) -> None:
         raise UserError(f"better is {better!r}: expected 'low' or 'high'")
 
 
-def _steps(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-        raise UserError(f"{name} is {value!r}: expected a whole number of steps, at least 1")
-
-
 def _real(value: Array) -> Array:
     """Return a metric as a number that can be compared: at least float32."""
     from optjax.run.loops import widened
@@ -157,16 +153,26 @@ def _real(value: Array) -> Array:
     return value.astype(widened(value.dtype))
 
 
-def checked(rules: Any, metrics: set[str], every: int) -> tuple[tuple[Any, ...], Halving | None]:
+def checked(
+    rules: Any, metrics: set[str], every: int, default: str = "loss"
+) -> tuple[tuple[Any, ...], Halving | None]:
     """Split the rules of single runs from the one that compares runs, if there is one.
+
+    Args:
+      rules: one, or several.
+      metrics: the names of what is recorded.
+      every: steps from record to record.
+      default: the metric of a rule that names none.
 
     Raises:
       UserError: no rule, two that compare, or a metric that is not recorded.
     """
-    rules = tuple(rules) if isinstance(rules, list | tuple) else (rules,)
-    for rule in rules:
+    given = rules if isinstance(rules, list | tuple) else (rules,)
+    for rule in given:
         if not hasattr(rule, "metric") or isinstance(rule, type):
             raise UserError(f"stop holds {rule!r}: expected rules, as oj.Target(0.1)")
+    rules = tuple(r if r.metric else dataclasses.replace(r, metric=default) for r in given)
+    for rule in rules:
         if rule.metric not in metrics:
             raise UserError(f"unknown metric {rule.metric!r}: {nearest(rule.metric, metrics)}")
         try:

@@ -10,12 +10,11 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import psutil
-
 from optjax.support import files, provenance
 from optjax.support.console import Console
 from optjax.support.errors import UserError
-from optjax.sweeps import checks, layouts, stop_rules
+from optjax.support.machine import free_memory
+from optjax.sweeps import checks, stop_rules
 from optjax.sweeps.checks import Final
 from optjax.sweeps.executor import Executor
 from optjax.sweeps.folder import opened, restore, result
@@ -109,21 +108,31 @@ def sweep(
     0.1
     """
     begin = time.perf_counter()
-    devices = checks.settings(
-        devices, vmap_chunk=vmap_chunk, chunk_steps=chunk_steps, chunk_seconds=chunk_seconds,
-        checkpoint_seconds=checkpoint_seconds, memory=memory,
+    settings = checks.settings(
+        devices, layout, vmap_chunk=vmap_chunk, chunk_steps=chunk_steps,
+        chunk_seconds=chunk_seconds, checkpoint_seconds=checkpoint_seconds, memory=memory,
     )  # fmt: skip
-    layouts.check(layout, vmap_chunk)
-    settings = Settings(
-        devices, layout, vmap_chunk, chunk_steps, chunk_seconds, checkpoint_seconds, memory
-    )
-    checks.others(progress, about)
+    checks.progress_and_about(progress, about)
     grid, chosen = as_grid(grid), checks.chosen_seeds(seeds)
     points = resolve(run, grid)
-    make = _of_runs if points[0].gradient is None else _of_gradients
-    work = make(points, grid, chosen, batching, stop, keep_diverged, final, chunk_steps)
+    if points[0].gradient is None:
+        work = _of_runs(points, grid, chosen, batching, stop, keep_diverged, final)
+        every = work.results.every
+        if chunk_steps is not None and chunk_steps < every:
+            raise UserError(
+                f"chunk_steps is {chunk_steps}: expected at least record_every = {every}"
+            )
+    else:
+        given = {
+            "stop": stop != (), "final": final is not None, "keep_diverged": keep_diverged,
+            "chunk_steps": chunk_steps is not None,
+        }  # fmt: skip
+        for name, asked in given.items():
+            if asked:
+                raise UserError(f"{name} is for runs: a hypergradient is one record; leave it out")
+        work = _of_gradients(points, grid, chosen, batching)
     attrs = work.attrs
-    work.attrs = lambda: attrs() | _origin(grid, devices, begin)
+    work.attrs = lambda: attrs() | _origin(grid, settings.devices, begin)
     dataset = carry_out(work, settings, out, overwrite, progress, about)
     if points[0].gradient is None:
         remember(run, grid, dataset.attrs["sweep"])
@@ -161,7 +170,7 @@ def carry_out(
             "ids": ids,
             "about": dict(about or {}),
         }
-        store = opened(out, spec, results, work.metrics, work.halving, overwrite)
+        store = opened(out, spec, results, work.bytes, work.halving, overwrite)
     try:
         if store is not None and store.spec is None:
             if work.keep_states:
@@ -193,20 +202,14 @@ def _of_runs(
     stop: Any,
     keep_diverged: bool,
     final: Final | None,
-    chunk_steps: int | None,
 ) -> Work:
     """Prepare a sweep of runs."""
     plan = points[0].run.plan
-    common, metrics = checks.names(points, grid, final)
+    common, metrics, kept = checks.names(points, grid, final)
     rules, halving = stop_rules.checked(stop, {"loss", *common}, plan.record_every)
-    if chunk_steps is not None and chunk_steps < plan.record_every:
-        raise UserError(
-            f"chunk_steps is {chunk_steps}: expected at least record_every = {plan.record_every}"
-        )
     steps = [p.steps for p in points]
-    records = max(steps) // plan.record_every
-    free = psutil.virtual_memory().available
-    checks.fits(len(grid) * len(seeds), records, len(metrics), free, "memory")
+    each = checks.bytes_of_a_run(max(steps) // plan.record_every, len(metrics)) + kept
+    checks.fits(len(grid) * len(seeds), each, free_memory(), "memory")
     results = Results(
         grid.axes, grid.columns, seeds, steps, plan.record_every, run_ids(grid, steps, seeds),
         [rule.name for rule in rules], {"final_loss": []},
@@ -215,7 +218,7 @@ def _of_runs(
     return Work(
         results, grouped(points, batching, final), lambda: identity(points, grid, own),
         rules, halving, not keep_diverged,
-        weighted=all(p.run.problem.weighted for p in points), metrics=len(metrics),
+        weighted=all(p.run.problem.weighted for p in points), bytes=each,
     )  # fmt: skip
 
 
@@ -224,19 +227,8 @@ def _of_gradients(
     grid: Grid,
     seeds: Sequence[int],
     batching: Batching,
-    stop: Any,
-    keep_diverged: bool,
-    final: Final | None,
-    chunk_steps: int | None,
 ) -> Work:
     """Prepare a sweep of hypergradients: of one record each, the gradient kept at its end."""
-    given = {
-        "stop": stop != (), "final": final is not None, "keep_diverged": keep_diverged,
-        "chunk_steps": chunk_steps is not None,
-    }  # fmt: skip
-    for name, asked in given.items():
-        if asked:
-            raise UserError(f"{name} is for runs: a hypergradient is one record; leave it out")
     groups = grouped(points, batching)
     ids = run_ids(grid, [p.steps for p in points], seeds)
     results = Results(

@@ -34,7 +34,7 @@ class Work:
     halving: Halving | None = None
     drop_diverged: bool = True  # whether a run leaves once it has diverged
     weighted: bool = False  # whether batches may be taken as counts
-    metrics: int = 0  # recorded, the loss not counted
+    bytes: int = 0  # of one run: its records, and the arrays kept at its end
     attrs: Callable[[], dict[str, Any]] = dict  # of the dataset
     keep_states: bool = False  # of runs that ended, so that they can be given more steps
-    said: Callable[[], str] | None = None  # progress in words; by default the runs that ended
+    describe: Callable[[], str] | None = None  # progress in words; by default the runs that ended

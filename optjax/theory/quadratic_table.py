@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
-from optjax.support.concurrent import beside
+from optjax.support.machine import concurrent_map
 from optjax.support.types import Array
 from optjax.theory.noisy_quadratic import (
     NoisyQuadratic,
@@ -116,7 +116,10 @@ def _in_lanes(call: Callable[..., tuple[Array, ...]], *inputs: np.ndarray) -> li
     def called(part: list[np.ndarray]) -> list[np.ndarray]:
         return [np.asarray(new) for new in call(*(np.resize(x, LANES) for x in part))]
 
-    return [np.concatenate(column)[:count] for column in zip(*beside(called, parts), strict=True)]
+    return [
+        np.concatenate(column)[:count]
+        for column in zip(*concurrent_map(called, parts), strict=True)
+    ]
 
 
 @jax.jit

@@ -42,7 +42,7 @@ def names(wrt: Any) -> tuple[str, ...] | None:
     return chosen
 
 
-def others(constraints: Any, progress: Any) -> None:
+def constraints_and_progress(constraints: Any, progress: Any) -> None:
     """Check that constraints are a mapping or None, and progress a function or None."""
     if constraints is not None and not isinstance(constraints, Mapping):
         raise UserError(f"constraints is {constraints!r}: expected a dict, name → (low, high)")
@@ -69,17 +69,13 @@ def axes(name: str, count: int) -> list[str]:
     return [f"{name}_{i}" if i else f"{name}_index" for i in range(count)]
 
 
-def optimiser(outer: Any) -> None:
-    """Check that it is an optimiser."""
+def outer_optimizer(outer: Any, u: HParams) -> None:
+    """Check that it is an optimiser, and that it takes a step from a gradient and a point."""
     if not isinstance(outer, optax.GradientTransformation):
         given = f"the function {outer.__name__}" if hasattr(outer, "__name__") else repr(outer)
         raise UserError(
             f"outer is {given}: expected an optimiser of optax, optax.adam(0.1) and not optax.adam"
         )
-
-
-def serves(outer: optax.GradientTransformation, u: HParams) -> None:
-    """Try a step of it on shapes."""
 
     def step(u: HParams) -> Any:
         return outer.update(u, outer.init(u), u)

@@ -121,7 +121,7 @@ def tune(
       restarts: starts, all at once: the given one, and others drawn about it in u.
       spread: their standard deviation in u: 1 is a factor of e.
       seed: of these draws.
-      stop: rules by which it ends early, of the metric "best so far": `Target`, `Plateau`.
+      stop: rules by which it ends early, by the best value so far: `Target`, `Plateau`.
       out: a folder that keeps the path and the state; the same call again resumes the tuning, or
         takes more outer steps.
       overwrite: drop what the folder holds.
@@ -147,14 +147,13 @@ def tune(
     steps, restarts = whole("steps", steps, 1), whole("restarts", restarts, 1)
     seed, spread = whole("seed", seed, 0), checks.spread(spread)
     chosen, names = checks.seeds(seeds), checks.names(wrt)
-    checks.others(constraints, progress)
+    checks.constraints_and_progress(constraints, progress)
     outer = _ADAM if outer is None else outer
-    checks.optimiser(outer)
     gradient = hypergrad(run, objective, names, mode)
     theta, rest = gradient.parted(hparams)
     space = spaces.make_space(theta, constraints or {})
     checks.columns(theta)
-    checks.serves(outer, space.outside(theta))
+    checks.outer_optimizer(outer, space.outside(theta))
     data = run.problem.data
     taken = gradient.chosen(data, theta, rest).mode
     computation = HypergradientComputation(gradient.job, taken, gradient.wrt)
@@ -166,7 +165,7 @@ def tune(
         min(len(chosen), fit), tuple(chosen.tolist()), stride,
     )  # fmt: skip
     given = {"start": starts(space.outside(theta), restarts, spread, seed), **rest}
-    own_rules, halving = stop_rules.checked(stop, {BEST}, 1)
+    own_rules, halving = stop_rules.checked(stop, {BEST}, 1, BEST)
     if halving is not None:
         raise UserError("Halving compares runs with each other: a tuning is one; leave it out")
     own = {
@@ -203,7 +202,9 @@ def tune(
         rules,
         attrs=attrs,
         keep_states=True,
-        said=lambda: f"outer step {int(results.done[0])} of {steps}, best {_least(results):.4g}",
+        describe=lambda: (
+            f"outer step {int(results.done[0])} of {steps}, best {_least(results):.4g}"
+        ),
     )
     settings = Settings([jax.devices()[0]], "loop", chunk_seconds=2.0, checkpoint_seconds=10.0)
 

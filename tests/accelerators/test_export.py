@@ -63,7 +63,7 @@ def test_the_three_programs_of_a_sweep(run, devices, vmap_chunk):
     rates = np.full(RUNS, 1e-3, np.float32)
     example = Inputs({"learning_rate": rates}, None), np.arange(RUNS, dtype=np.int32)
     programs = Programs(
-        RunSpec(run.plan, (oj.Target(0.5),), 4, True),
+        RunSpec(run.plan, (oj.Target(0.5, "loss"),), 4, True),
         BatchLayout(RUNS, vmap_chunk),
         jax.devices()[:1],
         run.problem.data,

@@ -157,7 +157,7 @@ def test_mistakes_are_one_line_and_status_2(folder, tmp_path, capsys, words, exp
 
 def test_interrupted_reproduce_keeps_what_was_finished(folder, tmp_path, capsys):
     write(folder, "zlast", tmp_path, stop=True)
-    assert cli.main(["reproduce", "--results", "out"]) == 130
+    assert cli.main(["reproduce", "--jobs", "1", "--results", "out"]) == 130
     assert "interrupted" in capsys.readouterr().err
     assert (tmp_path / "out/tiny.nc").is_file()
     assert not (tmp_path / "out/zlast.nc").exists()

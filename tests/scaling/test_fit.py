@@ -13,8 +13,8 @@ from optjax.scaling import Hoffmann, KaplanND, KaplanNS, Power
 from optjax.scaling.bootstrap import counts
 from optjax.scaling.forms import FORMS
 from optjax.scaling.minimise import _tile, lanes_of, memory
-from optjax.support.concurrent import threads
 from optjax.support.errors import UserError
+from optjax.support.machine import threads
 
 RNG = np.random.default_rng(0)
 TRUE = Hoffmann(1.5, 300.0, 900.0, 0.31, 0.36)  # lopsided on purpose

@@ -271,6 +271,8 @@ def _probe(name, value):
         ({"memory": "4GB"}, "memory is '4GB'"),
         ({"memory": 0}, "memory is 0"),
         ({"vmap_chunk": "4"}, "vmap_chunk is '4'"),
+        ({"final": _probe("learning_rate", 1.0)}, "an axis is named 'learning_rate'"),
+        ({"final": lambda *_: {"v": jnp.ones(10**12)}}, "take up to 8e"),
         ({"devices": []}, r"devices is \[\]"),
         ({"devices": 2}, "devices is 2: expected a list"),
         ({"stop": oj.Target}, "expected rules"),
@@ -303,6 +305,14 @@ def test_names_that_clash_and_rules_that_cannot_be(problem):
         (lambda: oj.Target("low"), "target is 'low'"),
         (lambda: oj.Plateau(2.5), "patience is 2.5"),
         (lambda: oj.Halving(10, keep=2), "keep is 2"),
+        (lambda: oj.Halving(10, keep="half"), "keep is 'half'"),
+        (lambda: oj.sample("many", {"a": oj.uniform(0, 1)}), "count is 'many'"),
+        (lambda: oj.sample(3, [0.1]), r"ranges is \[0.1\]"),
+        (lambda: oj.sample(9, {"a": [1, 2]}), "count is 9, and .* gave 2 different points"),
+        (lambda: oj.uniform("a", 1), "range from a to 1"),
+        (lambda: oj.loguniform("a", 1), "range from a to 1"),
+        (lambda: oj.points(3), "points is 3: expected a list of dicts"),
+        (lambda: oj.load_sweep(3), "the folder is 3"),
     ):
         with pytest.raises(oj.UserError, match=message):
             rule()

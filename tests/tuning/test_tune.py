@@ -274,13 +274,13 @@ def test_it_stops_by_a_rule():
     tune = functools.partial(oj.tune, _run(), "final_loss", {"learning_rate": 0.02}, steps=60)
     whole = tune(progress=_quiet)
     target = float(whole.path.value[0, 20])
-    found = tune(stop=oj.Target(target, metric="best so far"), progress=_quiet)
+    found = tune(stop=oj.Target(target), progress=_quiet)
     assert found.path.sizes["outer_step"] == 21
     np.testing.assert_array_equal(found.path.value, whole.path.value[:, :21])
     with pytest.raises(oj.UserError, match="unknown metric 'loss'"):
-        tune(stop=oj.Target(target), progress=_quiet)
+        tune(stop=oj.Target(target, "loss"), progress=_quiet)
     with pytest.raises(oj.UserError, match="Halving compares runs"):
-        tune(stop=oj.Halving(4, metric="best so far"), progress=_quiet)
+        tune(stop=oj.Halving(4), progress=_quiet)
 
 
 def test_a_state_with_a_key_and_a_small_float_is_kept(tmp_path):

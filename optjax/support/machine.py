@@ -1,12 +1,9 @@
-"""Concurrent calls of small programs, one on each core of the CPU.
-
-XLA runs a loop of small arrays on one core. Many such calls keep all cores busy with a thread each.
-"""
+"""The machine: its cores, its free memory, and concurrent calls of small programs."""
 
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -24,6 +21,20 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def free_memory(device: Any = None) -> float:
+    """Return the free bytes of a device, by default of the CPU.
+
+    >>> free_memory() > 0
+    True
+    """
+    stats = device.memory_stats() if device is not None and device.platform != "cpu" else None
+    if stats and "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    import psutil
+
+    return psutil.virtual_memory().available
+
+
 def threads() -> int:
     """Return the number of calls to make at once: one on an accelerator, which one call fills."""
     import jax
@@ -31,10 +42,12 @@ def threads() -> int:
     return 1 if jax.default_backend() != "cpu" else min(cores(), _MOST)
 
 
-def beside(call: Callable[[A], B], items: Sequence[A]) -> list[B]:
-    """Call a function on all items concurrently, with the caller's setting of float64.
+def concurrent_map(call: Callable[[A], B], items: Sequence[A]) -> list[B]:
+    """Call a function on all items, a thread a core, with the caller's setting of float64.
 
-    >>> beside(lambda x: x + 1, [1, 2, 3])
+    XLA runs a loop of small arrays on one core: many such calls keep all of them busy.
+
+    >>> concurrent_map(lambda x: x + 1, [1, 2, 3])
     [2, 3, 4]
     """
     import jax
