@@ -57,7 +57,7 @@ bench-accelerator: $(STAMP)
 	$(BIN)/python -m optjax.experiments.bench.accelerator
 
 measurements: $(STAMP)
-	$(BIN)/python -m optjax.experiments.bench.page
+	$(BIN)/python -m optjax.experiments.bench.measurements
 
 clean:
 	rm -rf .venv .venv-* results build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -4,7 +4,7 @@ import pkgutil
 import re
 from pathlib import Path
 
-from optjax.experiments.bench.page import noted, page
+from optjax.experiments.bench.measurements import noted, page
 
 ROOT = Path(__file__).parent.parent
 NOTES = (ROOT / "BUILD_NOTES.md").read_text(encoding="utf-8")

@@ -1,6 +1,6 @@
 """``make measurements``: the page of the measurements that were noted, and one's own page.
 
-Command: python -m optjax.experiments.bench.page
+Command: python -m optjax.experiments.bench.measurements
 It writes MEASUREMENTS.md from measurements.toml alone; and, where results/bench.json is there,
 results/measurements.md with these benchmarks first.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from optjax.support.files import write_text
 
-NOTED = Path(__file__).with_name("measurements.toml")
+NOTED = Path(__file__).with_suffix(".toml")
 BENCH = Path("results/bench.json")
 FACTS = ("machine", "versions", "commit", "date")
 
