@@ -16,7 +16,7 @@ PALETTE ?=
 FULL ?=
 export MPLBACKEND ?= Agg
 
-.PHONY: help install reproduce test test-slow lint bench bench-accelerator clean
+.PHONY: help install reproduce test test-slow lint bench bench-accelerator measurements clean
 
 help:
 	@echo "make reproduce   run every experiment and write results/report/index.html, in 8 minutes; FULL=1 at the"
@@ -25,6 +25,7 @@ help:
 	@echo "make lint        ruff and basedpyright"
 	@echo "make bench       timings beside peers, to results/bench.json"
 	@echo "make bench-accelerator   whole trainings on a GPU, 8 minutes, to results/bench-accelerator.json"
+	@echo "make measurements   MEASUREMENTS.md, and with your own timings results/measurements.md"
 	@echo "make clean       remove results, caches and virtual environments"
 	@echo "PYTHON=python3.12 chooses another interpreter than $(PYTHON), with a virtual environment of its own"
 
@@ -57,6 +58,9 @@ bench-accelerator: $(STAMP)
 	@if nvidia-smi >/dev/null 2>&1; then $(PIP) 'jax[cuda$(CUDA)]'; \
 	else echo "no NVIDIA GPU: for another device install jax's build for it into $(VENV) first"; fi
 	$(BIN)/python -m optjax.experiments.bench.accelerator
+
+measurements: $(STAMP)
+	$(BIN)/python -m optjax.experiments.bench.measurements
 
 clean:
 	rm -rf .venv .venv-* results build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -5,6 +5,7 @@ import json
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -155,3 +156,22 @@ def test_the_peers_compute_what_our_networks_do():
                 module.bias.copy_(torch.from_numpy(np.array(layer["bias"])))
             found = theirs(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
         np.testing.assert_allclose(found.numpy().transpose(0, 2, 3, 1), ours, atol=1e-10)
+
+
+def test_a_bench_heads_its_own_page(tmp_path, monkeypatch, capsys):
+    from optjax.experiments.bench import measurements
+
+    monkeypatch.chdir(tmp_path)
+    entry = _entry("one", [])
+    list(entry.rounds(2))
+    made = bench.Bench([entry], 2, True, measurements.BENCH)
+    made.save()
+    assert measurements.main() == 0
+    text = Path("results/measurements.md").read_text()
+    assert "| one | A | 2.5 (1 to 4) | s |  |" in text
+    assert "| one | B | 3.5 (2 to 5) | s | 1.62 (1.25 to 2) |" in text
+    assert text.index("Your own bench") < text.index("The whole project")
+    assert "Your own bench" not in Path("MEASUREMENTS.md").read_text()
+    measurements.BENCH.write_text('{"benchmarks": 3}')
+    assert measurements.main() == 2
+    assert capsys.readouterr().err.count("\n") == 1
