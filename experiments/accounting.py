@@ -237,9 +237,9 @@ def _layers(dataset: xr.Dataset) -> Figure:
     axes[0].legend(fontsize=8, loc="upper right")
     return caption(
         fig,
-        "Weights and connections of each stage on a 32 × 32 picture. PoolUpsampleNet and "
-        "ConvTransposeNet have the same weights in every stage; they differ in where they "
-        "compute: pooling comes after a convolution at full size, a stride before one.",
+        "PoolUpsampleNet and ConvTransposeNet have the same weights in every stage; they differ "
+        "in where they compute. Pooling comes after a convolution at full size, a stride before "
+        "one. Counts are of a 32 × 32 picture.",
     )
 
 
@@ -265,9 +265,9 @@ def _scaling(dataset: xr.Dataset) -> Figure:
     axes[0, 0].legend(fontsize=7)
     return caption(
         fig,
-        "Each count against the side of the picture (above; the default widths) and against the "
-        "number of filters (below; 32 × 32 pixels), from the formulas. Weights do not depend on "
-        "the picture; all else grows with its area. A training step is of 1 picture.",
+        "Weights do not depend on the picture; all else grows with its area. Each count against "
+        "the side of the picture (above; the default widths) and against the number of filters "
+        "(below; 32 × 32 pixels), from the formulas; a training step is of 1 picture.",
     )
 
 
@@ -305,6 +305,14 @@ def _receptive(dataset: xr.Dataset) -> Figure:
 # -------------------------------------------------------------------------------------- claims
 
 
+def _first_terms(polynomial: str) -> str:
+    """The whole polynomial where it is short, else its first terms."""
+    terms = polynomial.split(" + ")
+    if len(terms) <= 4:
+        return polynomial
+    return f"{' + '.join(terms[:3])} + {len(terms) - 3} more"
+
+
 def claims(dataset: xr.Dataset) -> list[Claim]:
     points = int(dataset.attrs["points"])
     pool = dataset.sel(net="pool-upsample")
@@ -326,6 +334,12 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
                 interval=None,
                 verdict=verdict(bool(here["same"]) and agree == points),
                 evidence="accounting/scaling",
+                plain_words=f"{column.capitalize()} of PoolUpsampleNet on a {side} × {side} "
+                "picture",
+                source_short=_first_terms(str(here["polynomial_of_the_source"].values)),
+                measured_short="the same polynomial"
+                if here["same"]
+                else _first_terms(str(here["polynomial"].values)),
             )
         )
     pair = ("pool-upsample", "conv-transpose")
@@ -347,6 +361,9 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
             interval=None,
             verdict=verdict(int(dataset.attrs["transpose_has_more"])),
             evidence="accounting/layers",
+            plain_words="ConvTransposeNet is better because it has more parameters",
+            measured_short=f"{count['pool-upsample']:,} and {count['conv-transpose']:,}; "
+            f"the difference is {dataset.attrs['more_parameters']} at every width",
         )
     )
     return found

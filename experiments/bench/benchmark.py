@@ -17,11 +17,12 @@ from typing import Any, NoReturn
 
 import jax
 
+from optjax.support.concurrent import cores
 from optjax.support.errors import UserError, nearest
 from optjax.support.files import write_text
-from optjax.support.provenance import commit, versions
+from optjax.support.provenance import commit, machine, versions
 
-from .measure import Entry, cores, load_average, machine
+from .measure import Entry, load_average
 
 
 class Bench:
