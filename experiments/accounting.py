@@ -296,9 +296,9 @@ def _receptive(dataset: xr.Dataset) -> Figure:
         )
     return caption(
         fig,
-        "What the middle of each layer sees (boxes, derived from the program; the side in pixels "
-        "is that of the output that sees most) on a 64 × 64 picture, and the pixels that the "
-        "gradient of the network's middle output reaches (orange).",
+        "How much of a 64 × 64 picture the middle of each layer sees. Boxes: derived from the "
+        "program; the side in pixels is that of the output that sees most. Orange: the pixels "
+        "that the gradient of the network's middle output reaches.",
     )
 
 
@@ -306,11 +306,9 @@ def _receptive(dataset: xr.Dataset) -> Figure:
 
 
 def _first_terms(polynomial: str) -> str:
-    """The whole polynomial where it is short, else its first terms."""
-    terms = polynomial.split(" + ")
-    if len(terms) <= 4:
-        return polynomial
-    return f"{' + '.join(terms[:3])} + {len(terms) - 3} more"
+    """The whole polynomial where it is short, else its first two terms."""
+    first, second, *others = polynomial.split(" + ")
+    return polynomial if len(others) < 3 else f"{first} + {second} + {len(others)} terms"
 
 
 def claims(dataset: xr.Dataset) -> list[Claim]:
@@ -361,9 +359,9 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
             interval=None,
             verdict=verdict(int(dataset.attrs["transpose_has_more"])),
             evidence="accounting/layers",
-            plain_words="ConvTransposeNet is better because it has more parameters",
+            plain_words="ConvTransposeNet has more parameters, so it is better",
             measured_short=f"{count['pool-upsample']:,} and {count['conv-transpose']:,}; "
-            f"the difference is {dataset.attrs['more_parameters']} at every width",
+            f"difference {dataset.attrs['more_parameters']} at every width",
         )
     )
     return found

@@ -225,7 +225,7 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
         measured[factor] = float(np.exp((logs[-1] - logs[0]).mean()))
         interval[factor] = None if whole is None else np.exp(whole).tolist()
         grows.append(whole is not None and whole[0] > 0)
-        shorts.append(f"× {with_interval(measured[factor], interval[factor], 2)} {title}")
+        shorts.append(f"× {with_interval(measured[factor], interval[factor], 2)} ({name})")
     cap = float(dataset.curvature_cap)
     sizes, mean, _ = _best(dataset, "squares")
     measured["least squares: 2/λ_max"] = cap

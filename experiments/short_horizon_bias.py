@@ -177,8 +177,9 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
             interval=None,
             verdict=verdict(grows and bool(beaten.all()) and matches and slope < 1e-8),
             evidence="short_horizon_bias/factor",
-            plain_words="The rate that is best for every next step ends worse, and ever more so",
+            plain_words="Greedy learning rates end worse than the best schedule",
             measured_short=f"{number(factor[:, -1].min(), 2)} to {number(factor[:, -1].max(), 2)} "
-            f"times the best schedule's risk after {int(risk.horizon[-1]):,} steps",
+            f"times its risk after {int(risk.horizon[-1]):,} steps",
+            source_short="beyond the source",
         )
     ]

@@ -154,7 +154,7 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
             interval=None,
             verdict=verdict(all(v < 1e-7 for v in far.values())),
             evidence="singular_limit/limit",
-            plain_words="Implicit differentiation is right where the Hessian is singular",
+            plain_words="Implicit differentiation holds where the Hessian is singular",
             measured_short=f"relative error ≤ {number(far['implicit'])}; at λ = 0 "
             f"≤ {number(float(gap['implicit'][:, 0].max()))}",
         )

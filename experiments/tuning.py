@@ -365,7 +365,7 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
         interval=None if less is None else np.exp(less).tolist(),
         verdict=verdict(beats),
         evidence="tuning/judged",
-        plain_words="A schedule tuned by gradient beats the best constant rate of a fine grid",
+        plain_words="A schedule tuned by gradient beats the best constant rate",
         measured_short="the constant rate ends × "
         + with_interval(
             float(np.exp(np.log(constant / tuned).mean())), None if less is None else np.exp(less)
@@ -393,7 +393,7 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
         interval=interval,
         verdict=verdict(all(better), reasoning=any(better)),
         evidence="tuning/search",
-        plain_words="At equal cost, descent on hyperparameters beats a random search",
+        plain_words="Descent on hyperparameters beats random search of equal cost",
         measured_short=f"better in {sum(better)} of {len(better)} comparisons",
     )
     return [claim, both]

@@ -105,7 +105,8 @@ def _predicts(dataset: xr.Dataset) -> Claim:
         interval=interval,
         verdict=verdict(close and ranked, reasoning=ranked),
         evidence="noise_scale/critical",
-        plain_words="The gradient noise scale along one run is the critical batch size",
+        plain_words="The noise scale along one run is the critical batch size",
+        source_short="beyond the source",
         measured_short=short,
     )
 
@@ -139,10 +140,10 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
             },
             verdict=verdict(abs(means[1] / truth - 1) < 0.02 and ratios[1] > 1.1 * truth),
             evidence="noise_scale/estimators",
-            plain_words="The ratio of means converges to the noise scale; the mean of ratios not",
-            source_short="49.6 and 68.2, the truth 49.5",
+            plain_words="The ratio of means finds the noise scale, the mean of ratios not",
+            source_short="49.6 and 68.2; truth 49.5",
             measured_short=f"{with_interval(means[1], means[[0, 2]])} and "
-            f"{with_interval(ratios[1], ratios[[0, 2]])}, the truth {number(truth)}",
+            f"{with_interval(ratios[1], ratios[[0, 2]])}, truth {number(truth)}",
         ),
         Claim(
             id="noise-scale/interval-coverage",
@@ -160,7 +161,7 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
             interval=None,
             verdict=verdict(all(COVERAGE[0] <= share <= COVERAGE[1] for share in held)),
             evidence="noise_scale/estimators",
-            plain_words="95 % intervals of the noise scale hold the truth as often as they say",
+            plain_words="95 % intervals of the noise scale hold the truth as often",
             measured_short=f"{min(held):.1%} to {max(held):.1%} of the intervals hold it",
         ),
     ]

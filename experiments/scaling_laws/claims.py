@@ -137,7 +137,7 @@ def _model_size(dataset: xr.Dataset) -> Claim:
         else verdict(all(grows) and all(stops) and biggest, reasoning=all(grows)),
         evidence="scaling_laws/best_size",
         plain_words="Given more compute, increase the model's size first",
-        source_short="N ∝ C^0.73, B ∝ C^0.24, S ∝ C^0.03 (Kaplan)",
+        source_short="N ∝ C^0.73, B ∝ C^0.24, S ∝ C^0.03",
         measured_short="loss ∝ C^−p: "
         + ", ".join(
             f"{resource[-1]} {with_interval(measured[name], interval[name], 2)}"
@@ -158,8 +158,8 @@ def _refit(dataset: xr.Dataset) -> Claim:
         "objective 0.00101827; the published refit inside our 95 % intervals; the paper's rounded "
         "figures score worse; a within 0.05 of ½",
         "evidence": "scaling_laws/hoffmann",
-        "plain_words": "Hoffmann's law fitted again to their points: N and D grow about equally",
-        "source_short": f"α = {REFIT['alpha']}, β = {REFIT['beta']} (Besiroglu et al. 2024)",
+        "plain_words": "Hoffmann's law, fitted again: N and D grow about equally",
+        "source_short": f"α = {REFIT['alpha']}, β = {REFIT['beta']}",
     }
     if not dataset.attrs["hoffmann_points"]:
         return Claim(

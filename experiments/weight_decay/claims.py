@@ -43,9 +43,9 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
         interval=None,
         verdict=verdict(l2 < 1e-12 and decoupled < 1e-12 and by_decay < 1e-10 and by_rate < 1e-10),
         evidence="weight_decay/gradient-descent",
-        plain_words="Under gradient descent an L2 penalty λ̃ and weight decay λ are one",
-        measured_short=f"paths differ by ≤ {number(l2)}, hypergradients by "
-        f"≤ {number(max(by_decay, by_rate))} (relative)",
+        plain_words="An L2 penalty λ̃ is weight decay λ under gradient descent",
+        measured_short=f"paths agree to {number(l2)}, hypergradients to "
+        f"{number(max(by_decay, by_rate))}",
     )
     measured, interval, grows, least, shorts = {}, {}, [], np.inf, []
     picks = np.random.default_rng(0).integers(0, dataset.sizes["problem"],
@@ -97,7 +97,7 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
         interval=interval,
         verdict=verdict(differs and all(grows), reasoning=differs),
         evidence="weight_decay/adaptive",
-        plain_words="Under RMSProp and Adam the two differ, the more so the more scales spread",
-        measured_short=f"rank correlation with the spread: {', '.join(shorts)}",
+        plain_words="Under RMSProp and Adam they differ, the more scales spread",
+        measured_short=f"{', '.join(shorts)} (correlation)",
     )
     return [same, apart]

@@ -182,10 +182,10 @@ def verdict_table(claims: Sequence[Claim]) -> "Table":
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE, pad_edge=False, expand=True)
+    table = Table(box=box.SIMPLE, pad_edge=False)
     table.add_column("verdict", width=11)
-    for heading, ratio in (("claim", 6), ("source", 4), ("measured [95 % interval]", 5)):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis", ratio=ratio)
+    for heading in ("claim", "source", "measured [95 % interval]"):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis")
     styles = {"holds": "green", "corrected": "yellow", "refuted": "red", "not run": "dim"}
     for section, these in by_section(claims).items():
         table.add_row("", Text(section, "bold"))
