@@ -196,7 +196,7 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
                 label=("from 0", "from other starts", None, None, None)[min(i, 4)])  # fmt: skip
         ax.plot(*path[0], "o", mfc="white", color=COLOURS[0 if i == 0 else 1])
     ax.plot(0.8, 0.4, "*", ms=15, color=COLOURS[2], label="w* = (0.8, 0.4)", zorder=5)
-    ax.set(xlabel="w₁", ylabel="w₂", xlim=(-0.9, 2.9), ylim=(-1.3, 2.4), aspect="equal")
+    ax.set(xlabel="w₁", ylabel="w₂", xlim=(-0.9, 2.9), ylim=(-1.3, 2.9), aspect="equal")
     ax.legend(frameon=False, fontsize=8, loc="upper right")
     caption(plane, "Each path moves along (2, 1) only, so it ends at the solution nearest to its "
             "start; from zero that is w*.")  # fmt: skip
