@@ -237,9 +237,9 @@ def _layers(dataset: xr.Dataset) -> Figure:
     axes[0].legend(fontsize=8, loc="upper right")
     return caption(
         fig,
-        "Weights and connections of each stage on a 32 × 32 picture. PoolUpsampleNet and "
-        "ConvTransposeNet have the same weights in every stage; they differ in where they "
-        "compute: pooling comes after a convolution at full size, a stride before one.",
+        "PoolUpsampleNet and ConvTransposeNet have the same weights in every stage; they differ "
+        "in where they compute. Pooling comes after a convolution at full size, a stride before "
+        "one. Counts are of a 32 × 32 picture.",
     )
 
 
@@ -265,9 +265,9 @@ def _scaling(dataset: xr.Dataset) -> Figure:
     axes[0, 0].legend(fontsize=7)
     return caption(
         fig,
-        "Each count against the side of the picture (above; the default widths) and against the "
-        "number of filters (below; 32 × 32 pixels), from the formulas. Weights do not depend on "
-        "the picture; all else grows with its area. A training step is of 1 picture.",
+        "Weights do not depend on the picture; all else grows with its area. Each count against "
+        "the side of the picture (above; the default widths) and against the number of filters "
+        "(below; 32 × 32 pixels), from the formulas; a training step is of 1 picture.",
     )
 
 
@@ -296,13 +296,19 @@ def _receptive(dataset: xr.Dataset) -> Figure:
         )
     return caption(
         fig,
-        "What the middle of each layer sees (boxes, derived from the program; the side in pixels "
-        "is that of the output that sees most) on a 64 × 64 picture, and the pixels that the "
-        "gradient of the network's middle output reaches (orange).",
+        "How much of a 64 × 64 picture the middle of each layer sees. Boxes: derived from the "
+        "program; the side in pixels is that of the output that sees most. Orange: the pixels "
+        "that the gradient of the network's middle output reaches.",
     )
 
 
 # -------------------------------------------------------------------------------------- claims
+
+
+def _first_terms(polynomial: str) -> str:
+    """The whole polynomial where it is short, else its first two terms."""
+    first, second, *others = polynomial.split(" + ")
+    return polynomial if len(others) < 3 else f"{first} + {second} + {len(others)} terms"
 
 
 def claims(dataset: xr.Dataset) -> list[Claim]:
@@ -326,6 +332,12 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
                 interval=None,
                 verdict=verdict(bool(here["same"]) and agree == points),
                 evidence="accounting/scaling",
+                plain_words=f"{column.capitalize()} of PoolUpsampleNet on a {side} × {side} "
+                "picture",
+                source_short=_first_terms(str(here["polynomial_of_the_source"].values)),
+                measured_short="the same polynomial"
+                if here["same"]
+                else _first_terms(str(here["polynomial"].values)),
             )
         )
     pair = ("pool-upsample", "conv-transpose")
@@ -347,6 +359,9 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
             interval=None,
             verdict=verdict(int(dataset.attrs["transpose_has_more"])),
             evidence="accounting/layers",
+            plain_words="ConvTransposeNet has more parameters, so it is better",
+            measured_short=f"{count['pool-upsample']:,} and {count['conv-transpose']:,}; "
+            f"difference {dataset.attrs['more_parameters']} at every width",
         )
     )
     return found

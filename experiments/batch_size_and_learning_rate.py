@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from optjax.colourisation import networks
 from optjax.colourisation.problem import colourisation_problem
 from optjax.experiments.batch_problems import drawn_tiles, spread_squares
-from optjax.report.claims import Claim, mean_interval, verdict
+from optjax.report.claims import Claim, mean_interval, verdict, with_interval
 from optjax.report.style import COLOURS, MARKERS, caption, figure
 from optjax.run.problems import least_squares
 from optjax.run.trajectory import make_run
@@ -197,8 +197,10 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
     curves, axes = figure("wide", 1, 2)
     _curves(axes[0], dataset, "squares", "loss above the least, after the last step")
     _curves(axes[1], dataset, "net", "loss of the last steps (nats a pixel)")
-    caption(curves, "Lines: medians over seeds; bands: quartiles. Rates at which a run diverged "
-            "are left out; curves that leave the frame are on their way there.")  # fmt: skip
+    caption(curves, "The loss after a fixed number of steps against the learning rate, for each "
+            "batch size b. Lines: medians over seeds; bands: quartiles. Rates at which a run "
+            "diverged are left out; curves that leave the frame are on their way "
+            "there.")  # fmt: skip
     return {"growth": grown, "curves": curves}
 
 
@@ -213,7 +215,7 @@ def _bend(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def claims(dataset: xr.Dataset) -> list[Claim]:
     """batch-size/optimal-learning-rate."""
-    measured, interval, grows = {}, {}, []
+    measured, interval, grows, shorts = {}, {}, [], []
     for name, title in PROBLEMS.items():
         sizes, mean, _ = _best(dataset, name)
         logs = np.log(dataset[f"{name}_best"].values)
@@ -223,6 +225,7 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
         measured[factor] = float(np.exp((logs[-1] - logs[0]).mean()))
         interval[factor] = None if whole is None else np.exp(whole).tolist()
         grows.append(whole is not None and whole[0] > 0)
+        shorts.append(f"× {with_interval(measured[factor], interval[factor], 2)} ({name})")
     cap = float(dataset.curvature_cap)
     sizes, mean, _ = _best(dataset, "squares")
     measured["least squares: 2/λ_max"] = cap
@@ -246,5 +249,8 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
             interval=interval,
             verdict=verdict(all(grows) and capped, reasoning=all(grows)),
             evidence="batch_size_and_learning_rate/growth",
+            plain_words="The larger the batch, the larger the best learning rate",
+            source_short="it grows with the batch size",
+            measured_short=", ".join(shorts),
         )
     ]

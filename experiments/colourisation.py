@@ -18,7 +18,7 @@ from optjax.colourisation.palette import grey, kmeans_palette, load_palette, nea
 from optjax.colourisation.pictures import load_pictures
 from optjax.colourisation.problem import colourisation_problem
 from optjax.colourisation.training import population_metrics
-from optjax.report.claims import Claim, mean_interval, verdict
+from optjax.report.claims import Claim, mean_interval, verdict, with_interval
 from optjax.report.style import COLOURS, MARKERS, caption, figure, pictures
 from optjax.run.problems import Data, Problem
 from optjax.run.trajectory import Run, make_run
@@ -46,6 +46,8 @@ PROTOCOL = {
     "colours": 24,
     "kernel": 3,
 }
+
+NEEDS = "CIFAR-10's horses: optjax run colourisation --data cifar10"
 
 HORSES = {"train": (5000, (128.0, 122.37, 106.31)), "validation": (1000, (128.8, 123.28, 108.51))}
 """How the source's pictures are recognised: how many, and their mean red, green and blue."""
@@ -327,6 +329,7 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
                 source.items(), (accuracy[net], loss[net]), strict=True
             )
         )
+        ends = {"accuracy": mean_interval(accuracy[net]), "loss": mean_interval(loss[net])}
         found.append(
             Claim(
                 id=f"colourisation/{net}",
@@ -349,13 +352,15 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
                 },
                 tolerance="1 point and 0.02 nats",
                 n_runs=seeds,
-                interval={
-                    "accuracy (%)": mean_interval(accuracy[net]),
-                    "loss (nats)": mean_interval(loss[net]),
-                },
+                interval={"accuracy (%)": ends["accuracy"], "loss (nats)": ends["loss"]},
                 # A figure that does not come out is corrected: both stand side by side.
                 verdict="not run" if missing else verdict(near, reasoning=True),
                 evidence=evidence,
+                plain_words=f"Accuracy and loss of {net} by the source's protocol",
+                source_short=f"{_range(source['accuracy'])} %, {_range(source['loss'])} nats",
+                measured_short=f"{with_interval(accuracy[net].mean(), ends['accuracy'], 3, ' %')}, "
+                f"{with_interval(loss[net].mean(), ends['loss'], 4)} nats",
+                needs=NEEDS,
             )
         )
     if {"pool-upsample", "conv-transpose"} <= set(nets):
@@ -378,6 +383,9 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
                 if interval is None or missing
                 else verdict(interval[0] > 0 and bool(np.all(gain > 0))),
                 evidence=evidence,
+                plain_words="ConvTransposeNet is better than PoolUpsampleNet",
+                measured_short=f"{with_interval(gain.mean(), interval)} points of accuracy better",
+                needs=NEEDS,
             )
         )
     return found

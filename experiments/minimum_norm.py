@@ -11,6 +11,7 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from optjax.report.claims import Claim, verdict
+from optjax.report.rendering import number
 from optjax.report.style import COLOURS, band, caption, figure
 from optjax.run.problems import Data, Metrics, Problem, least_squares
 from optjax.run.trajectory import Run, make_run
@@ -184,10 +185,10 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
     right.set(xlabel="SGD step", ylabel="‖(I − P)u‖ / ‖u‖", ylim=(1e-17, 1e-7))
     right.set_title("share of the iterate off the row space", fontsize=10)
     right.legend(frameon=False, fontsize=8, title="n × d", title_fontsize=8)
-    caption(fig, "SGD from zero. Lines: median over runs; bands: all runs. The iterates stay in "
-            "the row space to rounding, and end at w* for every batch size.")  # fmt: skip
+    caption(fig, "From zero SGD stays in the row space to rounding and ends at w*, for every batch "
+            "size. Lines: medians over runs; bands: all runs.")  # fmt: skip
 
-    plane, ax = figure("single", height=4.0)
+    plane, ax = figure("single", height=3.4)
     w1 = np.array([-0.2, 1.7])
     ax.plot(w1, 2 - 2 * w1, color="#000000", lw=1.5, label="solutions, 2w₁ + w₂ = 2")
     for i, path in enumerate(dataset.plane_path.values):
@@ -195,7 +196,7 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
                 label=("from 0", "from other starts", None, None, None)[min(i, 4)])  # fmt: skip
         ax.plot(*path[0], "o", mfc="white", color=COLOURS[0 if i == 0 else 1])
     ax.plot(0.8, 0.4, "*", ms=15, color=COLOURS[2], label="w* = (0.8, 0.4)", zorder=5)
-    ax.set(xlabel="w₁", ylabel="w₂", xlim=(-0.9, 2.9), ylim=(-1.3, 2.4), aspect="equal")
+    ax.set(xlabel="w₁", ylabel="w₂", xlim=(-0.9, 2.9), ylim=(-1.3, 2.9), aspect="equal")
     ax.legend(frameon=False, fontsize=8, loc="upper right")
     caption(plane, "Each path moves along (2, 1) only, so it ends at the solution nearest to its "
             "start; from zero that is w*.")  # fmt: skip
@@ -209,16 +210,20 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
             "min-norm/sgd",
             "From u = 0 every SGD iterate stays in the row space of X, and the solution that it "
             "converges to is w*.",
+            "SGD from zero converges to the minimum-norm solution w*",
             "all iterates are in the row space; the limit is w*",
+            "limit w*; iterates in the row space",
         ),
         "off the row space": (
             "min-norm/start-off-row-space",
             "From w0 ≠ 0 SGD converges to the solution nearest to w0, w* + (I − P)w0.",
+            "SGD from elsewhere converges to the nearest solution",
+            "beyond the source",
             "beyond the source",
         ),
     }
     found = []
-    for start, (name, statement, source) in texts.items():
+    for start, (name, statement, words, source, short) in texts.items():
         here = dataset.sel(start=start)
         share, far = float(here.largest_off_share.max()), float(here.final_distance.max())
         runs = here.final_distance.size
@@ -239,6 +244,9 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
                 interval=None,
                 verdict=verdict(share < TOLERANCE and far < TOLERANCE),
                 evidence="minimum_norm/convergence" if start == "zero" else "minimum_norm/plane",
+                plain_words=words,
+                source_short=short,
+                measured_short=f"distance ≤ {number(far)}, off the row space ≤ {number(share)}",
             )
         )
     return found

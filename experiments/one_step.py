@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from optjax.hypergradients import hypergrad
 from optjax.report.claims import Claim, verdict
+from optjax.report.rendering import number
 from optjax.report.style import COLOURS, MARKERS, caption, figure
 from optjax.run.problems import least_squares
 from optjax.run.trajectory import make_run
@@ -250,7 +251,9 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
     curvature = float(dataset.curvature.min())
     runs = dataset.loss.size
 
-    def claim(name, statement, source, measured, tolerance, n_runs, holds, interval=None):
+    def claim(
+        name, words, statement, source, measured, short, tolerance, n_runs, holds, interval=None
+    ):
         return Claim(
             id=f"one-step/{name}",
             statement=statement,
@@ -261,20 +264,25 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
             interval=interval,
             verdict=verdict(holds),
             evidence="one_step/parabola",
+            plain_words=words,
+            measured_short=short,
         )
 
     return [
         claim(
             "loss",
+            "The loss after one gradient step, in closed form",
             "The loss after one step is L1(η) = (1/n)‖(I − (2η/n)XXᵀ)a‖².",
             "L1(η) = (1/n)‖(I − (2η/n)XXᵀ)a‖²",
             {"largest relative difference of run and formula": loss},
+            f"as the run, to {number(loss)}",
             "1e-12 relative (float64)",
             runs,
             loss < 1e-12,
         ),
         claim(
             "hypergradient",
+            "The derivative of that loss by the rate, in closed form",
             "dL1/dη = −(4/n²)aᵀXXᵀ(I − (2η/n)XXᵀ)a, and derivatives through the run agree.",
             "dL1/dη = −(4/n²)aᵀXXᵀ(I − (2η/n)XXᵀ)a",
             {
@@ -287,12 +295,14 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
                 "formula, and the form of T steps in the SVD basis at T = 1": basis,
                 "largest relative difference of central difference and formula": difference,
             },
+            f"as derivatives through the run, to {number(max(through.values()))}",
             "1e-12 relative for derivatives, 1e-10 for the central difference (float64)",
             runs,
             all(v < 1e-12 for v in (*through.values(), basis)) and difference < 1e-10,
         ),
         claim(
             "optimal-learning-rate",
+            "The rate that makes the loss after one step least",
             "L1 is convex in η and η* = (n/2)‖Xᵀa‖²/‖XXᵀa‖² minimises it.",
             "η* = (n/2)‖Xᵀa‖²/‖XXᵀa‖²",
             {
@@ -300,12 +310,14 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
                 "smallest second derivative of L1": curvature,
                 "largest relative difference from a golden-section search": search,
             },
+            f"as found by a search, to {number(search)}",
             "1e-6 relative (a search by values cannot do better than √rounding)",
             dataset.sizes["problem"],
             beats == 1 and curvature > 0 and search < 1e-6,
         ),
         claim(
             "mini-batch-learning-rate",
+            "The best rate for one step on a random mini-batch",
             "For a random mini-batch the expected loss after one step is least at "
             "η* = ‖g‖²/(gᵀHg + tr(HC_b)).",
             "beyond the source",
@@ -317,6 +329,8 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
                 "η*, closed form": best["closed form"],
                 "η*, vertex of the mean over mini-batches": best["runs"],
             },
+            f"{vertex_z.size} rates within {number(float(vertex_z.max()), 2)} standard errors of "
+            "the formula",
             f"every mean, and every vertex, within {Z} of its standard errors",
             dataset.batch_mean.sel(what="loss").size * int(dataset.seeds),
             bool((z < Z).all() and (vertex_z < Z).all()),

@@ -124,8 +124,9 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
     axes[0, 0].set_ylabel("padding (pixels)")
     caption(
         fig,
-        f"Sizes in and out of a stride-{dataset.attrs['stride']} convolution (upper line) and of "
-        f"its transpose (lower line). Blue: the padding that takes {want} to {small} and back.",
+        f"The paddings that take {want} to {small} and back (blue). Sizes in and out of a "
+        f"stride-{dataset.attrs['stride']} convolution (upper line) and of its transpose (lower "
+        "line).",
     )
     return {"sizes": fig}
 
@@ -162,9 +163,16 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
                 interval=None,
                 verdict=verdict(ours == theirs == [expected]),
                 evidence="padding/sizes",
+                plain_words=f"The padding for {size} → {small} → {size} with kernel {k}",
+                source_short=_said([expected]),
+                measured_short=f"{len(ours)} of {by_jax.size} tried: {_said(ours)}",
             )
         )
     return found
+
+
+def _said(pairs: list[tuple[int, int]]) -> str:
+    return "; ".join(f"padding {p}, output padding {o}" for p, o in pairs) or "none"
 
 
 def _pairs(mask: xr.DataArray) -> list[tuple[int, int]]:

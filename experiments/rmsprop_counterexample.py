@@ -12,7 +12,8 @@ import xarray as xr
 from matplotlib.figure import Figure
 
 from optjax.report.claims import Claim, verdict
-from optjax.report.style import COLOURS, caption, figure
+from optjax.report.rendering import number
+from optjax.report.style import COLOURS, MARKERS, caption, figure
 from optjax.run.problems import Data, least_squares
 from optjax.run.trajectory import Run, make_run
 from optjax.support.console import silent
@@ -89,11 +90,11 @@ def _by_hand(progress: Callable[[str, float], None]) -> xr.Dataset:
     problem = least_squares(x[None], [t], scale=0.5)
     settings = {"learning_rate": eta, "decay": decay, "eps": eps}
 
-    def path(factory) -> np.ndarray:
+    def path(factory, hparams) -> np.ndarray:
         run = make_run(problem, factory, 60, sampler="full", record_path=True)
-        return np.asarray(run(settings, jax.random.key(0)).path)
+        return np.asarray(run(hparams, jax.random.key(0)).path)
 
-    outside, inside = path(RMSPROP), path(_inside)
+    outside, inside = path(RMSPROP, settings), path(_inside, settings)
     g = (outside[:2] @ x - t)[:, None] * x
     # v is read off the steps that were taken, w ← w − ηg/(√v + ε), not computed by its recursion.
     v = (-eta * g / np.diff(outside[:3], axis=0) - eps) ** 2
@@ -101,6 +102,7 @@ def _by_hand(progress: Callable[[str, float], None]) -> xr.Dataset:
         {
             "path": (("hand_step", "axis"), outside),
             "path_inside": (("hand_step", "axis"), inside),
+            "path_sgd": (("hand_step", "axis"), path(optax.sgd, {"learning_rate": eta})),
             "gradient": (("early", "axis"), g),
             "second_moment": (("early", "axis"), v),
             "minimum_norm": ("axis", np.asarray(solutions.minimum_norm_solution(x[None], [t]))),
@@ -152,18 +154,21 @@ def _ends(w: jax.Array, state: PyTree, data: Data) -> dict[str, jax.Array]:
 
 def figures(dataset: xr.Dataset) -> dict[str, Figure]:
     """The hand example in the plane; the general position, an optimiser a row."""
-    plane, ax = figure("single", height=4.0)
-    w1 = np.array([0.1, 1.05])
+    plane, ax = figure("single", height=3.0)
+    w1 = np.array([0.45, 1.05])
     ax.plot(w1, 2 - 2 * w1, color="#000000", lw=1.5, label="solutions, 2w₁ + w₂ = 2")
-    ax.plot([0, 1.04], [0, 0.52], "--", color="#777777", lw=1.2, label="span of x = (2, 1)")
-    ax.plot(*dataset.path.values.T, ".-", color=COLOURS[1], ms=7, label="RMSProp, η = 0.1")
-    ax.plot(*dataset.minimum_norm.values, "*", color=COLOURS[2], ms=15, label="w*", zorder=5)
-    ax.plot(*dataset.path.values[-1], "o", color=COLOURS[1], ms=9, mfc="white", zorder=5,
-            label="RMSProp's limit")  # fmt: skip
-    ax.set(xlabel="w₁", ylabel="w₂", xlim=(-0.05, 1.5), ylim=(-0.05, 1.1), aspect="equal")
+    paths = {"SGD": dataset.path_sgd.values, "RMSProp": dataset.path.values}
+    for i, (name, path) in enumerate(paths.items()):
+        ax.plot(*path.T, f"{MARKERS[i]}-", color=COLOURS[i], ms=4, lw=1.3, label=f"{name} from 0")
+    ends = {"w*": dataset.minimum_norm.values, "limit of RMSProp": paths["RMSProp"][-1]}
+    for i, (name, (x, y)) in enumerate(ends.items()):
+        ax.plot(x, y, "*o"[i], color=COLOURS[i], ms=(15, 9)[i], mec="#222222", zorder=5)
+        ax.annotate(f"{name} = ({x:.3g}, {y:.3g})", (x, y), (12, 2), textcoords="offset points",
+                    fontsize=9, color=COLOURS[i])  # fmt: skip
+    ax.set(xlabel="w₁", ylabel="w₂", xlim=(-0.05, 1.6), ylim=(-0.05, 1.1), aspect="equal")
     ax.legend(frameon=False, fontsize=8, loc="upper right")
-    caption(plane, "RMSProp leaves the span of the one example at its first step, and solves the "
-            "equation elsewhere than at the minimum-norm solution w*.")  # fmt: skip
+    caption(plane, "SGD and RMSProp both solve xᵀw = 2, x = (2, 1); only SGD ends at the "
+            "minimum-norm solution w*.")  # fmt: skip
 
     fig, axes = figure("wide", 1, 2, height=3.0, sharey=True)
     names = dataset.optimiser.values.tolist()
@@ -183,8 +188,9 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
         ax.set_xlabel(label)
         ax.set_title(title, fontsize=10)
     axes[0].invert_yaxis()
-    caption(fig, f"{dataset.sizes['problem']} random problems in general position, a dot each; the "
-            "bar is the median; every run solves Xw = t. Only SGD ends at w*.")  # fmt: skip
+    caption(fig, "In general position, too, every optimiser solves Xw = t and only SGD ends at w*. "
+            f"A dot for each of {dataset.sizes['problem']} random problems; bars: "
+            "medians.")  # fmt: skip
     return {"plane": plane, "general": fig}
 
 
@@ -219,6 +225,10 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
         interval=None,
         verdict=verdict(not wrong, reasoning=len(wrong) == 1),
         evidence="rmsprop_counterexample/plane",
+        plain_words="RMSProp's first two iterates on x = (2, 1), t = 2, by hand",
+        source_short=f"w2 = ({', '.join(SOURCE['w2'])})",
+        measured_short=f"w2 = ({w[2][0]:.3f}, {w[2][1]:.3f}); {len(wrong)} of {len(agrees)} "
+        "figures differ",
     )
     limit, star = w[-1], dataset.minimum_norm.values
     residual = float(abs(limit @ np.array([2.0, 1.0]) - 2))
@@ -259,5 +269,9 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
             interval=interval,
             verdict=verdict(solves and elsewhere and sgd < 1e-4),
             evidence="rmsprop_counterexample/general",
+            plain_words="RMSProp does not reach the minimum-norm solution w*",
+            source_short="not w* = (0.8, 0.4)",
+            measured_short=f"({limit[0]:.3f}, {limit[1]:.3f}); random problems: "
+            f"≥ {number(float(adaptive.distance.min()), 2)} away",
         ),
     ]

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from optjax.experiments.hypergradient_of_learning_rate import draw, epsilon
 from optjax.hypergradients import Hypergradient, hypergrad
 from optjax.report.claims import Claim, verdict
+from optjax.report.rendering import number
 from optjax.report.style import COLOURS, MARKERS, caption, figure
 from optjax.run.problems import least_squares
 from optjax.run.trajectory import make_run
@@ -117,10 +118,10 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
         ax.set(xscale="log", xlabel="penalty λ of ‖Xw − t‖² + λ‖w‖²")
         ax.set_xticks(x[[0, *shown]], ["0", *(f"$10^{{{np.log10(x[i]):.0f}}}$" for i in shown)])
         ax.set_xticks([], minor=True)
-    caption(fig, "The derivative of the solution by the penalty along a random direction v, "
-                   "with more parameters than examples. Left: down to λ = 0, where the Hessian is "
-                   "singular. Right: errors over all problems, lines: medians, bands: up to the "
-                   "largest; a dense solve loses digits as 1/λ.")  # fmt: skip
+    caption(fig, "With more parameters than examples, mode implicit gives the derivative of the "
+            "solution by the penalty λ down to λ = 0, where the Hessian is singular. Left: along "
+            "a random direction v. Right: errors over all problems, lines: medians, bands: up to "
+            "the largest; a dense solve loses digits as 1/λ.")  # fmt: skip
     return {"limit": fig}
 
 
@@ -153,5 +154,8 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
             interval=None,
             verdict=verdict(all(v < 1e-7 for v in far.values())),
             evidence="singular_limit/limit",
+            plain_words="Implicit differentiation holds where the Hessian is singular",
+            measured_short=f"relative error ≤ {number(far['implicit'])}; at λ = 0 "
+            f"≤ {number(float(gap['implicit'][:, 0].max()))}",
         )
     ]

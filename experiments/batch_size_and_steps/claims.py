@@ -4,7 +4,8 @@ import numpy as np
 import xarray as xr
 
 from optjax.batch_size.regimes import Regime
-from optjax.report.claims import Claim, verdict
+from optjax.report.claims import Claim, verdict, with_interval
+from optjax.report.rendering import number
 
 PROBLEMS = {
     "quadratic": "noisy quadratic, exact",
@@ -12,6 +13,8 @@ PROBLEMS = {
     "net": "ConvTransposeNet",
 }
 OPTIMISERS = ("SGD", "momentum", "Adam", "preconditioned")
+NEEDS = "narrower intervals: optjax run batch_size_and_steps with more --seeds and --net-seeds"
+"""Of a claim that the intervals leave undecided."""
 PRECONDITIONED = {"quadratic": "h^−½ SGD", "squares": "Newton", "net": "Muon"}
 
 
@@ -78,13 +81,14 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
 
 
 def _critical(dataset: xr.Dataset, runs: int) -> Claim:
-    measured, interval, knees, ends_right = {}, {}, [], []
+    measured, interval, knees, ends_right, shorts = {}, {}, [], [], []
     for problem, title in PROBLEMS.items():
         sizes, named = regimes(dataset, problem)
         B_crit = float(dataset[f"{problem}_SGD_B_crit"])
         ends = of(dataset, problem, "SGD", "B_crit_interval")
         measured[f"{title}: B_crit"] = B_crit
         interval[f"{title}: B_crit"] = None if ends is None else ends.tolist()
+        shorts.append(f"{with_interval(B_crit, ends, 2)} ({problem})")
         for which, word in ((0, "smallest"), (-1, "largest")):
             name = f"{title}: factor saved by a doubling at the {word} batch"
             measured[name], interval[name] = doubling(dataset, problem, which)
@@ -105,11 +109,14 @@ def _critical(dataset: xr.Dataset, runs: int) -> Claim:
         interval=interval,
         verdict=verdict(all(knees) and all(ends_right), reasoning=all(knees)),
         evidence="batch_size_and_steps/steps",
+        plain_words="A doubled batch halves the steps, then buys almost nothing",
+        source_short="slope −1, a knee, a flat part",
+        measured_short=f"knee at {', '.join(shorts)}",
     )
 
 
 def _noise(dataset: xr.Dataset, runs: int) -> Claim:
-    measured, interval, halves, against = {}, {}, [], []
+    measured, interval, halves, against, shorts = {}, {}, [], [], []
     for problem, title in PROBLEMS.items():
         sizes, steps, ends = series(dataset, problem, "SGD")
         known, named = regimes(dataset, problem)
@@ -123,6 +130,7 @@ def _noise(dataset: xr.Dataset, runs: int) -> Claim:
         factor, low, high = (float(np.exp(x / doublings)) for x in (log, log - down, log + up))
         measured[name] = factor
         interval[name] = None if problem == "quadratic" else [low, high]
+        shorts.append(f"× {with_interval(factor, interval[name], 2)}")
         halves.append(noisy.any() and factor > 1.5 and low > 1)
         against.append(not noisy.any() or high < 1.5)
     return Claim(
@@ -137,6 +145,10 @@ def _noise(dataset: xr.Dataset, runs: int) -> Claim:
         interval=interval,
         verdict=_decided(halves, against),
         evidence="batch_size_and_steps/steps",
+        plain_words="While noise dominates, a larger batch speeds up training",
+        source_short="each doubling halves the steps",
+        measured_short=f"a doubling saves {', '.join(shorts)}",
+        needs=NEEDS,
     )
 
 
@@ -146,12 +158,14 @@ def _decided(good: list[bool], against: list[bool]) -> str:
 
 
 def _curvature(dataset: xr.Dataset, runs: int) -> Claim:
-    measured, interval, flat, helped, against = {}, {}, [], [], []
+    measured, interval, flat, helped, against, shorts = {}, {}, [], [], [], []
+    most = 0.0
     for problem, title in PROBLEMS.items():
         size = series(dataset, problem, "SGD")[0][-1]
         name = f"{title}: times fewer steps from doubling B = {size:,.0f}"
         factor, ends = doubling(dataset, problem, -1)
         measured[name], interval[name] = factor, ends
+        most = max(most, factor)
         flat.append(factor < 1.2)
         against.append((ends or [factor])[0] > 1.2)
         best = PRECONDITIONED[problem]
@@ -160,6 +174,7 @@ def _curvature(dataset: xr.Dataset, runs: int) -> Claim:
             name = f"{title}: times fewer steps by {best} at B = {sizes[which]:,.0f}"
             measured[name] = float(factors[which])
             interval[name] = None if problem == "quadratic" else spans[:, which].tolist()
+        shorts.append(f"× {with_interval(measured[name], interval[name], 2)}")
         helped.append(spans[0, -1] > 1)
         against.append(spans[1, -1] < 1)
     return Claim(
@@ -176,4 +191,8 @@ def _curvature(dataset: xr.Dataset, runs: int) -> Claim:
         interval=interval,
         verdict=_decided([*flat, *helped], against),
         evidence="batch_size_and_steps/remedies",
+        plain_words="Where curvature dominates, only second-order steps help",
+        source_short="second-order methods, not parallel compute",
+        measured_short=f"≤ × {number(most, 2)} by doubling; {', '.join(shorts)}",
+        needs=NEEDS,
     )

@@ -108,9 +108,9 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
     steps, axes = figure("wide", 1, 3, height=3.9)
     for ax, problem in zip(axes, PROBLEMS, strict=True):
         _steps(ax, dataset, problem)
-    caption(steps, "Steps to a target at each batch size's tuned rate, 95 % intervals over seeds. "
-            " SGD follows S_min (1 + B_crit/B): slope −1 while noise dominates (blue), flat "
-            "where curvature does (orange), the knee at the critical batch size.")  # fmt: skip
+    caption(steps, "The steps of SGD to a target follow S_min (1 + B_crit/B): slope −1 while noise "
+            "dominates (blue), flat where curvature does (orange), the knee at the critical batch "
+            "size. Each batch size at its tuned rate; 95 % intervals over seeds.")  # fmt: skip
     remedies, axes = figure("wide", 1, 3, height=3.4)
     for ax, problem in zip(axes, PROBLEMS, strict=True):
         _remedies(ax, dataset, problem)

@@ -19,9 +19,10 @@ import jax
 
 from optjax.support.errors import UserError, nearest
 from optjax.support.files import write_text
-from optjax.support.provenance import commit, versions
+from optjax.support.machine import cores
+from optjax.support.provenance import commit, machine, versions
 
-from .measure import Entry, cores, load_average, machine
+from .measure import Entry, load_average
 
 
 class Bench:

@@ -1,17 +1,13 @@
 """Sides of a benchmark, measured in turn (A B A B), and what is said of them."""
 
 import os
-import platform
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
 import jax
-
-from optjax.support.machine import cores
 
 
 class Side(NamedTuple):
@@ -97,32 +93,3 @@ def seconds(call: Callable[[], Any]) -> float:
 def load_average() -> list[float]:
     """Over the last 1, 5 and 15 minutes; empty where the system does not say."""
     return [round(x, 2) for x in os.getloadavg()] if hasattr(os, "getloadavg") else []
-
-
-def machine() -> dict[str, Any]:
-    """The computer, without its name."""
-    device = jax.devices()[0]
-    return {
-        "processor": _processor(),
-        "cores": cores(),
-        "memory_gib": _memory(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "backend": jax.default_backend(),
-        "device": device.device_kind,
-    }
-
-
-def _processor() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def _memory() -> float | None:
-    try:
-        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
-    except (AttributeError, ValueError, OSError):
-        return None

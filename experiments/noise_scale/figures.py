@@ -98,17 +98,18 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
     critical, axes = figure("wide", 1, 2, height=4.2)
     for ax, scale in zip(axes, LABELS, strict=True):
         _both(ax, dataset, scale)
-    caption(critical, "The critical batch fitted to tuned steps to a target, against the noise "
-            "scale along the largest batch's run alone; bars: 95 % intervals (the quadratics are "
-            "exact). The curvature scale is not measured on the network.")  # fmt: skip
+    caption(critical, "The critical batch size of tuned steps to a target, measured, against what "
+            "the noise scale along the largest batch's run alone predicts. Bars: 95 % intervals "
+            "(the quadratics are exact). The curvature scale is not measured on the "
+            "network.")  # fmt: skip
     along, axes = figure("wide", 1, 2, height=3.6)
     _along(axes, dataset)
     caption(along, "The noise scale grows along a run as the gradient falls and its noise "
             "stays. Bars that leave the frame: |G|² is not distinguishable from 0.")  # fmt: skip
     estimators, axes = figure("wide", 1, 2, height=3.6)
     _estimators(axes, dataset)
-    caption(estimators, "Left: medians and the middle 95 % of "
-            f"{dataset.attrs['repeats']} experiments with Gaussian gradients, |G|² = 1, "
-            "tr Σ = 49.5, b = 16, B = 128. More pairs mend the ratio of means alone. Right: how "
-            "many of its intervals hold the truth.")  # fmt: skip
+    caption(estimators, "More pairs of batches mend the ratio of means, not the mean of ratios. "
+            f"Left: medians and the middle 95 % of {dataset.attrs['repeats']} experiments with "
+            "Gaussian gradients, |G|² = 1, tr Σ = 49.5, b = 16, B = 128. Right: how many "
+            "intervals of the ratio of means hold the truth.")  # fmt: skip
     return {"critical": critical, "along": along, "estimators": estimators}

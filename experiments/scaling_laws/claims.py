@@ -7,7 +7,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from optjax.experiments.scaling_laws import analysis
-from optjax.report.claims import Claim, mean_interval, verdict
+from optjax.report.claims import Claim, mean_interval, verdict, with_interval
 
 NOTES = {"A": 477.8, "B": 2143.0, "E": 1.8172, "alpha": 0.3473, "beta": 0.3672}
 NOTES_OBJECTIVE = 0.00101827
@@ -136,6 +136,15 @@ def _model_size(dataset: xr.Dataset) -> Claim:
         if undecided
         else verdict(all(grows) and all(stops) and biggest, reasoning=all(grows)),
         evidence="scaling_laws/best_size",
+        plain_words="Given more compute, increase the model's size first",
+        source_short="N ∝ C^0.73, B ∝ C^0.24, S ∝ C^0.03",
+        measured_short="loss ∝ C^−p: "
+        + ", ".join(
+            f"{resource[-1]} {with_interval(measured[name], interval[name], 2)}"
+            for resource in RESOURCES
+            if measured[name := f"−d log L/d log C by {resource}"] is not None
+        ),
+        needs="narrower intervals: optjax run scaling_laws with more --seeds",
     )
 
 
@@ -149,11 +158,14 @@ def _refit(dataset: xr.Dataset) -> Claim:
         "objective 0.00101827; the published refit inside our 95 % intervals; the paper's rounded "
         "figures score worse; a within 0.05 of ½",
         "evidence": "scaling_laws/hoffmann",
+        "plain_words": "Hoffmann's law, fitted again: N and D grow about equally",
+        "source_short": f"α = {REFIT['alpha']}, β = {REFIT['beta']}",
     }
     if not dataset.attrs["hoffmann_points"]:
         return Claim(
             **about, measured={"points": "absent: give --points FILE.csv"}, n_runs=0,
             interval=None, verdict="not run",
+            needs="the points of their figure: optjax run scaling_laws --points FILE.csv",
         )  # fmt: skip
     law = dataset.hoffmann
     value = {name: float(law.sel(field=name, of="value")) for name in law.field.values}
@@ -177,6 +189,10 @@ def _refit(dataset: xr.Dataset) -> Claim:
             "β with 0, 1, … highest losses left out": beta.values.tolist(),
             "bootstrap resamples without a minimum": int(dataset.hoffmann_failed),
         },
+        measured_short=", ".join(
+            f"{symbol} = {with_interval(value[name], ends[name], 4)}"
+            for symbol, name in (("α", "alpha"), ("β", "beta"))
+        ),
         n_runs=int(dataset.sizes["point"]),
         interval=ends,
         verdict=verdict(

@@ -56,8 +56,9 @@ def _compute(dataset: xr.Dataset) -> Figure:
     axes[0, 0].set_ylabel("held-out loss (nats a pixel)")
     return caption(
         fig,
-        f"Held-out loss along training with Adam on {dataset.attrs['data']}, smoothed (a parabola "
-        "of each run's log loss in log steps), at each record the better of the rates tried; "
+        "The held-out loss that training compute buys at each width. Adam on "
+        f"{dataset.attrs['data']}, smoothed (a parabola of each run's log loss in log steps), at "
+        "each record the better of the rates tried; "
         f"lines: mean over {dataset.sizes['seed']} seeds, bands: from "
         "lowest to highest. Dashed: the least over the widths, at budgets that all of them reach.",
     )
@@ -112,10 +113,12 @@ def _best_size(dataset: xr.Dataset) -> Figure:
     _effects(axes[-1], dataset)
     return caption(
         fig,
-        "Left: the parameters of least held-out loss at each compute budget, with 95 % intervals "
+        "The size of network that is best for each compute budget, and what more compute buys if "
+        "spent on one resource alone. "
+        "Left: the parameters of least held-out loss, with 95 % intervals "
         "over seeds (cut at the widths tried), the power fitted to them, and what the law "
         "L(N, D) fitted to the smaller half of the budgets gives; grey: the published slopes. "
-        "Right: by how much more compute, spent on one resource alone, lowers the loss of "
+        "Right: −d log L/d log C by each resource, of "
         f"{nets[0]} at NF = {dataset.attrs['middle']}, B = {dataset.attrs['batch']}, "
         f"S = {dataset.attrs['middle_steps']}.",
     )
@@ -163,10 +166,10 @@ def _hoffmann(dataset: xr.Dataset) -> Figure:
     _parameters(axes[1], dataset)
     return caption(
         fig,
-        "Left: the runs read off Hoffmann's figure, the fitted curves of equal loss (grey) and the "
-        f"best size of each budget. Right: each parameter over our value, with the 95 % interval "
-        f"of {dataset.attrs['resamples']:,} bootstrap resamples, the published refit and the "
-        "paper's rounded figures.",
+        "Hoffmann's law fitted again to the runs of their figure, beside the published refit and "
+        "the paper's rounded figures. Left: the runs, the fitted curves of equal loss (grey) and "
+        "the best size of each budget. Right: each parameter over our value, with the 95 % "
+        f"interval of {dataset.attrs['resamples']:,} bootstrap resamples.",
     )
 
 

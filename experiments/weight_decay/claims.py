@@ -4,7 +4,8 @@ import numpy as np
 import xarray as xr
 from scipy.stats import rankdata
 
-from optjax.report.claims import Claim, verdict
+from optjax.report.claims import Claim, verdict, with_interval
+from optjax.report.rendering import number
 
 
 def degrees(cosine: xr.DataArray) -> np.ndarray:
@@ -42,8 +43,11 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
         interval=None,
         verdict=verdict(l2 < 1e-12 and decoupled < 1e-12 and by_decay < 1e-10 and by_rate < 1e-10),
         evidence="weight_decay/gradient-descent",
+        plain_words="An L2 penalty λ̃ is weight decay λ under gradient descent",
+        measured_short=f"paths agree to {number(l2)}, hypergradients to "
+        f"{number(max(by_decay, by_rate))}",
     )
-    measured, interval, grows, least = {}, {}, [], np.inf
+    measured, interval, grows, least, shorts = {}, {}, [], np.inf, []
     picks = np.random.default_rng(0).integers(0, dataset.sizes["problem"],
                                               (2000, dataset.sizes["problem"]))  # fmt: skip
     for name in dataset.optimiser.values.tolist():
@@ -66,6 +70,7 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
             f"{s:g}": float(np.median(e)) for s, e in zip(here.spread.values, ends, strict=True)
         }
         interval[f"{name}: Spearman correlation"] = [low, high]
+        shorts.append(f"{name} {with_interval(rho, [low, high], 2)}")
         slopes = dataset.sel(rule=name)
         angle, ratio = degrees(slopes.slope_cosine), abs(slopes.slope_ratio).median("problem")
         by_spread = zip(here.spread.values, angle, ratio.values, strict=True)
@@ -92,5 +97,7 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
         interval=interval,
         verdict=verdict(differs and all(grows), reasoning=differs),
         evidence="weight_decay/adaptive",
+        plain_words="Under RMSProp and Adam they differ, the more scales spread",
+        measured_short=f"{', '.join(shorts)} (correlation)",
     )
     return [same, apart]

@@ -27,8 +27,9 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
         xlabel="step", ylabel="relative distance to the path of\nweight decay λ", ylim=(1e-17, 9)
     )
     ax.legend(frameon=False, fontsize=8, loc="center right")
-    caption(fig, "Gradient descent: the paths of the penalty λ/(2η) and of weight decay λ coincide "
-            "to rounding. Lines: medians over problems, rates and λ; bands: all.")  # fmt: skip
+    caption(fig, "Under gradient descent the paths of the penalty λ/(2η) and of weight decay λ "
+            "coincide to rounding. Lines: medians over problems, rates and λ; bands: "
+            "all.")  # fmt: skip
 
     wide, axes = figure("wide", 1, 2, sharey=True)
     for ax, name in zip(axes, dataset.optimiser.values.tolist(), strict=True):
@@ -45,8 +46,8 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
         ax.set_title(name, fontsize=10)
     axes[0].set_ylabel("relative distance of the ends,\npenalty against decay")
     axes[1].legend(frameon=False, fontsize=8, title="spread of scales", title_fontsize=8)
-    caption(wide, "Under adaptive optimisers the two end apart, a dot a problem; under gradient "
-            "descent the distance is about 1e-15.")  # fmt: skip
+    caption(wide, "Under adaptive optimisers penalty and decay end apart, the further the more the "
+            "gradients' scales spread. A dot a problem.")  # fmt: skip
     return {"gradient-descent": fig, "adaptive": wide, "hypergradients": _slopes_figure(dataset)}
 
 
@@ -80,8 +81,8 @@ def _slopes_figure(dataset: xr.Dataset) -> Figure:
               ylabel="angle of dL/dλ and (1/2η) dL/dλ̃ (degrees)")  # fmt: skip
     right.set_yticks([0, 30, 60, 90])
     right.legend(frameon=False, fontsize=8, loc="upper left")
-    return caption(fig, "Hypergradients through a whole run. Left: under SGD, those by λ and by "
-                   "λ̃ = λ/(2η) obey the chain rule to rounding (dashed: machine epsilon), with "
-                   "all examples and with mini-batches; bars: all problems and rates. Right: by a "
-                   "λ for each parameter; under RMSProp and Adam they point apart, the more so "
-                   "the more the scales spread; bars: quartiles over problems.")  # fmt: skip
+    return caption(fig, "Through a whole run, hypergradients by λ and by λ̃ = λ/(2η) obey the chain "
+                   "rule under SGD and point apart under RMSProp and Adam. Left: errors of the "
+                   "chain rule with all examples and with mini-batches; bars: all problems and "
+                   "rates; dashed: machine epsilon. Right: by a λ for each parameter; bars: "
+                   "quartiles over problems.")  # fmt: skip

@@ -165,8 +165,20 @@ def _verdicts(results: str) -> None:
 
 
 def _report(words: list[str]) -> int:
-    options = _parse(_options("report"), words)
+    parser = _options("report")
+    parser.add_argument(
+        "--markdown", metavar="FILE", help="write only a table of the claims, from claims.json"
+    )
+    options = _parse(parser, words)
     if options is None:
+        return 0
+    if options.markdown is not None:
+        from pathlib import Path
+
+        from optjax.report import markdown
+
+        markdown.write_markdown(Path(options.results), Path(options.markdown))
+        print(options.markdown)
         return 0
     from optjax.report import runner
 

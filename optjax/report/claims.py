@@ -2,11 +2,13 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from optjax.report.rendering import cut, in_line, number
 from optjax.support.errors import UserError
 from optjax.support.files import plain, write_text
 
@@ -47,6 +49,18 @@ ORDER = (
 )
 """The source's own order, in which claims are written and shown; any others follow by name."""
 
+SECTIONS = {
+    "1 Optimisation": ("min-norm", "rmsprop"),
+    "2 Gradient-based hyperparameter optimisation": ("one-step", "weight-decay"),
+    "3 Trading off resources": ("batch-size", "scaling"),
+    "4–5 Colourisation": ("accounting", "colourisation", "padding"),
+    "Beyond the source": (),
+}
+"""The source's sections and the topics of each; any other topic is of the last."""
+
+LENGTHS = {"plain_words": 90, "source_short": 60, "measured_short": 80}
+"""The most characters of what a reader sees of a claim on one line."""
+
 _ID = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*/[a-z0-9]+(-[a-z0-9]+)*")
 
 
@@ -66,12 +80,19 @@ class Claim:
         evidence: the figure that shows it ("NAME/FIGURE"), or the result file.
         config: the experiment's config; filled in when the claim is written.
         seconds: how long the experiment took; filled in when the claim is written.
+        plain_words: the claim on one line; the statement if "".
+        source_short: the source's value on the same line; `source` if "".
+        measured_short: ours, with its interval, on that line; the first number measured if "".
+        needs: what a claim that was not run needs, and the command that gets it; dropped from
+            any other.
+        provenance: command, commit, date, versions and machine; filled in when it is written.
 
     Raises:
         UserError: the id or the verdict is not of the form above.
 
-    >>> Claim("padding/kernel-4", "p = 1", "p = 1", {"p": 1}, None, 1, None, "holds", "").verdict
-    'holds'
+    >>> claim = Claim("padding/kernel-4", "p = 1", 1, {"p": 1}, None, 1, None, "holds", "")
+    >>> claim.verdict, claim.section, claim.source_short, claim.measured_short
+    ('holds', '4–5 Colourisation', '1', 'p 1')
     """
 
     id: str
@@ -85,6 +106,11 @@ class Claim:
     evidence: str
     config: Mapping[str, Any] | None = None
     seconds: float | None = None
+    plain_words: str = ""
+    source_short: str = ""
+    measured_short: str = ""
+    needs: str = ""
+    provenance: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
@@ -94,6 +120,25 @@ class Claim:
                 f"claim {self.id!r} has the verdict {self.verdict!r}; "
                 f"expected one of {', '.join(VERDICTS)}"
             )
+        # The class is frozen, so fields are set by the way round.
+        if self.verdict != "not run":
+            object.__setattr__(self, "needs", "")
+        first = next(iter(self.measured.items()), ("", "nothing"))
+        otherwise = (self.statement, in_line(self.source), f"{first[0]} {in_line(first[1])}")
+        for (name, most), text in zip(LENGTHS.items(), otherwise, strict=True):
+            object.__setattr__(self, name, cut(getattr(self, name) or text, most))
+
+    @property
+    def section(self) -> str:
+        """Section of the source that the claim's topic belongs to."""
+        topic = self.id.partition("/")[0]
+        return next((s for s, topics in SECTIONS.items() if topic in topics), [*SECTIONS][-1])
+
+    @property
+    def outcome(self) -> str:
+        """What was measured, in short; where the claim was not run, what it needs."""
+        missing = self.needs if self.verdict == "not run" else ""
+        return cut(missing or self.measured_short, LENGTHS["measured_short"])
 
 
 def verdict(holds: Any, *, reasoning: Any = False) -> Verdict:
@@ -129,11 +174,66 @@ def mean_interval(values: Any) -> list[float] | None:
     return [float(values.mean() - half), float(values.mean() + half)]
 
 
+def with_interval(value: float, interval: Any, digits: int = 3, unit: str = "") -> str:
+    """Write a value in short, and its interval in brackets where there is one.
+
+    >>> with_interval(54.812, [54.101, 55.49], unit=" %"), with_interval(2.0, None)
+    ('54.8 % [54.1, 55.5]', '2')
+    """
+    said = f"{number(value, digits)}{unit}"
+    if interval is None:
+        return said
+    return f"{said} [{', '.join(number(end, digits) for end in interval)}]"
+
+
 def in_order(claims: Iterable[Claim]) -> list[Claim]:
-    """Sort claims into the source's order, and keep the later of two with one id."""
+    """Sort claims by section and the source's order; keep the later of two with one id."""
     latest = {claim.id: claim for claim in claims}
-    rank = {name: i for i, name in enumerate(ORDER)}
-    return sorted(latest.values(), key=lambda claim: (rank.get(claim.id, len(rank)), claim.id))
+    rank = {name: i for i, name in enumerate((*SECTIONS, *ORDER))}
+
+    def place(claim: Claim) -> tuple[int, int, str]:
+        return rank[claim.section], rank.get(claim.id, len(rank)), claim.id
+
+    return sorted(latest.values(), key=place)
+
+
+def by_section(claims: Iterable[Claim]) -> dict[str, list[Claim]]:
+    """List the claims of each section that has any, all in the source's order."""
+    ordered = in_order(claims)
+    found = {name: [c for c in ordered if c.section == name] for name in SECTIONS}
+    return {name: these for name, these in found.items() if these}
+
+
+def origins(claims: Iterable[Claim]) -> dict[str, str]:
+    """Say where, by which code and when the claims were measured.
+
+    Where they differ, each value stands with the number of claims that it is of.
+    """
+    known = [claim.provenance or {} for claim in claims]
+    return {
+        name.capitalize(): _counted(describe(p[name]) for p in known if p.get(name))
+        for name, describe in (
+            ("machine", _machine),
+            ("versions", in_line),
+            ("commit", str),
+            ("date", lambda date: str(date)[:10]),
+        )
+    }
+
+
+def _machine(machine: Mapping[str, Any]) -> str:
+    """Describe a machine in one line; an accelerator stands beside its computer."""
+    said = f"{machine['processor']}, {machine['cores']} cores, {machine['system']}"
+    if memory := machine.get("memory_gib"):
+        said += f", {memory:g} GiB"
+    return said if machine["backend"] == "cpu" else f"{machine['device']}; {said}"
+
+
+def _counted(values: Iterable[str]) -> str:
+    counts = Counter(values)
+    if len(counts) < 2:
+        return next(iter(counts), "unknown")
+    return "; ".join(f"{value} ({count} claims)" for value, count in counts.items())
 
 
 def write_claims(claims: Iterable[Claim], path: str | Path, *, merge: bool = True) -> None:

@@ -6,10 +6,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from optjax.report.claims import SYMBOLS, Claim, in_order
+from optjax.report.claims import SYMBOLS, Claim, by_section, in_order, origins
 from optjax.report.rendering import anchor, data_uri, render
-from optjax.support import provenance
 from optjax.support.files import write_text
+
+HEAD_FIGURE = ("rmsprop_counterexample", "plane")
+"""Experiment and figure that stand at the head of the page."""
 
 
 def read_records(results: Path, names: Collection[str]) -> list[dict[str, Any]]:
@@ -20,12 +22,15 @@ def read_records(results: Path, names: Collection[str]) -> list[dict[str, Any]]:
     ]
 
 
-def write_page(results: Path, records: Sequence[Mapping[str, Any]]) -> Path:
+def write_page(
+    results: Path, records: Sequence[Mapping[str, Any]], waiting: Sequence[str] = ()
+) -> Path:
     """Write results/report/index.html and return its path.
 
     Args:
         results: the folder that holds the figures.
         records: what each experiment left, see `read_records`.
+        waiting: names of experiments that have left nothing yet.
     """
     claims = in_order(Claim(**row) for record in records for row in record["claims"])
     owners = {row["id"]: record for record in records for row in record["claims"]}
@@ -36,21 +41,46 @@ def write_page(results: Path, records: Sequence[Mapping[str, Any]]) -> Path:
         for record in records
         for figure in record["figures"]
     }
+    head = [
+        (record, figure)
+        for record in records
+        for figure in record["figures"]
+        if (record["name"], figure["name"]) == HEAD_FIGURE
+    ]
     page = render(
         "report.html.j2",
-        claims=claims,
+        claims=by_section(claims),
+        named={v: [c for c in claims if c.verdict == v] for v in SYMBOLS},
         symbols=SYMBOLS,
-        records=records,
+        records=_by_section(records),
         owners=owners,
         targets={claim.id: _target(claim, owners[claim.id]) for claim in claims},
         pictures=pictures,
+        head=head[0] if head else None,
+        waiting=waiting,
+        demos=[record["name"] for record in records if record["demo"]],
+        origins=origins(claims),
         now=datetime.now(UTC),
-        commit=provenance.commit(),
-        versions=", ".join(f"{k} {v}" for k, v in sorted(provenance.versions().items())),
     )
     path = results / "report" / "index.html"
     write_text(path, page)
     return path
+
+
+def _by_section(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """List the experiments of each section: that of their first claim, in the claims' order."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    owners = {row["id"]: record for record in records for row in record["claims"]}
+    for section, claims in by_section(
+        Claim(**row) for record in records for row in record["claims"]
+    ).items():
+        for claim in claims:
+            record = owners[claim.id]
+            if not any(record in those for those in found.values()):
+                found.setdefault(section, []).append(record)
+    if rest := [record for record in records if not record["claims"]]:
+        found["Without a claim"] = rest
+    return found
 
 
 def _target(claim: Claim, record: Mapping[str, Any]) -> str:

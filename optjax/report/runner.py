@@ -8,15 +8,15 @@ import tempfile
 import time
 import traceback
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from optjax.report.catalogue import Experiment, discover, find, full_sizes, load
-from optjax.report.claims import SYMBOLS, Claim, in_order, write_claims
-from optjax.report.rendering import number
+from optjax.report.claims import SYMBOLS, Claim, by_section, in_order, write_claims
+from optjax.report.rendering import cut
 from optjax.report.workers import carry_out
 from optjax.support import provenance
 from optjax.support.console import Console
@@ -83,6 +83,7 @@ def run_experiment(
                 command=command(experiment.name, config),
                 commit=provenance.commit(),
                 versions=json.dumps(provenance.versions()),
+                machine=json.dumps(provenance.machine()),
                 seconds=seconds,
                 date=datetime.now(UTC).isoformat(timespec="seconds"),
             )
@@ -192,48 +193,37 @@ def _one_of_several(
 
 
 def verdict_line(claim: Claim) -> str:
-    """Write a claim, its source, the first number measured and its verdict in a line.
+    """Write a claim's verdict, the source's value and ours in a line.
 
     >>> verdict_line(Claim("padding/kernel-4", "", "p = 1", {"p": 1}, None, 1, None, "holds", ""))
     '  ✓ holds     padding/kernel-4: source p = 1; measured p 1'
     """
-    verdict, source, measured = _cells(claim)
-    line = f"  {verdict:<11} {claim.id}: source {source}; measured {measured}"
-    return line if len(line) <= 160 else line[:159] + "…"
+    ours = "needs" if claim.verdict == "not run" and claim.needs else "measured"
+    said = f"source {claim.source_short}; {ours} {claim.outcome}"
+    return cut(f"  {_marked(claim):<11} {claim.id}: {said}", 160)
 
 
 def verdict_table(claims: Sequence[Claim]) -> "Table":
-    """Make a table of verdicts for a terminal."""
+    """Make a table of verdicts for a terminal, the claims of each section under its name."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE, pad_edge=False, expand=True)
+    table = Table(box=box.SIMPLE, pad_edge=False)
     table.add_column("verdict", width=11)
-    table.add_column("claim", width=max((len(c.id) for c in claims), default=5))
-    for heading in ("source", "measured"):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis", ratio=1)
+    for heading in ("claim", "source", "measured [95 % interval]"):
+        table.add_column(heading, no_wrap=True, overflow="ellipsis")
     styles = {"holds": "green", "corrected": "yellow", "refuted": "red", "not run": "dim"}
-    for claim in claims:
-        verdict, *cells = _cells(claim)
-        table.add_row(Text(verdict, styles[claim.verdict]), Text(claim.id), *map(Text, cells))
+    for section, these in by_section(claims).items():
+        table.add_row("", Text(section, "bold"))
+        for claim in these:
+            cells = (claim.plain_words, claim.source_short, claim.outcome)
+            table.add_row(Text(_marked(claim), styles[claim.verdict]), *map(Text, cells))
     return table
 
 
-def _cells(claim: Claim) -> tuple[str, str, str]:
-    """Write a claim's verdict, its source and the first number measured, each in short."""
-
-    def said(value: Any) -> str:
-        if isinstance(value, Mapping):
-            return ", ".join(f"{name} {said(one)}" for name, one in value.items())
-        if isinstance(value, list | tuple):
-            return f"[{', '.join(map(said, value))}]"
-        return number(value) if isinstance(value, int | float) else str(value)
-
-    first = next(iter(claim.measured.items()), ("", "nothing"))
-    cells = (said(claim.source), f"{first[0]} {said(first[1])}".strip())
-    source, measured = (c if len(c) <= 60 else c[:59] + "…" for c in cells)
-    return f"{SYMBOLS[claim.verdict]} {claim.verdict}", source, measured
+def _marked(claim: Claim) -> str:
+    return f"{SYMBOLS[claim.verdict]} {claim.verdict}"
 
 
 def redraw(results: str | Path = "results", folder: Path | None = None) -> Path:
@@ -262,10 +252,12 @@ def rebuild(results: Path, folder: Path | None = None) -> Path:
     """Write claims.json and the report's page from what the experiments have left on disk."""
     from optjax.report import page
 
-    records = page.read_records(results, list(discover(folder)))
+    experiments = discover(folder)
+    records = page.read_records(results, list(experiments))
     claims = [Claim(**row) for record in records for row in record["claims"]]
     write_claims(claims, results / "claims.json", merge=False)
-    return page.write_page(results, records)
+    done = {record["name"] for record in records}
+    return page.write_page(results, records, [n for n in experiments if n not in done])
 
 
 def draw(
@@ -283,9 +275,16 @@ def draw(
     for name, fig in module.figures(dataset).items():
         files = style.save(fig, folder / name)
         caption = str(getattr(fig, "caption", ""))
-        shown.append({"name": name, "caption": caption, "files": [f.name for f in files]})
+        wide = fig.get_figwidth() > style.WIDTHS["single"]
+        shown.append(
+            {"name": name, "caption": caption, "files": [f.name for f in files], "wide": wide}
+        )
+    origin = {key: attrs[key] for key in ("command", "commit", "date")} | {
+        key: json.loads(attrs.get(key, "null")) for key in ("versions", "machine")
+    }
+    seconds = float(attrs["seconds"])
     claims = [
-        dataclasses.replace(claim, config=config, seconds=float(attrs["seconds"]))
+        dataclasses.replace(claim, config=config, seconds=seconds, provenance=origin)
         for claim in module.claims(dataset)
     ]
     record = {
@@ -294,10 +293,10 @@ def draw(
         "doc": experiment.doc,
         "demo": bool(attrs.get("demo", 0)),
         "config": config,
-        "versions": json.loads(attrs["versions"]),
+        "seconds": seconds,
         "figures": shown,
         "claims": [dataclasses.asdict(claim) for claim in claims],
-        **{key: attrs[key] for key in ("command", "commit", "seconds", "date")},
+        **origin,
     }
     write_text(folder / "record.json", json.dumps(plain(record), indent=1, ensure_ascii=False))
     kept = {"record.json"} | {file for fig in shown for file in fig["files"]}

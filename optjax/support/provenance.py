@@ -1,14 +1,18 @@
-"""The provenance of a result: its code, its commit, its versions."""
+"""The provenance of a result: its code, its commit, its versions, its machine."""
 
 import ast
 import functools
 import hashlib
 import importlib.metadata
+import os
 import platform
 import subprocess
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
+
+from optjax.support.machine import cores
 
 LIBRARIES = ("jax", "jaxlib", "optax", "flax", "numpy")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -46,6 +50,24 @@ def commit() -> str:
         return name + ("-dirty" if _git("status", "--porcelain").strip() else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def machine() -> dict[str, Any]:
+    """Describe the computer and its accelerator, without the computer's name.
+
+    >>> sorted(machine())
+    ['backend', 'cores', 'device', 'memory_gib', 'processor', 'system']
+    """
+    import jax  # here, since the commands that measure nothing do not need it
+
+    return {
+        "processor": _processor(),
+        "cores": cores(),
+        "memory_gib": _memory(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+    }
 
 
 def code_hash(experiments: str | Path, module: str) -> str:
@@ -133,6 +155,22 @@ def file_hash(path: str | Path) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _memory() -> float | None:
+    try:
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _git(*words: str) -> str:

@@ -38,8 +38,28 @@ def test_a_value_is_shown(value, shown, tmp_path):
     assert "2.5 min" in page
 
 
-def test_a_long_mapping_folds(tmp_path):
-    value = {f"key {i}": i for i in range(9)}
-    page = write_page(tmp_path, [{**RECORD, "config": {"all": value}}]).read_text()
-    more = "<details><summary>2 more</summary><dl><dt>key 7</dt><dd>7</dd>"
-    assert f"<dt>key 6</dt><dd>6</dd></dl>{more}" in page
+FIGURE = {"name": "line", "caption": "It falls. Dots: runs.", "files": [], "wide": True}
+CLAIM = {
+    "statement": "s", "source": 1, "measured": {"x": 2}, "tolerance": None, "n_runs": 1,
+    "interval": None, "evidence": "tiny/line", "config": {},
+}  # fmt: skip
+
+
+def test_the_head_names_what_was_refuted_and_what_waits(tmp_path):
+    (tmp_path / "figures/tiny").mkdir(parents=True)
+    (tmp_path / "figures/tiny/line.svg").write_text("<svg/>")
+    claims = [
+        {**CLAIM, "id": "x/good", "verdict": "holds"},
+        {**CLAIM, "id": "min-norm/bad", "verdict": "refuted", "plain_words": "It is so"},
+        {**CLAIM, "id": "x/open", "verdict": "not run", "needs": "pictures: optjax data"},
+    ]
+    record = {**RECORD, "config": {}, "claims": claims, "figures": [FIGURE]}
+    page = write_page(tmp_path, [record], ["later"]).read_text()
+    head = page[: page.index("<main>")]
+    assert '1 refuted</span>: <a href="#claim-min-norm-bad">min-norm/bad</a>' in head
+    assert "x/good" not in head
+    assert "Not run yet: later." in head
+    assert page.index("<h2>1 Optimisation</h2>") < page.index("<h2>Beyond the source</h2>")
+    assert '<a href="#claim-min-norm-bad">It is so</a>' in page
+    assert '<span data-head="needs">pictures: optjax data</span>' in page
+    assert "<b>It falls. </b>Dots: runs." in page
