@@ -1,7 +1,9 @@
 """Several experiments at once, each in a process of its own."""
 
 import multiprocessing
+import os
 import queue
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +12,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, TypeVar
 
 from optjax.support.console import Console
+from optjax.support.machine import cores
 
 A = TypeVar("A")
 
@@ -29,26 +32,35 @@ class _Sender(Console):
 
     @contextmanager
     def progress(self, name: str) -> Iterator[Callable[[str, float], None]]:
-        parent, last = multiprocessing.parent_process(), 0.0
+        last = 0.0
 
         def show(text: str, fraction: float) -> None:
             nonlocal last
-            if parent is not None and not parent.is_alive():
-                raise KeyboardInterrupt  # nobody waits for the result
             if time.monotonic() - last >= _SECONDS:
                 last = time.monotonic()
                 self.messages.put((name, text, fraction))
 
-        yield show
-        self.messages.put((name, "", -1.0))
+        try:
+            yield show
+        finally:
+            self.messages.put((name, "", -1.0))
 
 
 _console: Console | None = None
 
 
-def _begin(messages: Any) -> None:
+def _begin(messages: Any, places: Any, share: int) -> None:
+    """Prepare a worker: its console, its cores, and its end should the first process be killed."""
     global _console
     _console = _Sender(messages)
+    if hasattr(os, "sched_setaffinity"):
+        # Threads of two workers on one core would wait for each other.
+        own = sorted(os.sched_getaffinity(0))
+        at = places.get() * share
+        os.sched_setaffinity(0, own[at : at + share])
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    threading.Thread(target=lambda: parent.join() or os._exit(1), daemon=True).start()
 
 
 def _call(function: Callable[[A, Console], Any], item: A) -> Any:
@@ -65,20 +77,23 @@ def carry_out(
     console shows. One of them takes the items from the front, the others from the back: of items
     sorted by cost, some are soon there and the dear ones are not left to the end.
 
-    Raises:
-      KeyboardInterrupt: once the calls under way have ended; the others are dropped.
+    What a call raises, and Ctrl-C, is raised here; the other calls under way are then ended.
     """
-    if min(jobs, len(items)) <= 1:
+    jobs = min(jobs, len(items), cores())
+    if jobs <= 1:
         yield from (function(item, console) for item in items)
         return
     context = multiprocessing.get_context("spawn")
-    messages, left = context.Queue(), deque(items)
+    messages, places, left = context.Queue(), context.Queue(), deque(items)
+    for place in range(jobs):
+        places.put(place)
     under_way: dict[Future[Any], bool] = {}  # → whether its item is from the front
     bars: dict[str, tuple[ExitStack, Callable[[str, float], None]]] = {}
     with ExitStack() as stack:
-        pool = ProcessPoolExecutor(jobs, context, _begin, (messages,))
-        stack.callback(lambda: [bar.close() for bar, _ in bars.values()])
+        pool = ProcessPoolExecutor(jobs, context, _begin, (messages, places, cores() // jobs))
         stack.callback(pool.shutdown)
+        stack.callback(_end, under_way)
+        stack.callback(lambda: [bar.close() for bar, _ in bars.values()])
         while left or under_way:
             # No more than can begin: what waits in the pool could not be taken back.
             while left and len(under_way) < jobs:
@@ -89,6 +104,13 @@ def carry_out(
             for future in [future for future in under_way if future.done()]:
                 del under_way[future]
                 yield future.result()
+
+
+def _end(under_way: dict[Future[Any], bool]) -> None:
+    """End the workers where an error or Ctrl-C left some at work."""
+    if under_way:
+        for worker in multiprocessing.active_children():
+            worker.terminate()
 
 
 def _show(messages: Any, bars: dict[str, Any], console: Console) -> None:

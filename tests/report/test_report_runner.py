@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 
 import pytest
 
@@ -163,6 +164,33 @@ def test_interrupted_reproduce_keeps_what_was_finished(folder, tmp_path, capsys)
     assert not (tmp_path / "out/zlast.nc").exists()
     assert [c.id for c in read_claims(tmp_path / "out/claims.json")] == ["tiny/tiny"]
     assert (tmp_path / "out/report/index.html").is_file()
+
+
+def test_several_at_once_give_what_one_after_the_other_gives(folder, tmp_path, capsys):
+    for name in ("other", "third"):
+        write(folder, name, tmp_path)
+    (folder / "abroken.py").write_text((folder / "tiny.py").read_text() + "\n1 / 0\n")
+    assert runner.reproduce(results="out", folder=folder, jobs=2) == ["abroken"]
+    found = [claim.id for claim in read_claims(tmp_path / "out/claims.json")]
+    assert found == ["tiny/other", "tiny/third", "tiny/tiny"]
+    assert runs(tmp_path) == 3
+    assert "ZeroDivisionError" in (tmp_path / "out/abroken.error.txt").read_text()
+    errors = capsys.readouterr().err
+    assert "third: done" in errors
+    assert "abroken: broke" in errors
+
+
+def test_a_mistake_in_one_of_several_ends_them_all(folder, tmp_path):
+    text = (folder / "tiny.py").read_text().replace("Cost: 1 s", "Cost: 9 s")
+    (folder / "wrong.py").write_text(text.replace("config.seed < 0", "True"))
+    slow = text.replace("import pathlib", "import pathlib, time").replace(
+        '    progress("half', '    time.sleep(60)\n    progress("half'
+    )
+    (folder / "slow.py").write_text(slow)
+    begin = time.monotonic()
+    with pytest.raises(UserError, match="wrong: seed is negative"):
+        runner.reproduce(results="out", folder=folder, jobs=2)
+    assert time.monotonic() - begin < 40
 
 
 def test_failed_write_leaves_the_old_dataset(tmp_path, monkeypatch):
