@@ -187,12 +187,14 @@ def with_interval(value: float, interval: Any, digits: int = 3, unit: str = "") 
 
 
 def in_order(claims: Iterable[Claim]) -> list[Claim]:
-    """Sort claims by section and the source's order; keep the later of two with one id."""
+    """Sort claims by topic and the source's order; keep the later of two with one id."""
     latest = {claim.id: claim for claim in claims}
-    rank = {name: i for i, name in enumerate((*SECTIONS, *ORDER))}
+    topics = [topic for topics in SECTIONS.values() for topic in topics]
+    rank = {name: i for i, name in enumerate((*topics, *ORDER))}
 
     def place(claim: Claim) -> tuple[int, int, str]:
-        return rank[claim.section], rank.get(claim.id, len(rank)), claim.id
+        topic = claim.id.partition("/")[0]
+        return rank.get(topic, len(rank)), rank.get(claim.id, len(rank)), claim.id
 
     return sorted(latest.values(), key=place)
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from optjax.report.claims import SYMBOLS, Claim, by_section, origins, read_claims
-from optjax.report.rendering import cut
+from optjax.report.rendering import cut, number
 from optjax.support.errors import UserError
 from optjax.support.files import write_text
 
@@ -79,7 +79,7 @@ def _cells(claim: Claim) -> list[str]:
         *(_plain(text) for text in texts),
         f"{SYMBOLS[claim.verdict]} {claim.verdict}",
         f"`{cut(command, CELL - 2)}`" if command else "–",
-        "–" if claim.seconds is None else f"{claim.seconds:,.0f}",
+        "–" if claim.seconds is None else number(claim.seconds, 2),
     ]
 
 

@@ -116,12 +116,19 @@ def _check(name, dataset, tmp_path):
     module, _, expected = SMALL[name]
     found = module.claims(dataset)
     assert {claim.id: claim.verdict for claim in found} == expected
+    texts = [(c.plain_words, c.source_short, c.measured_short) for c in found]
+    assert not any(text.endswith("…") for row in texts for text in row)
     figures = module.figures(dataset)
     for key, fig in figures.items():
         assert isinstance(fig, Figure)
         assert fig.caption
         fig.savefig(tmp_path / f"{key}.svg")
     assert {claim.evidence for claim in found} <= {f"{name}/{key}" for key in figures}
+
+
+def test_sgd_of_the_hand_example_ends_at_the_minimum_norm_solution(datasets):
+    dataset = datasets("rmsprop_counterexample")
+    np.testing.assert_allclose(dataset.path_sgd[-1], dataset.minimum_norm, rtol=1e-12)
 
 
 def test_the_hand_iterates_are_those_worked_out_exactly(datasets):
