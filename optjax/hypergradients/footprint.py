@@ -85,7 +85,7 @@ def _itemsize(dtype: Any) -> int:
 
 def available() -> float:
     """Bytes that a derivative may take: half of what the default device has free."""
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return 0.5 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))

@@ -119,7 +119,7 @@ class Executor:
             devices = len(self.settings.devices)
             fit = max(1.0, self._memory() / group.bytes)
             fit = min(fit, _MOST) if self.settings.devices[0].platform == "cpu" else fit
-            calls = -(-len(runs) // ((vmap_chunk or agreed(fit)[0]) * devices))
+            calls = -(-len(runs) // ((vmap_chunk or int(fit)) * devices))
             vmap_chunk = -(-len(runs) // (calls * devices))
             most = vmap_chunk * devices
         for step in sorted(set(self.at[runs].tolist()), reverse=True):
@@ -136,7 +136,11 @@ class Executor:
                 yield group, together[begin : begin + most], step, vmap_chunk
 
     def _memory(self) -> float:
-        return self.settings.memory or layouts.device_memory(self.settings.devices[0])
+        """Bytes of a device that may be used: the same in all processes, which must cut alike."""
+        if self.settings.memory:
+            return self.settings.memory
+        # In MiB: without float64 a whole number that is sent has 32 bits.
+        return 2.0**20 * agreed(layouts.device_memory(self.settings.devices) / 2**20)[0]
 
     def _most(self, group: Group) -> int:
         """Count the runs whose states the devices hold while a chunk is under way."""

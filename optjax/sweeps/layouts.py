@@ -179,8 +179,10 @@ def measure(programs: Programs, request: Request) -> float | None:
     return taken / runs_steps if taken > 0 else None
 
 
-def device_memory(device: Any) -> float:
+def device_memory(devices: list[Any]) -> float:
     """Return the bytes a sweep may take of a device: 80 %, or half of the CPU's free memory."""
+    # Another process's device tells nothing of its memory.
+    device = next(d for d in devices if d.process_index == jax.process_index())
     stats = device.memory_stats() if device.platform != "cpu" else None
     if stats and "bytes_limit" in stats:
         return 0.8 * (stats["bytes_limit"] - stats.get("bytes_in_use", 0))
