@@ -6,6 +6,9 @@ import xarray as xr
 from optjax.batch_size.regimes import Regime
 from optjax.report.claims import Claim, verdict
 
+NEEDS_SEEDS = (
+    "narrower intervals: 'optjax run batch_size_and_steps --seeds 16 --net-seeds 10'"
+)
 PROBLEMS = {
     "quadratic": "noisy quadratic, exact",
     "squares": "least squares",
@@ -125,17 +128,18 @@ def _noise(dataset: xr.Dataset, runs: int) -> Claim:
         interval[name] = None if problem == "quadratic" else [low, high]
         halves.append(noisy.any() and factor > 1.5 and low > 1)
         against.append(not noisy.any() or high < 1.5)
+    outcome = _decided(halves, against)
     return Claim(
         id="batch-size/noise-regime",
         statement="Where noise dominates, parallel compute (a larger batch) accelerates training.",
         source="in the noise-dominated regime doubling the batch halves the steps",
-        measured=measured,
+        measured=measured | ({"needs": NEEDS_SEEDS} if outcome == "not run" else {}),
         tolerance="on every problem, over SGD's noise-dominated batch sizes, a doubling saves a "
         "factor of more than 1.5 (2 is perfect), its 95 % interval above 1; refuted where the "
         "interval of one is below 1.5; else undecided, as not run",
         n_runs=runs,
         interval=interval,
-        verdict=_decided(halves, against),
+        verdict=outcome,
         evidence="batch_size_and_steps/steps",
     )
 
@@ -162,18 +166,19 @@ def _curvature(dataset: xr.Dataset, runs: int) -> Claim:
             interval[name] = None if problem == "quadratic" else spans[:, which].tolist()
         helped.append(spans[0, -1] > 1)
         against.append(spans[1, -1] < 1)
+    outcome = _decided([*flat, *helped], against)
     return Claim(
         id="batch-size/curvature-regime",
         statement="Where curvature dominates, a larger batch does not accelerate training; a "
         "second-order or better preconditioned optimiser does.",
         source="in the curvature-dominated regime second-order methods help, parallel compute does "
         "not",
-        measured=measured,
+        measured=measured | ({"needs": NEEDS_SEEDS} if outcome == "not run" else {}),
         tolerance="on every problem, at the largest batch: another doubling saves less than a "
         "factor 1.2, and the preconditioned optimiser saves one above 1 (95 % interval); refuted "
         "where an interval says the contrary; else undecided, as not run",
         n_runs=runs,
         interval=interval,
-        verdict=_decided([*flat, *helped], against),
+        verdict=outcome,
         evidence="batch_size_and_steps/remedies",
     )

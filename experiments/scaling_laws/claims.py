@@ -15,6 +15,11 @@ REFIT = {"A": 482.0, "B": 2085.4, "E": 1.8169, "alpha": 0.3478, "beta": 0.3659}
 """Besiroglu et al. 2024, table 1."""
 PAPER = {"A": 406.4, "B": 410.7, "E": 1.69, "alpha": 0.34, "beta": 0.28}
 """Hoffmann et al. 2022, equation 10, as printed."""
+NEEDS_POINTS = (
+    "the points of Hoffmann's figure 4: 'optjax data points' says where Besiroglu et al. (2024) "
+    "publish them, then 'optjax run scaling_laws --points FILE.csv'"
+)
+NEEDS_SEEDS = "narrower intervals: 'optjax run scaling_laws --seeds 6'"
 RESOURCES = ("model size N", "batch B", "steps S")
 
 Floats = NDArray[np.floating[Any]]
@@ -124,7 +129,11 @@ def _model_size(dataset: xr.Dataset) -> Claim:
         "improving, and at the critical batch size the model's size has the biggest effect on the "
         "loss.",
         source=source,
-        measured={**measured, "data": dataset.attrs["data"]},
+        measured={
+            **measured,
+            "data": dataset.attrs["data"],
+            **({"needs": NEEDS_SEEDS} if undecided else {}),
+        },
         tolerance="95 % intervals over seeds: the power of the best N above 0 and the last "
         "doubling of steps worth less to the narrowest than to the widest network, for every "
         "network; the elasticity by N above those by B and by S. Corrected where the best N grows "
@@ -152,8 +161,7 @@ def _refit(dataset: xr.Dataset) -> Claim:
     }
     if not dataset.attrs["hoffmann_points"]:
         return Claim(
-            **about, measured={"points": "absent: give --points FILE.csv"}, n_runs=0,
-            interval=None, verdict="not run",
+            **about, measured={"needs": NEEDS_POINTS}, n_runs=0, interval=None, verdict="not run",
         )  # fmt: skip
     law = dataset.hoffmann
     value = {name: float(law.sel(field=name, of="value")) for name in law.field.values}
