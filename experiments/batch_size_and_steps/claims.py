@@ -6,9 +6,7 @@ import xarray as xr
 from optjax.batch_size.regimes import Regime
 from optjax.report.claims import Claim, verdict
 
-NEEDS_SEEDS = (
-    "narrower intervals: 'optjax run batch_size_and_steps --seeds 16 --net-seeds 10'"
-)
+NEEDS_SEEDS = "narrower intervals: 'optjax run batch_size_and_steps --seeds 16 --net-seeds 10'"
 PROBLEMS = {
     "quadratic": "noisy quadratic, exact",
     "squares": "least squares",
