@@ -7,14 +7,14 @@ from optjax.batch_size.regimes import Regime
 from optjax.report.claims import Claim, verdict, with_interval
 from optjax.report.rendering import number
 
+NEEDS = "narrower intervals: 'optjax run batch_size_and_steps --seeds 16 --net-seeds 10'"
+"""Of a claim that the intervals leave undecided."""
 PROBLEMS = {
     "quadratic": "noisy quadratic, exact",
     "squares": "least squares",
     "net": "ConvTransposeNet",
 }
 OPTIMISERS = ("SGD", "momentum", "Adam", "preconditioned")
-NEEDS = "narrower intervals: optjax run batch_size_and_steps with more --seeds and --net-seeds"
-"""Of a claim that the intervals leave undecided."""
 PRECONDITIONED = {"quadratic": "h^−½ SGD", "squares": "Newton", "net": "Muon"}
 
 
@@ -133,6 +133,7 @@ def _noise(dataset: xr.Dataset, runs: int) -> Claim:
         shorts.append(f"× {with_interval(factor, interval[name], 2)}")
         halves.append(noisy.any() and factor > 1.5 and low > 1)
         against.append(not noisy.any() or high < 1.5)
+    outcome = _decided(halves, against)
     return Claim(
         id="batch-size/noise-regime",
         statement="Where noise dominates, parallel compute (a larger batch) accelerates training.",
@@ -143,7 +144,7 @@ def _noise(dataset: xr.Dataset, runs: int) -> Claim:
         "interval of one is below 1.5; else undecided, as not run",
         n_runs=runs,
         interval=interval,
-        verdict=_decided(halves, against),
+        verdict=outcome,
         evidence="batch_size_and_steps/steps",
         plain_words="While noise dominates, a larger batch speeds up training",
         source_short="each doubling halves the steps",
@@ -177,6 +178,7 @@ def _curvature(dataset: xr.Dataset, runs: int) -> Claim:
         shorts.append(f"× {with_interval(measured[name], interval[name], 2)}")
         helped.append(spans[0, -1] > 1)
         against.append(spans[1, -1] < 1)
+    outcome = _decided([*flat, *helped], against)
     return Claim(
         id="batch-size/curvature-regime",
         statement="Where curvature dominates, a larger batch does not accelerate training; a "
@@ -189,7 +191,7 @@ def _curvature(dataset: xr.Dataset, runs: int) -> Claim:
         "where an interval says the contrary; else undecided, as not run",
         n_runs=runs,
         interval=interval,
-        verdict=_decided([*flat, *helped], against),
+        verdict=outcome,
         evidence="batch_size_and_steps/remedies",
         plain_words="Where curvature dominates, only second-order steps help",
         source_short="second-order methods, not parallel compute",

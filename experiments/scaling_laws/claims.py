@@ -15,6 +15,11 @@ REFIT = {"A": 482.0, "B": 2085.4, "E": 1.8169, "alpha": 0.3478, "beta": 0.3659}
 """Besiroglu et al. 2024, table 1."""
 PAPER = {"A": 406.4, "B": 410.7, "E": 1.69, "alpha": 0.34, "beta": 0.28}
 """Hoffmann et al. 2022, equation 10, as printed."""
+NEEDS_POINTS = (
+    "the points of Hoffmann's figure 4: 'optjax data points' says where Besiroglu et al. (2024) "
+    "publish them, then 'optjax run scaling_laws --points FILE.csv'"
+)
+NEEDS_SEEDS = "narrower intervals: 'optjax run scaling_laws --seeds 6'"
 RESOURCES = ("model size N", "batch B", "steps S")
 
 Floats = NDArray[np.floating[Any]]
@@ -144,7 +149,7 @@ def _model_size(dataset: xr.Dataset) -> Claim:
             for resource in RESOURCES
             if measured[name := f"−d log L/d log C by {resource}"] is not None
         ),
-        needs="narrower intervals: optjax run scaling_laws with more --seeds",
+        needs=NEEDS_SEEDS,
     )
 
 
@@ -163,9 +168,8 @@ def _refit(dataset: xr.Dataset) -> Claim:
     }
     if not dataset.attrs["hoffmann_points"]:
         return Claim(
-            **about, measured={"points": "absent: give --points FILE.csv"}, n_runs=0,
-            interval=None, verdict="not run",
-            needs="the points of their figure: optjax run scaling_laws --points FILE.csv",
+            **about, measured={"points": "absent"}, n_runs=0, interval=None, verdict="not run",
+            needs=NEEDS_POINTS,
         )  # fmt: skip
     law = dataset.hoffmann
     value = {name: float(law.sel(field=name, of="value")) for name in law.field.values}

@@ -256,6 +256,14 @@ def _scaling(words: list[str]) -> int:
     return scaling.scaling(words)
 
 
+def _data(words: list[str]) -> int:
+    from optjax.cli import data
+
+    if _help(words, data.USAGE):
+        return 0
+    return data.data(words)
+
+
 def _help(words: list[str], usage: str) -> bool:
     asked = "-h" in words or "--help" in words
     if asked:
@@ -315,6 +323,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "account": ("weights, outputs, connections and memory of a network, by layer", _account),
     "padding": ("the paddings that take one size to another", _padding),
     "convolutions": ("how convolutions of many runs were timed on your devices", _convolutions),
+    "data": ("what data the claims need: make, fetch or check them", _data),
     "report": ("draw the figures and the report again from saved results", _report),
 }
 

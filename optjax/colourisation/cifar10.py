@@ -5,12 +5,15 @@ Its bytes may be hostile: member sizes are checked before anything is read, noth
 
 import tarfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from optjax.colourisation.sources import Split, one_line
+from optjax.support import cache
+from optjax.support.console import silent
 from optjax.support.errors import UserError, nearest
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
@@ -123,7 +126,32 @@ def read(
     return (train, validation), f"CIFAR-10, class {class_name!r}, its own training and test split"
 
 
-def fetch() -> Path:
+def cached() -> Path:
+    """Return the path that the archive has in the user's cache, once it is downloaded."""
+    return cache.folder() / "cifar-10-binary.tar.gz"
+
+
+class _Shown:
+    """The progress of a download, as pooch reports it: total, then the bytes of every chunk."""
+
+    total = 0
+
+    def __init__(self, progress: Callable[[str, float], None]) -> None:
+        self.progress, self.done = progress, 0
+
+    def update(self, size: int) -> None:
+        self.done += size
+        share = min(1.0, self.done / self.total) if self.total else 0.0
+        self.progress(f"{self.done / 1e6:.0f} MB downloaded", share)
+
+    def reset(self) -> None:
+        self.done = 0
+
+    def close(self) -> None:
+        pass
+
+
+def fetch(progress: Callable[[str, float], None] = silent) -> Path:
     """Return the path of CIFAR-10's binary archive, downloaded once to the user's cache.
 
     Raises:
@@ -132,17 +160,40 @@ def fetch() -> Path:
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
+    path = cached()
     try:
-        return Path(
-            pooch.retrieve(
-                URL,
-                known_hash=HASH,
-                fname="cifar-10-binary.tar.gz",
-                path=pooch.os_cache("optjax"),
-            )
+        pooch.retrieve(
+            URL,
+            known_hash=HASH,
+            fname=path.name,
+            path=path.parent,
+            downloader=pooch.HTTPDownloader(progressbar=_Shown(progress), chunk_size=1 << 16),
         )
     except (OSError, ValueError) as error:
         raise UserError(
             f"cifar10: the download failed ({one_line(error)}); connect, or pass a local "
             "cifar-10-binary.tar.gz, FILE.npz or FOLDER/"
         ) from error
+    return path
+
+
+def check_hash(archive: Path) -> None:
+    """Refuse an archive that is not CIFAR-10's binary version, byte for byte.
+
+    Raises:
+      UserError: no readable file, or another hash.
+    """
+    import pooch
+
+    kind, expected = HASH.split(":")
+    try:
+        if not archive.is_file():
+            raise UserError(f"{str(archive)!r}: no such file; expected cifar-10-binary.tar.gz")
+        found = pooch.file_hash(str(archive), kind)
+    except OSError as error:
+        raise UserError(f"{str(archive)!r}: cannot be read ({error.strerror})") from error
+    if found != expected:
+        raise UserError(
+            f"{str(archive)!r}: {kind} {found}, expected {expected}, that of CIFAR-10's binary "
+            "version; download it again"
+        )

@@ -1,4 +1,4 @@
-"""Measurements that later processes read again: small files in the user's cache."""
+"""The user's cache, and measurements kept there that later processes read again."""
 
 import json
 import os
@@ -11,8 +11,15 @@ _ROOM = 1000
 _UNWRITTEN: dict[Path, dict[str, Any]] = {}
 
 
+def folder() -> Path:
+    """Return the folder of what later processes read again: OPTJAX_CACHE, or the user's cache."""
+    import platformdirs
+
+    return Path(os.environ.get("OPTJAX_CACHE") or platformdirs.user_cache_dir("optjax"))
+
+
 class Remembered(NamedTuple):
-    """A file of the newest thousand entries by key, in OPTJAX_CACHE or the user's cache.
+    """A file of the newest thousand entries by key, in the cache's folder.
 
     A file that cannot be read counts as empty. If it cannot be written, the entries last as long
     as the process, and the next one measures again.
@@ -23,10 +30,7 @@ class Remembered(NamedTuple):
     @property
     def file(self) -> Path:
         """The path of the file."""
-        import platformdirs
-
-        folder = os.environ.get("OPTJAX_CACHE") or platformdirs.user_cache_dir("optjax")
-        return Path(folder) / self.name
+        return folder() / self.name
 
     def entries(self) -> dict[str, Any]:
         """Read all entries, the oldest first; the caller checks that an entry is well formed."""

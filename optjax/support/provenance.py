@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from optjax.support.machine import cores
-
 LIBRARIES = ("jax", "jaxlib", "optax", "flax", "numpy")
 PACKAGE = Path(__file__).resolve().parents[1]
 _DRAWING = ("figures", "claims")
@@ -62,7 +60,7 @@ def machine() -> dict[str, Any]:
 
     return {
         "processor": _processor(),
-        "cores": cores(),
+        "cores": os.cpu_count(),
         "memory_gib": _memory(),
         "system": f"{platform.system()} {platform.machine()}",
         "backend": jax.default_backend(),
