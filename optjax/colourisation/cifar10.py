@@ -167,7 +167,10 @@ def fetch(progress: Callable[[str, float], None] = silent) -> Path:
             known_hash=HASH,
             fname=path.name,
             path=path.parent,
-            downloader=pooch.HTTPDownloader(progressbar=_Shown(progress), chunk_size=1 << 16),
+            downloader=pooch.HTTPDownloader(
+                progressbar=_Shown(progress),  # pyright: ignore[reportArgumentType]
+                chunk_size=1 << 16,
+            ),
         )
     except (OSError, ValueError) as error:
         raise UserError(

@@ -7,6 +7,7 @@ chunks, one after the other; the runs of a chunk are vmapped. So (batch, vmap_ch
 
 import dataclasses
 import functools
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,8 @@ from optjax.support.types import Array, PyTree
 from optjax.sweeps import swept_run
 from optjax.sweeps.groups import counted, kinds_of
 from optjax.sweeps.swept_run import Inputs, RunSpec, SweptRun
+
+_LEVEL = "xla_backend_optimization_level"
 
 
 class BatchLayout(NamedTuple):
@@ -208,8 +211,9 @@ class Programs:
 
     def _options(self, name: str) -> dict[str, Any] | None:
         """On the CPU less of LLVM's optimisation halves the compile time and costs little."""
-        if (self.hasty or name != "chunk") and self.devices[0].platform == "cpu":
-            return {"xla_backend_optimization_level": 1}
+        given = _LEVEL in os.environ.get("XLA_FLAGS", "")
+        if (self.hasty or name != "chunk") and self.devices[0].platform == "cpu" and not given:
+            return {_LEVEL: 1}
         return None
 
     def prepare(self) -> None:
