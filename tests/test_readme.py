@@ -56,7 +56,17 @@ def test_the_readme_is_short():
     assert len(_blocks(README, "python")[0].strip().splitlines()) <= 22
 
 
-@pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
+# A page takes 8 to 17 s, mostly to compile; the README and the first page to read run every time.
+ALWAYS = ("README", "your-own-problem")
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, marks=() if page.stem in ALWAYS else pytest.mark.slow, id=page.stem)
+        for page in PAGES
+    ],
+)
 def test_blocks_run_as_printed(page, tmp_path):
     """A block that begins with a file's name is that file; the others are one script."""
     script = []

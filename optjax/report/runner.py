@@ -210,9 +210,9 @@ def verdict_table(claims: Sequence[Claim]) -> "Table":
     from rich.text import Text
 
     table = Table(box=box.SIMPLE, pad_edge=False)
-    table.add_column("verdict", width=11)
+    table.add_column("verdict", no_wrap=True, min_width=11)
     for heading in ("claim", "source", "measured [95 % interval]"):
-        table.add_column(heading, no_wrap=True, overflow="ellipsis")
+        table.add_column(heading)
     styles = {"holds": "green", "corrected": "yellow", "refuted": "red", "not run": "dim"}
     for section, these in by_section(claims).items():
         table.add_row("", Text(section, "bold"))

@@ -35,7 +35,7 @@ def _losses(name, dtype):
 
 @pytest.mark.parametrize(
     "name",
-    [name if name == "unet" else pytest.param(name, marks=pytest.mark.slow) for name in MODELS],
+    [pytest.param(name, marks=pytest.mark.slow) for name in MODELS],
 )
 def test_it_learns_what_float32_learns(name):
     """Seed by seed it ends closer to float32 than one seed of float32 to another."""

@@ -35,6 +35,7 @@ def _check_training(entry, seeds):
         assert 0 < facts[part] < 1
 
 
+@pytest.mark.slow
 def test_a_training_is_measured_against_the_limits_of_the_device(tmp_path):
     record, entries, shown = _quick(
         tmp_path / "a.json", "--only", "limits", "--only", "train/conv-transpose/2"

@@ -328,6 +328,7 @@ def _temporaries(mode, steps):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+@pytest.mark.slow
 def test_memory_grows_as_it_should():
     """Sixteen times the steps: forward the same, recursive by a level, segmented four times."""
     sizes = {

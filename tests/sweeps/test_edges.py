@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 import weakref
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +17,6 @@ import xarray as xr
 
 import optjax as oj
 from optjax.run.problems import Data, Problem
-from optjax.sweeps import layouts
 
 
 @pytest.fixture(scope="module")
@@ -255,13 +253,6 @@ def test_a_memory_limit_holds_for_what_was_chosen_before(problem):
     tight = json.loads(oj.sweep(run, grid, memory=6_000.0).attrs["groups"])[-1]["layout"]
     assert free == "vmap of 64 runs"
     assert tight != free
-
-
-def test_memory_is_asked_of_a_device_of_this_process():
-    theirs, ours = mock.Mock(process_index=1, platform="gpu"), mock.Mock(process_index=0)
-    theirs.memory_stats.side_effect = jax.errors.JaxRuntimeError("not addressable")
-    ours.memory_stats.return_value = {"bytes_limit": 100, "bytes_in_use": 50}
-    assert layouts.device_memory([theirs, ours]) == 40
 
 
 def test_the_empty_grid_is_one_point(problem):
