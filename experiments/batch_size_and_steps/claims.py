@@ -13,7 +13,7 @@ PROBLEMS = {
     "net": "ConvTransposeNet",
 }
 OPTIMISERS = ("SGD", "momentum", "Adam", "preconditioned")
-NEEDS = "narrower intervals: optjax run batch_size_and_steps with more --seeds and --net-seeds"
+NEEDS = "narrower intervals: optjax run batch_size_and_steps --seeds N --net-seeds N"
 """Of a claim that the intervals leave undecided."""
 PRECONDITIONED = {"quadratic": "h^−½ SGD", "squares": "Newton", "net": "Muon"}
 
@@ -192,7 +192,7 @@ def _curvature(dataset: xr.Dataset, runs: int) -> Claim:
         verdict=_decided([*flat, *helped], against),
         evidence="batch_size_and_steps/remedies",
         plain_words="Where curvature dominates, only second-order steps help",
-        source_short="second-order methods, not parallel compute",
+        source_short="second-order steps, not larger batches",
         measured_short=f"≤ × {number(most, 2)} by doubling; {', '.join(shorts)}",
         needs=NEEDS,
     )

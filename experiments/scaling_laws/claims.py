@@ -144,7 +144,7 @@ def _model_size(dataset: xr.Dataset) -> Claim:
             for resource in RESOURCES
             if measured[name := f"−d log L/d log C by {resource}"] is not None
         ),
-        needs="narrower intervals: optjax run scaling_laws with more --seeds",
+        needs="narrower intervals: optjax run scaling_laws --seeds N",
     )
 
 
