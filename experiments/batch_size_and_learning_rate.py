@@ -191,9 +191,9 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
     for ax, name in zip(axes, PROBLEMS, strict=True):
         cap = float(dataset.curvature_cap) if name == "squares" else None
         _growth(ax, dataset, name, cap)
-    caption(grown, "The learning rate of least loss after a fixed number of SGD steps grows with "
-            "the batch; on least squares it stops below the rate at which curvature makes "
-            "gradient descent diverge.")  # fmt: skip
+    caption(grown, "The learning rate of least loss after a fixed number of SGD steps, against the "
+            "batch size. Dashed: the rate above which curvature makes gradient descent "
+            "diverge.")  # fmt: skip
     curves, axes = figure("wide", 1, 2)
     _curves(axes[0], dataset, "squares", "loss above the least, after the last step")
     _curves(axes[1], dataset, "net", "loss of the last steps (nats a pixel)")

@@ -194,7 +194,7 @@ def _curvature(dataset: xr.Dataset, runs: int) -> Claim:
         verdict=outcome,
         evidence="batch_size_and_steps/remedies",
         plain_words="Where curvature dominates, only second-order steps help",
-        source_short="second-order methods, not parallel compute",
+        source_short="second-order steps, not larger batches",
         measured_short=f"≤ × {number(most, 2)} by doubling; {', '.join(shorts)}",
         needs=NEEDS,
     )

@@ -108,14 +108,15 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
     steps, axes = figure("wide", 1, 3, height=3.9)
     for ax, problem in zip(axes, PROBLEMS, strict=True):
         _steps(ax, dataset, problem)
-    caption(steps, "The steps of SGD to a target follow S_min (1 + B_crit/B): slope −1 while noise "
-            "dominates (blue), flat where curvature does (orange), the knee at the critical batch "
-            "size. Each batch size at its tuned rate; 95 % intervals over seeds.")  # fmt: skip
+    caption(steps, "Steps to a target against the batch size, and the law S_min (1 + B_crit/B) "
+            "fitted to SGD's. Its slope is −1 while noise dominates (blue) and 0 where curvature "
+            "does (orange); the knee is the critical batch size. Each batch size at its tuned "
+            "rate; 95 % intervals over seeds.")  # fmt: skip
     remedies, axes = figure("wide", 1, 3, height=3.4)
     for ax, problem in zip(axes, PROBLEMS, strict=True):
         _remedies(ax, dataset, problem)
-    caption(remedies, "What momentum and preconditioning save, beside SGD at the same batch size: "
-            "on quadratic and least squares the more, the more curvature dominates.")  # fmt: skip
+    caption(remedies, "How many times fewer steps momentum and preconditioning take than SGD at "
+            "the same batch size. 95 % intervals over seeds.")  # fmt: skip
     plane, ax = figure("single")
     _plane(ax, dataset)
     caption(plane, "Steps against examples, in units of the least, of SGD at every batch size: a "

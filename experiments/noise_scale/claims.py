@@ -162,6 +162,6 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
             verdict=verdict(all(COVERAGE[0] <= share <= COVERAGE[1] for share in held)),
             evidence="noise_scale/estimators",
             plain_words="95 % intervals of the noise scale hold the truth as often",
-            measured_short=f"{min(held):.1%} to {max(held):.1%} of the intervals hold it",
+            measured_short=f"{100 * min(held):.1f} to {100 * max(held):.1f} % of them",
         ),
     ]

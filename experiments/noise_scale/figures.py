@@ -104,8 +104,9 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
             "network.")  # fmt: skip
     along, axes = figure("wide", 1, 2, height=3.6)
     _along(axes, dataset)
-    caption(along, "The noise scale grows along a run as the gradient falls and its noise "
-            "stays. Bars that leave the frame: |G|² is not distinguishable from 0.")  # fmt: skip
+    caption(along, "The noise scale along a run, beside the critical batch size measured. It grows "
+            "as the gradient falls and its noise stays. Bars that leave the frame: |G|² is not "
+            "distinguishable from 0.")  # fmt: skip
     estimators, axes = figure("wide", 1, 2, height=3.6)
     _estimators(axes, dataset)
     caption(estimators, "More pairs of batches mend the ratio of means, not the mean of ratios. "

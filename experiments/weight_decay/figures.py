@@ -46,8 +46,8 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
         ax.set_title(name, fontsize=10)
     axes[0].set_ylabel("relative distance of the ends,\npenalty against decay")
     axes[1].legend(frameon=False, fontsize=8, title="spread of scales", title_fontsize=8)
-    caption(wide, "Under adaptive optimisers penalty and decay end apart, the further the more the "
-            "gradients' scales spread. A dot a problem.")  # fmt: skip
+    caption(wide, "How far apart penalty and decay end under adaptive optimisers, against the "
+            "spread of the gradients' scales. A dot a problem.")  # fmt: skip
     return {"gradient-descent": fig, "adaptive": wide, "hypergradients": _slopes_figure(dataset)}
 
 

@@ -58,6 +58,7 @@ def test_the_head_names_what_was_refuted_and_what_waits(tmp_path):
     head = page[: page.index("<main>")]
     assert '1 refuted</span>: <a href="#claim-min-norm-bad">min-norm/bad</a>' in head
     assert "x/good" not in head
+    assert "1 not run</span>." in head
     assert "Not run yet: later." in head
     assert page.index("<h2>1 Optimisation</h2>") < page.index("<h2>Beyond the source</h2>")
     assert '<a href="#claim-min-norm-bad">It is so</a>' in page
