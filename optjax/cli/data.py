@@ -97,7 +97,8 @@ def _table() -> int:
     rows = (
         (
             "CIFAR-10's horses",
-            "colourisation/pool-upsample, colourisation/conv-transpose, colourisation/unet",
+            "colourisation/pool-upsample, colourisation/conv-transpose, colourisation/unet, "
+            "colourisation/transpose-beats-pool",
             "optjax data cifar10 --out horses.npz",
             f"{there}; the file has 18 MB",
         ),
@@ -115,7 +116,7 @@ def _table() -> int:
         ),
         (
             "four photographs",
-            "colourisation/transpose-beats-pool and all others about networks",
+            "all others that train a network on pictures",
             "none",
             "inside scikit-image",
         ),
