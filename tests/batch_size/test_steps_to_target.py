@@ -270,6 +270,7 @@ def test_steps_are_read_off_the_records_and_ends_are_censored():
     np.testing.assert_array_equal(steps_to_target(turned, 2.0).steps, found.steps)
 
 
+@pytest.mark.slow
 def test_a_real_sweep_over_least_squares_from_end_to_end(tmp_path):
     rng = np.random.default_rng(8)
     X = rng.normal(size=(128, 4)) * [1.5, 1, 0.7, 0.5]

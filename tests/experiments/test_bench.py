@@ -21,6 +21,7 @@ def signals():
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.slow
 def test_the_cheap_benchmarks_leave_a_whole_record(tmp_path):
     # A process of its own: the suite's float64 and strict promotion are not what is timed.
     file = tmp_path / "new" / "bench.json"
