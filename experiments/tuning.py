@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import xarray as xr
@@ -16,15 +14,16 @@ from optjax.colourisation import networks
 from optjax.colourisation.palette import grey, kmeans_palette, nearest_colour
 from optjax.colourisation.pictures import load_pictures
 from optjax.colourisation.problem import colourisation_problem
-from optjax.hypergradients.job import make_job
 from optjax.report.claims import Claim, mean_interval, verdict, with_interval
 from optjax.report.style import COLOURS, MARKERS, caption, figure
+from optjax.run.core import Status
 from optjax.run.optimizers import with_weight_decay
 from optjax.run.piecewise import Piecewise
 from optjax.run.problems import least_squares
 from optjax.run.trajectory import Run, make_run
 from optjax.support.console import silent
 from optjax.sweeps import sweep
+from optjax.sweeps.grid import points as listed
 from optjax.tuning import tune
 
 CASES = {"squares": "least squares", "net": "ConvTransposeNet"}
@@ -162,24 +161,17 @@ def _compared(
         progress=lambda text, f: progress(f"{CASES[name]}: {text}", 0.5 * f),
     )  # fmt: skip
     points = case.outer_steps * config.gradient_cost
-    evaluate = _evaluator(case)
     rng = np.random.default_rng(config.seed + 1)
     best, seen = {"start": case.start, "gradient": found.hparams}, {}
     for i, method in enumerate(("random", "random_schedule")):
         drawn = _drawn(rng, case, points, scheduled=method == "random_schedule")
-        tell = lambda f, i=i: progress(f"{CASES[name]}: random search", 0.5 + 0.2 * (i + f))  # noqa: E731
-        values = evaluate(drawn, np.arange(case.seeds), tell).mean(axis=1)
-        seen[method] = values
-        at = int(np.nanargmin(values))
-        best[method] = jax.tree.map(lambda v, at=at: v[at], drawn)
-    judged = {
-        method: evaluate(
-            jax.tree.map(lambda v: np.asarray(v)[None], {**case.start, **hparams}),
-            HELD_OUT + np.arange(case.judges),
-            lambda f: progress(f"{CASES[name]}: judging", 0.9 + 0.1 * f),
-        )[0]
-        for method, hparams in best.items()
-    }
+        tell = lambda _, f, i=i: progress(f"{CASES[name]}: random search", 0.5 + 0.2 * (i + f))  # noqa: E731
+        seen[method] = _values(case, drawn, range(case.seeds), tell).mean(axis=1)
+        best[method] = drawn[int(np.nanargmin(seen[method]))]
+    judges = range(HELD_OUT, HELD_OUT + case.judges)
+    tell = lambda _, f: progress(f"{CASES[name]}: judging", 0.9 + 0.1 * f)  # noqa: E731
+    judgements = _values(case, [{**case.start, **best[m]} for m in METHODS], judges, tell)
+    judged = dict(zip(METHODS, judgements, strict=True))
     rates = np.stack([np.asarray(best[m]["learning_rate"].values) for m in METHODS])
     others = np.array([[float(best[m][k]) for k in ("momentum", "weight_decay")] for m in METHODS])
     step, piece = f"{name}_outer_step", f"{name}_piece"
@@ -203,40 +195,28 @@ def _compared(
     )  # fmt: skip
 
 
-def _evaluator(case: _Case) -> Callable[..., np.ndarray]:
-    """(points, seeds) → values (points, seeds), NaN where a run diverged."""
-    job = make_job(case.run.plan, case.of, {case.of})
-
-    @jax.jit
-    def some(data: Any, points: Any, seeds: jax.Array) -> jax.Array:
-        def one(hparams: Any, seed: jax.Array) -> jax.Array:
-            value, ended = job.value(data, hparams, jax.random.key(seed))
-            return jnp.where(ended.diverged_at < 0, value, jnp.nan)
-
-        each = lambda hparams: jax.lax.map(lambda s: one(hparams, s), seeds)  # noqa: E731
-        return jax.lax.map(each, points)
-
-    def evaluate(points: Any, seeds: np.ndarray, tell: Callable[[float], None]) -> np.ndarray:
-        count = len(jax.tree.leaves(points)[0])
-        values = []
-        for begin in range(0, count, 25):
-            part = jax.tree.map(lambda v, b=begin: np.asarray(v, np.float32)[b : b + 25], points)
-            values.append(np.asarray(some(case.run.problem.data, part, seeds)))
-            tell(min(1.0, (begin + 25) / count))
-        return np.concatenate(values)
-
-    return evaluate
+def _values(
+    case: _Case, points: list[dict[str, Any]], seeds: range, progress: Callable[[str, float], None]
+) -> np.ndarray:
+    """Return the numbers that the points make from the seeds, (points, seeds); NaN: diverged."""
+    found = sweep(case.run, listed(points), list(seeds), progress=progress)
+    values = found[case.of]
+    values = values.isel(step=-1) if "step" in values.dims else values
+    return values.where(found.status != Status.DIVERGED).transpose("point", "seed").values
 
 
-def _drawn(rng: np.random.Generator, case: _Case, count: int, *, scheduled: bool) -> dict[str, Any]:
+def _drawn(
+    rng: np.random.Generator, case: _Case, count: int, *, scheduled: bool
+) -> list[dict[str, Any]]:
     """Points of a random search: rates and decay log-uniform, momentum uniform."""
     low, high = np.log(case.rate_range)
     rates = np.exp(rng.uniform(low, high, (count, case.pieces if scheduled else 1)))
-    return {
-        "learning_rate": Piecewise(np.broadcast_to(rates, (count, case.pieces)).copy()),
-        "momentum": rng.uniform(0, 0.99, count),
-        "weight_decay": np.exp(rng.uniform(np.log(1e-6), np.log(1e-2), count)),
-    }
+    momentum = rng.uniform(0, 0.99, count)
+    decay = np.exp(rng.uniform(np.log(1e-6), np.log(1e-2), count))
+    return [
+        {"learning_rate": Piecewise(np.resize(r, case.pieces)), "momentum": m, "weight_decay": d}
+        for r, m, d in zip(rates, momentum, decay, strict=True)
+    ]
 
 
 def _grid(case: _Case, cap: float, config: Config) -> xr.Dataset:

@@ -6,7 +6,9 @@ from pathlib import Path
 # Most of a test's time is compilation: the programs run briefly, and need no optimised code. Set
 # before jax is imported; a test that wants other flags gives them to a process of its own.
 os.environ.setdefault(
-    "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
 
 import jax

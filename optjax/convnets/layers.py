@@ -204,9 +204,9 @@ def population_statistics(model: nn.Module, variables: PyTree, inputs: Array, ba
 
 @jax.named_scope("max_pool")
 def max_pool(x: Array) -> Array:
-    """Max-pool 2 × 2 by a reshape, (B, H, W, C) → (B, H/2, W/2, C).
+    """Max-pool 2 × 2 by pairs, (B, H, W, C) → (B, H/2, W/2, C).
 
-    The gradient is seven times faster on the CPU than that of a windowed reduction. Equal maxima
+    The gradient is many times faster on the CPU than that of a windowed reduction. Equal maxima
     share it; PyTorch gives it to the first.
 
     Raises:
@@ -215,7 +215,29 @@ def max_pool(x: Array) -> Array:
     b, h, w, c = x.shape
     if h % 2 or w % 2:
         raise UserError(f"2 x 2 pooling does not divide a picture of {h} x {w}; take even sizes")
-    return jnp.max(x.reshape(b, h // 2, 2, w // 2, 2, c), axis=(2, 4))
+    return _largest(x.reshape(b, h // 2, 2, w // 2, 2, c))
+
+
+@jax.custom_jvp
+def _largest(x: Array) -> Array:
+    """Return the maximum over axes 2 and 4, of two entries each.
+
+    The derivative compares entries with each other. JAX's own compares them with the maximum: where
+    XLA computes an entry twice, with two roundings, none equals it, and the derivative is 0/0.
+    """
+    return jnp.max(x, axis=(2, 4))
+
+
+@_largest.defjvp
+def _largest_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    for axis in (2, 3):
+        a, b, da, db = (
+            jax.lax.index_in_dim(v, i, axis, keepdims=False) for v in (x, dx) for i in (0, 1)
+        )
+        x = jnp.maximum(a, b)
+        dx = jnp.where(a > b, da, jnp.where(a < b, db, (da + db) / 2))
+    return x, dx
 
 
 @jax.named_scope("upsample")
