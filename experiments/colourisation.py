@@ -79,7 +79,7 @@ class Config:
     seeds: int = 3
     """Runs a network."""
     epochs: int | None = None
-    """Passes over the training pictures; by default 25, eight for the demo."""
+    """Passes over the training pictures; by default 25, four for the demo."""
     pictures: int | None = None
     """Training pictures, drawn from those that there are; by default all, 800 for the demo."""
     batch_size: int = 100
@@ -143,7 +143,7 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
         data.validation, labels["validation"]
     )
 
-    config = replace(config, epochs=config.epochs or (8 if data.demo else PROTOCOL["epochs"]))
+    config = replace(config, epochs=config.epochs or (4 if data.demo else PROTOCOL["epochs"]))
     seeds, epochs = config.seeds, config.epochs
     first = list(range(config.seed, config.seed + seeds))
     per_epoch = -(-n // config.batch_size)

@@ -20,6 +20,7 @@ from optjax.run.problems import least_squares
 from optjax.run.trajectory import Run, make_run
 from optjax.support.console import silent
 from optjax.support.errors import UserError
+from optjax.support.machine import quick_jit
 from optjax.theory import gradient_descent
 
 LOOK = {
@@ -116,7 +117,7 @@ def _slopes(mode: Any, steps: int, problems: Any, etas: Any, seed: int = 0) -> H
 
 def _closed(what: Callable[..., Any], steps: int, problems: Any, etas: Any) -> np.ndarray:
     over = jax.vmap(lambda X, t, w0, eta: what(X, t, w0, eta, steps), (None, None, None, 0))
-    return np.asarray(jax.jit(jax.vmap(over))(*problems, etas))
+    return np.asarray(quick_jit(jax.vmap(over))(*problems, etas))
 
 
 def _agreement(config: Config, problems: Any, progress: Any) -> xr.Dataset:
@@ -174,7 +175,7 @@ def _difference(T: int, problems: Any, etas: Any) -> np.ndarray:
     def loss(X, t, w0, eta):
         return _descent(X, t, w0, T)({"learning_rate": eta}, jax.random.key(0)).final_loss
 
-    losses = jax.jit(jax.vmap(jax.vmap(loss, (None, None, None, 0))))
+    losses = quick_jit(jax.vmap(jax.vmap(loss, (None, None, None, 0))))
     up, down, up2, down2 = (losses(*problems, etas + j * h) for j in (1, -1, 2, -2))
     return np.asarray(8 * (up - down) - (up2 - down2)) / (12 * h)
 
@@ -234,7 +235,7 @@ def _batches(config: Config) -> xr.Dataset:
         return [jnp.stack(pair) for pair in pairs]
 
     shares = np.linspace(0.02, 0.3, 15)
-    rows = jax.jit(jax.vmap(one))(2 * shares)
+    rows = quick_jit(jax.vmap(one))(2 * shares)
     return xr.Dataset(
         {"batches": (("number", "batch_share", "what"), np.array(rows))},
         {

@@ -18,6 +18,7 @@ from optjax.report.style import COLOURS, MARKERS, caption, figure
 from optjax.run.problems import least_squares
 from optjax.run.trajectory import make_run
 from optjax.support.console import silent
+from optjax.support.machine import quick_jit
 from optjax.theory import gradient_descent
 
 RATIOS = (0.0, 0.5, 0.9, 1.1, 1.5, 2.5)
@@ -109,7 +110,7 @@ def _run(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
         }
 
     progress("one step", 0.0)
-    found = jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(X, t, w0))
+    found = jax.tree.map(np.asarray, quick_jit(jax.vmap(one))(X, t, w0))
     ratios = np.linspace(0, 2.2, 111)
     curve = np.array(
         [
@@ -155,7 +156,7 @@ def _batches(config: Config, progress: Callable[[str, float], None]) -> xr.Datas
             return jnp.stack(jax.value_and_grad(loss)(eta)), closed
 
         def table(cell):
-            return jax.jit(jax.vmap(jax.vmap(cell, (None, 0)), (0, None)))(sizes, rates)
+            return quick_jit(jax.vmap(jax.vmap(cell, (None, 0)), (0, None)))(sizes, rates)
 
         mean, error, slopes = map(np.asarray, table(over_seeds))
         expected, closed = map(np.asarray, table(exact))

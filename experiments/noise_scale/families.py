@@ -23,6 +23,7 @@ from optjax.experiments.batch_problems import WholeLoss, drawn_tiles
 from optjax.report.claims import mean_interval
 from optjax.run.problems import Data, Metrics, Problem, least_squares
 from optjax.run.trajectory import make_run
+from optjax.support.machine import quick_jit
 from optjax.support.types import Array, HParams, PyTree
 from optjax.sweeps import sweep
 from optjax.sweeps.stop_rules import Target
@@ -170,7 +171,7 @@ def squares(
 
 def _runs(once: Any, hparams: dict[str, Any], seeds: int) -> Any:
     """One run from each seed."""
-    return jax.jit(jax.vmap(lambda key: once(hparams, key)))(_keys(seeds))
+    return quick_jit(jax.vmap(lambda key: once(hparams, key)))(_keys(seeds))
 
 
 def _keys(count: int) -> Any:
@@ -190,7 +191,7 @@ def _at_each(scale: Callable[..., Any], problem: Problem, path_STd: Array) -> An
     S, T = path_STd.shape[:2]
     keys = _keys(S * T).reshape(S, T)
     of = jax.vmap(jax.vmap(lambda w, key: scale(problem, w, key)))
-    return jax.tree.map(lambda a: np.asarray(a, float), jax.jit(of)(path_STd, keys))
+    return jax.tree.map(lambda a: np.asarray(a, float), quick_jit(of)(path_STd, keys))
 
 
 def _ratio(metrics: Metrics) -> np.ndarray:
@@ -316,7 +317,7 @@ def coverage(config: "Config") -> xr.Dataset:
     problem, _ = _squares_problem(config, config.noises[len(config.noises) // 2])
     w = jnp.zeros(config.columns, jnp.float32)
     truth = float(per_example_noise_scale(problem, w, exact=True).value)
-    of = jax.jit(jax.vmap(lambda key: _from_pairs(problem, w, key)))
+    of = quick_jit(jax.vmap(lambda key: _from_pairs(problem, w, key)))
     found = of(_keys(config.repeats))
     held = np.mean((found.low <= truth) & (truth <= found.high))
     return xr.Dataset({"squares_held": float(held), "squares_truth": truth})

@@ -17,6 +17,7 @@ from optjax.accounting.traced_layers import Layout
 from optjax.accounting.tracing import built, trace
 from optjax.run.flax_models import boundary
 from optjax.support.errors import UserError
+from optjax.support.keys import make_key
 
 
 class Field(NamedTuple):
@@ -340,7 +341,7 @@ def measured_field(
     """
     if len(position) != len(input_shape) - 1:
         raise UserError(f"position is {position}: expected an index for each axis of the picture")
-    keys = jax.random.split(jax.random.key(seed), samples)
+    keys = jax.random.split(make_key(seed), samples)
     gradient = _gradient(built(model, {}), input_shape)
     found = gradient(keys, tuple(jnp.int32(p) for p in position))
     return np.asarray(jnp.any(found != 0, axis=(0, -1)))

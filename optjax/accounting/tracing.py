@@ -19,6 +19,7 @@ from optjax.accounting.operations import Program, Shape, flatten
 from optjax.accounting.traced_layers import Layout
 from optjax.run.flax_models import boundary
 from optjax.support.errors import UserError, nearest
+from optjax.support.keys import make_key
 
 _LARGEST = 4096
 _MULTIPLES = (1, 2, 4, 8, 16, 32, 64, 3, 6, 12, 24, 5, 10, 20)
@@ -198,7 +199,7 @@ def name_of(model: Any) -> str:
 def _trace(build: Any, shape: Shape, batch: int, dtype: DTypeLike) -> Traced:
     """Trace one example forward; return the program, its layout and a training step."""
     net = boundary(build)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: make_key(0))
     one, many = (jax.ShapeDtypeStruct((b, *shape), dtype) for b in (1, batch))
     with _naming_layer(), _shapes_only():
         params, state = jax.eval_shape(net.init, key, one)

@@ -11,6 +11,7 @@ from optjax.run.core import hyper_dtype, penalised
 from optjax.run.piecewise import Piecewise
 from optjax.run.problems import Data, LossFn, Problem
 from optjax.support.errors import UserError, whole
+from optjax.support.keys import make_key
 from optjax.support.types import Array, HParams, Key, PyTree
 
 BUDGET = 2**24  # numbers in the gradients held at once, by default
@@ -36,16 +37,14 @@ def point(
     """
     if not isinstance(problem, Problem):
         raise UserError(f"problem is {problem!r}: expected a Problem, as from oj.least_squares")
-    first, state = jax.eval_shape(problem.init, jax.random.key(0), problem.data)
+    first, state = jax.eval_shape(problem.init, make_key(0), problem.data)
     params = jax.tree.map(jnp.asarray, params)
     shapes = [jax.tree.map(lambda a: a.shape, tree) for tree in (params, first)]
     if shapes[0] != shapes[1]:
         raise UserError(f"params have shapes {shapes[0]}: expected the problem's own, {shapes[1]}")
     if model_state is None:
         model_state = (
-            problem.init(jax.random.key(0), problem.data)[1]
-            if len(jax.tree.leaves(state))
-            else state
+            problem.init(make_key(0), problem.data)[1] if len(jax.tree.leaves(state)) else state
         )
     given = dict(hparams or {})
     for name, value in given.items():

@@ -19,6 +19,7 @@ from optjax.batch_size.ratio import quotient, student
 from optjax.run.batching import draw, no_order
 from optjax.run.problems import LossFn, Problem
 from optjax.support.errors import UserError, whole
+from optjax.support.keys import make_key
 from optjax.support.types import Array, HParams, Key, PyTree
 
 _DRAW, _NOISE = 0, 1  # folded into the key: independent streams
@@ -179,7 +180,7 @@ def per_example_noise_scale(
     if count < 3 and not exact:
         raise UserError(f"{problem.name} has {n} examples: expected at least 3")
     most = gradients.at_once(chunk, at.params, 1, count)
-    key = jax.random.key(0) if key is None else key
+    key = make_key(0) if key is None else key
     drawn = examples is not None
     square, deviations, along = _deviations(problem.loss, n, (count, most, drawn), at, key)
     if not exact:

@@ -12,6 +12,7 @@ from optjax.batch_size.gradients import GradientPoint, batch_gradient, spread
 from optjax.batch_size.ratio import quotient
 from optjax.run.problems import Data, LossFn, Metrics, Problem
 from optjax.support.errors import UserError, whole
+from optjax.support.keys import make_key
 from optjax.support.types import Array, HParams, PyTree
 
 
@@ -64,7 +65,7 @@ def with_noise_scale(
             f"{max(m, 2)} groups of batch_size {b} are {max(m, 2) * b} examples: expected at most "
             f"n = {n}"
         )
-    state = jax.eval_shape(problem.init, jax.random.key(0), problem.data)[1]
+    state = jax.eval_shape(problem.init, make_key(0), problem.data)[1]
     gradients.refuse_coupled(state, b)
     chunk = None if chunk is None else whole("chunk", chunk, 1)
     metrics = _WithNoiseScale(problem.metrics, problem.loss, b, m, chunk)
@@ -87,7 +88,7 @@ class _WithNoiseScale:
         b, m = self.batch_size, self.groups
         n = jax.tree.leaves(data.examples)[0].shape[0]
         at = GradientPoint(params, model_state, data, hparams)
-        fixed: Any = jax.random.key(0)
+        fixed: Any = make_key(0)
         order = jnp.arange(n, dtype=jnp.int32)
         if b * m < n or b > 1:
             order = jax.random.permutation(fixed, order)

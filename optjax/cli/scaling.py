@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from optjax.cli.scaling_tables import contradiction_lines, print_allocations, print_fit
 from optjax.cli.words import grouped, number, one, switch
 from optjax.support.errors import UserError, nearest
+from optjax.support.keys import make_key
 
 if TYPE_CHECKING:
     from optjax.scaling import Allocation, Bootstrap, Fit, Sensitivity
@@ -144,7 +145,6 @@ def _fit(files: list[str], groups: dict[str, list[str]]) -> int:
         raise UserError(f"--flops is given and --law is {law}: only hoffmann's law is allocated")
     if out is not None:
         _make(out)
-    import jax
 
     from optjax.scaling import bootstrap, drop_highest, fit, outliers, read_runs
     from optjax.scaling.forms import form_of
@@ -155,7 +155,7 @@ def _fit(files: list[str], groups: dict[str, list[str]]) -> int:
     kept = drop_highest(points, dropped)
     with Console().late("scaling") as progress:
         found = fit(kept, law, progress=progress)
-        refits = bootstrap(found, resamples, jax.random.key(seed), progress=progress)
+        refits = bootstrap(found, resamples, make_key(seed), progress=progress)
         most = min(max(10, dropped), len(points.loss) - form.parameters - 1)
         try:
             without = outliers(points, law, most, progress=progress)

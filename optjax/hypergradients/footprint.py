@@ -12,6 +12,7 @@ from optjax.hypergradients.job import Job, looks_inside, size
 from optjax.hypergradients.mode import Footprint, Mode
 from optjax.run import core
 from optjax.run.problems import Data
+from optjax.support.keys import make_key
 from optjax.support.machine import free_memory
 from optjax.support.types import HParams, PyTree
 
@@ -27,7 +28,7 @@ def of_run(job: Job, data: Data, theta: HParams, rest: HParams) -> Footprint:
 def _footprint(job: Job, structure: Any, leaves: tuple[Any, ...]) -> Footprint:
     arrays = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in leaves]
     data, theta, rest = jax.tree.unflatten(structure, arrays)
-    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.eval_shape(lambda: make_key(0))
 
     def state(data: Data, theta: HParams, rest: HParams, key: Any) -> Any:
         return core.init(job.plan, data, {**rest, **theta}, key)

@@ -100,7 +100,7 @@ def _singly(job: Job, data: Data, theta: HParams, rest: HParams, key: Key) -> Fo
         return core.step(plan, data, {**rest, **theta}, state)
 
     def record(theta: HParams, state: RunState, losses: Array) -> Records:
-        return core.record(plan, data, {**rest, **theta}, state, jnp.mean(losses))
+        return core.record(plan, data, {**rest, **theta}, state, core.mean_loss(state, losses))
 
     def judge(theta: HParams, start: Any, end: RunState, records: Records) -> Any:
         return job.judge(core.finish(plan, data, {**rest, **theta}, start, end, records))

@@ -85,7 +85,7 @@ def greedy_learning_rates(
             f"{problem.name} has no examples, and noise that is not known: expected "
             "examples, or oj.quadratic"
         )
-    checked = dict(run.checked({**hparams, "learning_rate": 0.0}))
+    checked = dict(run.entered({**hparams, "learning_rate": 0.0}))
     return _run(run.plan, problem.data, checked, jnp.asarray(max_rate), key)
 
 

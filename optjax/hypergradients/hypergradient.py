@@ -30,6 +30,7 @@ from optjax.run.problems import Data
 from optjax.run.trajectory import Run
 from optjax.support.console import Console
 from optjax.support.errors import UserError, nearest
+from optjax.support.keys import as_key, make_key
 from optjax.support.types import Array, HParams, Key, PyTree
 
 MODES: dict[str, Mode] = {
@@ -47,6 +48,10 @@ MODES: dict[str, Mode] = {
 
 class NonFiniteHypergradient(UserWarning):
     """The run diverged, or its gradient overflowed: the gradient is NaN, and marked so."""
+
+
+class FlatObjective(UserWarning):
+    """Every derivative is exactly 0: the objective is a step function, as an accuracy is."""
 
 
 @jax.tree_util.register_dataclass
@@ -116,19 +121,18 @@ class HypergradFn:
         default_factory=dict, init=False, repr=False
     )  # by shapes
 
-    def __call__(self, hparams: HParams, key: Key) -> Hypergradient:
-        if not hasattr(key, "dtype"):
-            raise UserError(f"key is {key!r}: expected a key, as from jax.random.key(0)")
+    def __call__(self, hparams: HParams, key: Key | int) -> Hypergradient:
         result = self.pure(self.run.problem.data, hparams, key)
         if not isinstance(result.finite, Tracer):
             self._judge(result)
         return result
 
-    def pure(self, data: Data, hparams: HParams, key: Key) -> Hypergradient:
+    def pure(self, data: Data, hparams: HParams, key: Key | int) -> Hypergradient:
         """Compute the same with the data as an argument, unjudged: for `jax.jit`."""
+        self.run.entered(hparams)
         theta, rest = self.parted(hparams)
         mode = self.chosen(data, theta, rest).mode
-        return _compute(mode, self.job, data, theta, rest, key)
+        return _compute(mode, self.job, data, theta, rest, as_key(key))
 
     def explain(self, hparams: HParams) -> Choice:
         """Return the mode that is taken for these hyperparameters, and why."""
@@ -160,7 +164,7 @@ class HypergradFn:
         mode = self.chosen(data, theta, rest).mode
         together = at_once(mode, self.job, data, theta, rest)
         each = jax.lax.map(
-            lambda seed: self(hparams, jax.random.key(seed)),
+            lambda seed: self(hparams, make_key(seed)),
             jnp.asarray(which),
             batch_size=min(len(which), together),
         )
@@ -200,6 +204,8 @@ class HypergradFn:
     def _judge(self, result: Hypergradient) -> None:
         """Say what a person who calls it would otherwise find out late."""
         if bool(np.all(np.asarray(result.finite))):
+            if not any(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(result.gradient)):
+                warnings.warn(flat(self.job.name), FlatObjective, stacklevel=3)
             return
         refusal = self.mode.refusal(result.aux, int(result.status), result.value.dtype)
         if refusal is not None:
@@ -207,6 +213,14 @@ class HypergradFn:
         at = int(result.diverged_at)
         why = f"the run diverged at step {at}" if at >= 0 else self.mode.not_finite
         warnings.warn(f"{why}: the hypergradient is NaN", NonFiniteHypergradient, stacklevel=3)
+
+
+def flat(objective: str) -> str:
+    """Say that an objective has no slope, and what to do."""
+    return (
+        f"every derivative of {objective} is exactly 0: it has no slope here, as an accuracy has "
+        "none; take a loss, or mode='es', which smooths it"
+    )
 
 
 def parted(hparams: HParams, wrt: tuple[str, ...] | None, dtype: Any) -> tuple[HParams, HParams]:
@@ -324,7 +338,7 @@ def hypergrad(
       of a run.
 
       Where the run diverged the gradient is NaN, ``finite`` is False, and a call outside of
-      `jit` warns.
+      `jit` warns. So it does where every derivative is exactly 0.
 
     Raises:
       UserError: unknown names; what cannot be differentiated; a mode that cannot serve, or whose
@@ -369,7 +383,7 @@ def _metrics(run: Run) -> set[str]:
     plan, data = run.plan, run.problem.data
 
     def look(data: Data) -> Any:
-        params, state = plan.init(jax.random.key(0), data)
+        params, state = plan.init(make_key(0), data)
         try:
             return plan.metrics(params, state, data, {})
         except KeyError:  # a metric that reads a hyperparameter

@@ -122,14 +122,16 @@ def draw(
 
     Returns:
       The indices, (B,) int32 (None: all examples, no gather); the mask of the slots that count,
-      (B,) bool (None: all); the order for the next step.
+      (B,) bool (None: all); the order for the next step. A slot that does not count holds the first
+      example that does: a loss that is singular elsewhere has no NaN in its derivative.
     """
     slot = jnp.arange(slots, dtype=jnp.int32)
     if sampler == "full":
         return None, None, order
     if sampler == "replacement":
         indices = jax.random.randint(jax.random.fold_in(key, step), (slots,), 0, n, jnp.int32)
-        return indices, (None if size is None else slot < size), order
+        mask = None if size is None else slot < size
+        return _filled(indices, mask), mask, order
 
     b = jnp.asarray(slots if size is None else size, jnp.int32)
     batches = (n + b - 1) // b
@@ -142,7 +144,13 @@ def draw(
     indices = order[jnp.minimum(position, n - 1)]
     if size is None and n % slots == 0:
         return indices, None, order
-    return indices, (slot < b) & (position < n), order
+    mask = (slot < b) & (position < n)
+    return _filled(indices, mask), mask, order
+
+
+def _filled(indices: Array, mask: Array | None) -> Array:
+    """Let the slots that do not count hold the first example."""
+    return indices if mask is None else jnp.where(mask, indices, indices[0])
 
 
 def _permutation(key: Key, epoch: Array, n: int) -> Array:

@@ -27,7 +27,7 @@ class Status(enum.IntEnum):
 
     RUNNING = 0  # the budget of steps ended first
     CONVERGED = 1  # the largest gradient entry of the last step is within the tolerance
-    DIVERGED = 2  # a loss, gradient or parameter is NaN or infinite
+    DIVERGED = 2  # a parameter or a reported loss is NaN or infinite
     STOPPED = 3  # ended by a stop rule of a sweep
 
 
@@ -35,7 +35,7 @@ class Records(NamedTuple):
     """The values recorded along a run, one row a record."""
 
     step: Array  # (R,) int32, updates done when the record was taken: k, 2k, …
-    loss: Array  # (R,) mean mini-batch loss over the k steps up to the record
+    loss: Array  # (R,) mean mini-batch loss over the k steps up to the record; see `mean_loss`
     metrics: dict[str, Array]  # (R,) each, at the parameters of the record
     path: PyTree  # parameters at each record, leaves (R, ...); None unless asked for
 
@@ -50,7 +50,7 @@ class RunState(NamedTuple):
     opt_state: PyTree
     order: Array  # (n,) int32, this epoch's order of the examples; (0,) for other samplers
     gradient: Array  # () largest absolute entry of the last gradient
-    diverged_at: Array  # () int32, the first step whose loss or gradient was not finite; −1
+    diverged_at: Array  # () int32, the first step at which a value stopped being finite; −1
 
 
 class Outcome(NamedTuple):
@@ -109,7 +109,7 @@ class Plan:
             return _step(self, data, hparams, state)
 
         def recorded(state: RunState, losses: Array) -> dict[str, Array]:
-            found = record(self, data, hparams, state, jnp.mean(losses))
+            found = record(self, data, hparams, state, mean_loss(state, losses))
             return {"loss": found.loss, **found.metrics}
 
         state, values = walk(steps, steps, one, recorded, state, None, counted)
@@ -167,7 +167,7 @@ def optimizer_of(plan: Plan, hparams: HParams) -> optax.GradientTransformationEx
 @functools.partial(jax.jit, static_argnums=0)
 def init(plan: Plan, data: Data, hparams: HParams, key: Key) -> RunState:
     """Return the state before the first step; a traced batch size out of range diverges at 0."""
-    params, model_state = plan.init(jax.random.fold_in(key, _INIT), data)
+    params, model_state = _first(plan.init(jax.random.fold_in(key, _INIT), data))
     if "initial_params" in hparams:
         params = _given(params, hparams["initial_params"])
     start = jnp.zeros((), jnp.int32)
@@ -186,6 +186,29 @@ def init(plan: Plan, data: Data, hparams: HParams, key: Key) -> RunState:
         gradient=jnp.full((), jnp.inf, hyper_dtype(params)),
         diverged_at=jnp.where(good, -1, 0).astype(jnp.int32),
     )
+
+
+def _first(found: Any) -> tuple[PyTree, PyTree]:
+    """Check that a problem's init gives (params, model_state), and real numbers to train."""
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise UserError(
+            f"the problem's init gives {_kind(found)}: expected a pair (params, model_state); give "
+            "() for a model without state"
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(found[0])
+    if not leaves:
+        raise UserError("the problem has no parameters: expected at least one array to train")
+    for path, leaf in leaves:
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            name = jax.tree_util.keystr(path, simple=True, separator=".") or "the parameter"
+            advice = (
+                "hold its real and its imaginary part as two arrays"
+                if jnp.issubdtype(dtype, jnp.complexfloating)
+                else "start from floats, as jnp.zeros gives"
+            )
+            raise UserError(f"{name} is {dtype}: expected real floating numbers; {advice}")
+    return jax.tree.map(jnp.asarray, found)
 
 
 def _given(params: PyTree, initial: PyTree) -> PyTree:
@@ -238,7 +261,7 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
     batch = Batch(examples, mask, noise, data.shared, weights)
 
     def value(params: PyTree) -> tuple[Array, PyTree]:
-        return plan.loss(params, state.model_state, batch, numbers)
+        return _parted(plan.loss(params, state.model_state, batch, numbers))
 
     (loss, model_state), grads = jax.value_and_grad(value, has_aux=True)(state.params)
     l2 = numbers.get("l2")
@@ -258,19 +281,18 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
             grad=grads,
             value_fn=lambda p: penalised(value(p)[0], l2, p),
         )
-    # A float32 coefficient must not widen the state of a bfloat16 run.
-    opt_state = jax.tree.map(
-        lambda new, old: new if new.dtype == old.dtype else new.astype(old.dtype),
-        opt_state,
-        state.opt_state,
-    )
+    # A float32 coefficient must not widen the state of a bfloat16 run, nor float64 data that of a
+    # float32 network.
+    opt_state = _as_before(opt_state, state.opt_state)
+    model_state = _as_before(model_state, state.model_state)
     params = cast(PyTree, optax.apply_updates(state.params, updates))
 
     largest = [jnp.max(jnp.abs(g)).astype(hyper_dtype(params)) for g in jax.tree.leaves(grads)]
     top = jnp.max(jnp.stack(largest))
     top = jax.lax.stop_gradient(top)
-    finite = jnp.isfinite(top) & jnp.isfinite(loss)
-    fresh = ~finite & (state.diverged_at < 0)
+    # A gradient that is not finite, and parameters that are: the optimiser skipped the step.
+    ended = jnp.where(jnp.isfinite(top), ~jnp.isfinite(loss), ~_all_finite(params))
+    fresh = ended & (state.diverged_at < 0)
     state = RunState(
         step=state.step + 1,
         key=state.key,
@@ -282,6 +304,48 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
         diverged_at=jnp.where(fresh, state.step, state.diverged_at),
     )
     return state, loss
+
+
+def _parted(found: Any) -> tuple[Array, PyTree]:
+    """Check that a problem's loss gives (mean loss, model_state)."""
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise UserError(
+            f"the problem's loss gives {_kind(found)}: expected a pair (mean loss, model_state), "
+            "model_state as init gave it, or () if there is none"
+        )
+    if jnp.shape(found[0]) != ():
+        raise UserError(
+            f"the problem's loss has shape {jnp.shape(found[0])}: expected one number, the mean "
+            "over the batch: oj.masked_mean(values, batch.mask, batch.weights)"
+        )
+    return found
+
+
+def _kind(value: Any) -> str:
+    shape = f" of shape {value.shape}" if hasattr(value, "shape") else ""
+    return f"a {'number' if shape == ' of shape ()' else type(value).__name__}{shape}"
+
+
+def _as_before(new: PyTree, old: PyTree) -> PyTree:
+    """Cast a state to the dtypes that it had before the step."""
+    return jax.tree.map(lambda a, b: a if a.dtype == b.dtype else a.astype(b.dtype), new, old)
+
+
+def _all_finite(tree: PyTree) -> Array:
+    """Tell whether all numbers of a tree are finite, ()."""
+    each = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
+    return functools.reduce(jnp.logical_and, each, jnp.array(True))
+
+
+def mean_loss(state: RunState, losses: Array) -> Array:
+    """Average the losses of the steps before a record, without those that were skipped.
+
+    In a run that has not diverged a loss that is not finite is of a step that the optimiser
+    skipped. Where all were skipped, and where the run has diverged, the mean is NaN.
+    """
+    good = jnp.isfinite(losses) & (state.diverged_at < 0)
+    count = jnp.sum(good).astype(losses.dtype)
+    return jnp.sum(jnp.where(good, losses, jnp.zeros_like(losses))) / count
 
 
 def record(plan: Plan, data: Data, hparams: HParams, state: RunState, loss: Array) -> Records:
@@ -318,7 +382,7 @@ def steps_of(
         return step(plan, data, {**fixed, **row}, state)
 
     def recorded(state: RunState, losses: Array) -> Records:
-        return record(plan, data, hparams, state, jnp.mean(losses))
+        return record(plan, data, hparams, state, mean_loss(state, losses))
 
     return walk(steps, plan.record_every, one, recorded, state, rows, loop)
 
@@ -333,9 +397,7 @@ def outcome(plan: Plan, data: Data, hparams: HParams, state: RunState) -> Outcom
     """Judge a run that ends in `state`."""
     numbers = hparams_at(plan, hparams, state.params, state.step)
     final_loss = plan.objective(state.params, state.model_state, data, numbers)
-    finite = jnp.isfinite(final_loss)
-    for leaf in jax.tree.leaves(state.params):
-        finite &= jnp.all(jnp.isfinite(leaf))
+    finite = jnp.isfinite(final_loss) & _all_finite(state.params)
     diverged_at = jnp.where(~finite & (state.diverged_at < 0), state.step, state.diverged_at)
     status = jnp.full((), Status.RUNNING, jnp.int32)
     if plan.tolerance is not None:

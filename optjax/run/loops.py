@@ -13,17 +13,23 @@ Loop = Callable[..., tuple[Any, Any]]
 
 
 def counted(body: Any, carry: PyTree, xs: None, length: Array) -> tuple[PyTree, Array]:
-    """Loop a traced number of times, without inputs; a `Loop` that returns the mean output."""
+    """Loop a traced number of times, without inputs; a `Loop` that returns one output.
+
+    It is the mean of the outputs that are finite; NaN if none is.
+    """
     kind = jax.eval_shape(body, carry, xs)[1]
     # A sum over many steps loses too much in half precision.
     wide = widened(kind.dtype)
 
-    def one(_: Array, both: tuple[PyTree, Array]) -> tuple[PyTree, Array]:
-        carry, y = body(both[0], None)
-        return carry, both[1] + y.astype(wide)
+    def one(_: Array, all_of: tuple[PyTree, Array, Array]) -> tuple[PyTree, Array, Array]:
+        carry, total, count = all_of
+        carry, y = body(carry, None)
+        good = jnp.isfinite(y)
+        return carry, total + jnp.where(good, y.astype(wide), 0), count + good.astype(wide)
 
-    carry, total = jax.lax.fori_loop(0, length, one, (carry, jnp.zeros((), wide)))
-    return carry, (total / length.astype(wide)).astype(kind.dtype)[None]
+    zero = jnp.zeros((), wide)
+    carry, total, count = jax.lax.fori_loop(0, length, one, (carry, zero, zero))
+    return carry, (total / count).astype(kind.dtype)[None]
 
 
 def widened(dtype: Any) -> Any:

@@ -78,8 +78,8 @@ def differentiable(tx: optax.GradientTransformation) -> optax.GradientTransforma
     """Replace every root in a transformation's update by one like `safe_sqrt`.
 
     The update is traced, and its program is evaluated with the roots replaced. This takes any
-    optax transformation, and keeps its values to the bit. Roots inside loops and custom derivatives
-    stay as they are.
+    optax transformation, and keeps its values to the bit; branches and loops too. Only functions
+    with a derivative of their own (`jax.custom_jvp`) stay as they are.
 
     >>> import jax, jax.numpy as jnp, optax
     >>> def first_step(lr):
@@ -121,7 +121,7 @@ def _as_optax_expects() -> Iterator[None]:
 
 
 def _evaluate(jaxpr: Any, consts: list[Any], args: list[Any]) -> list[Any]:
-    """Evaluate a jaxpr with its roots replaced by safe ones, inner jits included."""
+    """Evaluate a jaxpr with its roots replaced by safe ones, in inner programs too."""
     values: dict[Any, Any] = dict(
         zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True)
     )
@@ -137,10 +137,31 @@ def _evaluate(jaxpr: Any, consts: list[Any], args: list[Any]) -> list[Any]:
             inner = eqn.params["jaxpr"]
             outputs = _evaluate(inner.jaxpr, inner.consts, inputs)
         else:
-            outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(eqn.params))
+            params = eqn.params
+            if not eqn.primitive.name.startswith("custom_"):
+                params = {name: _exchanged(value) for name, value in params.items()}
+            outputs = eqn.primitive.bind(*inputs, **eqn.primitive.get_bind_params(params))
             outputs = outputs if eqn.primitive.multiple_results else [outputs]
         values.update(zip(eqn.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars]
+
+
+def _exchanged(value: Any) -> Any:
+    """Replace the roots of a branch or of a loop's body; return other parameters as they are."""
+    if type(value) is tuple:  # branches
+        return tuple(map(_exchanged, value))
+    if not isinstance(value, jex_core.ClosedJaxpr) or not _has_root(value.jaxpr):
+        return value
+    kinds = [jax.ShapeDtypeStruct(a.shape, a.dtype, weak_type=a.weak_type) for a in value.in_avals]
+    return jax.make_jaxpr(lambda *args: _evaluate(value.jaxpr, value.consts, list(args)))(*kinds)
+
+
+def _has_root(jaxpr: Any) -> bool:
+    return any(
+        eqn.primitive.name in _EXCHANGED
+        or any(map(_has_root, jex_core.jaxprs_in_params(eqn.params)))
+        for eqn in jaxpr.eqns
+    )
 
 
 def with_weight_decay(factory: Factory) -> Factory:

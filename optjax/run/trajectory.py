@@ -15,12 +15,13 @@ import numpy as np
 import optax
 from jax.core import Tracer
 
-from optjax.run import core, optimizers
+from optjax.run import core, masking, optimizers
 from optjax.run.batching import Sampler
 from optjax.run.core import Plan, Records, RunState, Trajectory
 from optjax.run.piecewise import Piecewise
 from optjax.run.problems import Data, Problem
 from optjax.support.errors import UserError, nearest, whole
+from optjax.support.keys import as_key, make_key
 from optjax.support.types import HParams, Key
 
 
@@ -31,24 +32,22 @@ class Run:
     problem: Problem
     plan: Plan
 
-    def __call__(self, hparams: HParams, key: Key) -> Trajectory:
-        """Carry out the run."""
-        if not hasattr(key, "dtype"):
-            raise UserError(f"key is {key!r}: expected a key, as from jax.random.key(0)")
+    def __call__(self, hparams: HParams, key: Key | int) -> Trajectory:
+        """Carry out the run; a whole number for a key is a seed."""
         return self.pure(self.problem.data, hparams, key)
 
-    def pure(self, data: Data, hparams: HParams, key: Key) -> Trajectory:
+    def pure(self, data: Data, hparams: HParams, key: Key | int) -> Trajectory:
         """Carry out the run with the data as an argument: `jit` this if the data are large.
 
         ``run(hparams, key)`` is itself compiled, once for all data of a shape. A user's own
         ``jax.jit(run)`` makes the data constants of its program, like every array that a function
         closes over; ``jax.jit(run.pure)(run.problem.data, hparams, key)`` does not.
         """
-        return core.run(self.plan, data, self.checked(hparams), key)
+        return core.run(self.plan, data, self.entered(hparams), as_key(key))
 
-    def init(self, hparams: HParams, key: Key) -> RunState:
+    def init(self, hparams: HParams, key: Key | int) -> RunState:
         """Return the state before the first step."""
-        return core.init(self.plan, self.problem.data, self.checked(hparams), key)
+        return core.init(self.plan, self.problem.data, self.entered(hparams), as_key(key))
 
     def advance(
         self, state: RunState, hparams: HParams, steps: int, data: Data | None = None
@@ -71,14 +70,16 @@ class Run:
         if steps < 1 or steps % every:
             raise UserError(f"steps is {steps}: expected a positive multiple of {every}")
         data = self.problem.data if data is None else data
-        return core.advance(self.plan, steps, data, self.checked(hparams), state)
+        return core.advance(self.plan, steps, data, self.entered(hparams), state)
 
     def finish(self, start: RunState, end: RunState, records: Records, hparams: HParams):
         """Return the `Trajectory` of a run that was advanced from `start` to `end` in chunks."""
         hparams = self.checked(hparams)
         return core.finish(self.plan, self.problem.data, hparams, start.params, end, records)
 
-    def chunks(self, hparams: HParams, key: Key, steps: int) -> Iterator[tuple[RunState, Records]]:
+    def chunks(
+        self, hparams: HParams, key: Key | int, steps: int
+    ) -> Iterator[tuple[RunState, Records]]:
         """Yield state and records after every `steps` steps, on the host: for stop rules, progress.
 
         Raises:
@@ -90,6 +91,14 @@ class Run:
         for _ in range(self.plan.steps // steps):
             state, records = self.advance(state, hparams, steps)
             yield state, records
+
+    def entered(self, hparams: HParams) -> HParams:
+        """Check as `checked` does, and that the loss counts no padding where a batch has some."""
+        checked = self.checked(hparams)
+        refusal = masking.refusal(self.plan, self.problem.data, checked)
+        if refusal is not None:
+            raise UserError(refusal)
+        return checked
 
     def checked(self, hparams: HParams) -> HParams:
         """Check the names and the concrete values; return all as they enter the program."""
@@ -155,7 +164,7 @@ class Run:
     @functools.cached_property
     def params(self) -> Any:
         """The shapes and dtypes of the parameters, as `jax.eval_shape` gives them."""
-        return jax.eval_shape(self.plan.init, jax.random.key(0), self.problem.data)[0]
+        return jax.eval_shape(self.plan.init, make_key(0), self.problem.data)[0]
 
     def _check_like_params(self, name: str, tree: Any, alone: tuple[Any, ...] = ()) -> None:
         """Check that a tree is like the parameters; a leaf may have a shape in `alone` instead."""
@@ -186,6 +195,8 @@ def as_value(name: str, value: Any, steps: int) -> Any:
     """Convert a hyperparameter to the number, the tree or the schedule that enters the program."""
     if isinstance(value, Piecewise):
         return _schedule(name, value, steps)
+    if hasattr(value, "unfreeze"):  # a FrozenDict of Flax
+        value = value.unfreeze()
     if callable(value) and not isinstance(value, type):
         return _of_steps(name, value, steps)
     if isinstance(value, Mapping | list | tuple) and _is_tree(value):

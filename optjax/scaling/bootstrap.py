@@ -15,6 +15,7 @@ from optjax.scaling.fit import Fit, logs
 from optjax.scaling.minimise import Progress, minimise
 from optjax.support.console import silent
 from optjax.support.errors import UserError, whole
+from optjax.support.keys import make_key
 from optjax.support.types import Array, Key
 
 
@@ -98,7 +99,7 @@ def bootstrap(
     Source: Besiroglu et al. 2024 (arXiv:2404.10102), who drew 4,000.
     """
     resamples = whole("resamples", resamples, 2)
-    key = jax.random.key(0) if key is None else key
+    key = make_key(0) if key is None else key
     n = len(found.runs.loss)
     z = logs(found.form, found.runs) - found.means[:, None]
     starts = np.broadcast_to(found.theta, (resamples, len(found.theta)))

@@ -12,6 +12,7 @@ from optjax.scaling.minimise import Minima, Progress, minimise
 from optjax.scaling.table import Runs
 from optjax.support.console import silent
 from optjax.support.errors import UserError, whole
+from optjax.support.keys import make_key
 from optjax.support.types import Key
 
 _STARTS = 16  # of each fit without outliers
@@ -180,7 +181,7 @@ def extrapolate(
     small, large = points.take(np.sort(order[:cut])), points.take(np.sort(order[cut:]))
     check(form, small)
     found = fit(small, law, delta=delta, progress=progress)
-    key = jax.random.key(0) if key is None else key
+    key = make_key(0) if key is None else key
     refits = bootstrap(found, resamples, key, progress=progress)
     sizes = [getattr(large, size) for size in form.sizes]
     with jax.enable_x64(True):

@@ -12,6 +12,7 @@ import numpy as np
 from optjax.run import core
 from optjax.run.problems import Data
 from optjax.support.errors import UserError, nearest, whole
+from optjax.support.keys import make_key
 from optjax.support.machine import free_memory
 from optjax.support.types import Array, PyTree
 from optjax.sweeps.active_runs import inputs
@@ -162,7 +163,7 @@ def _shapes(point: Point, final: Final | None) -> tuple[dict[str, Any], dict[str
             raise UserError("final gives something else than a dict of arrays: expected that")
         return dict(metrics), dict(ends)
 
-    return jax.eval_shape(look, data, point.hparams, jax.random.key(0))
+    return jax.eval_shape(look, data, point.hparams, make_key(0))
 
 
 def kept(groups: Sequence[Group], seeds: Sequence[int], grid: Grid) -> dict[str, list[str]]:

@@ -19,13 +19,14 @@ import numpy as np
 from optjax.hypergradients.footprint import needed
 from optjax.hypergradients.hypergradient import HypergradFn, HypergradientComputation
 from optjax.hypergradients.job import looks_inside
-from optjax.run import core
+from optjax.run import core, masking
 from optjax.run.computation import Computation
 from optjax.run.core import Plan
 from optjax.run.piecewise import Piecewise
 from optjax.run.problems import Data
 from optjax.run.trajectory import Run, as_value
 from optjax.support.errors import UserError, nearest
+from optjax.support.keys import make_key
 from optjax.support.types import HParams, PyTree
 from optjax.sweeps.grid import Grid, Labelled, label
 
@@ -200,6 +201,7 @@ def grouped(points: Sequence[Point], batching: Batching = "auto", final: Any = N
     for (plan, *_), members in groups.items():
         first = points[members[0]]
         if not _split_by_batch(first):
+            _refuse_padding(plan, first)
             found.append(_group(points, members, plan))
             continue
         sizes = np.array([int(points[i].hparams["batch_size"]) for i in members])
@@ -318,6 +320,13 @@ def _shared(
     point: Point, plan: Plan, sizes: np.ndarray, work: np.ndarray, batching: Batching
 ) -> list[tuple[int, int]]:
     distinct = np.unique(sizes)
+    try:
+        _refuse_padding(dataclasses.replace(plan, slots=int(distinct[-1])), point)
+    except UserError:
+        cut = plan.sampler != "replacement" and any(plan.n % size for size in distinct.tolist())
+        if cut or batching == "masked":
+            raise
+        batching = "static"  # full batches have no padding
     if batching == "masked" or len(distinct) == 1:
         return [(int(distinct[0]), int(distinct[-1]))]
     if batching == "static":
@@ -335,6 +344,12 @@ def _shared(
     return cheapest(distinct.tolist(), total, cost, compiling)
 
 
+def _refuse_padding(plan: Plan, point: Point) -> None:
+    why = masking.refusal(plan, point.run.problem.data, point.hparams)
+    if why is not None:
+        raise UserError(why)
+
+
 _RATE = {"cpu": 2e10, "gpu": 5e12, "tpu": 2e13}
 """Operations a second that small steps reach: a guess to the order of magnitude will do."""
 
@@ -345,7 +360,7 @@ _COMPILING = 8.0
 def operations(plan: Plan, data: Data, hparams: dict[str, Any]) -> tuple[float, float]:
     """(operations of one step, as XLA counts them before it optimises; seconds to lower it)."""
     begin = time.perf_counter()
-    key = jax.random.key(0)
+    key = make_key(0)
     state = jax.eval_shape(lambda d, h, k: core.init(plan, d, h, k), data, hparams, key)
     step = jax.jit(lambda d, h, s: core.step(plan, d, h, s))
     lowered = step.lower(data, hparams, state)

@@ -34,7 +34,7 @@ _HEAVY = 2e6
 _WORTH_MEASURING = 1e11
 """Operations of all steps below which no layout is measured: the sweep takes seconds."""
 
-_HASTY = 2e12
+_HASTE = (2e12, 2e11)
 """Operations of all steps below which compiling with less effort saves more than it costs."""
 
 _TRIAL_SHARE = 0.1
@@ -76,7 +76,9 @@ class Request:
 def choose(request: Request) -> Chosen:
     """Choose the layout to run in; compile it and, where it pays, measure it."""
     if request.how != "auto" or request.vmap_chunk is not None:
-        return _fitting(request, request.programs(_given(request)), "given")
+        programs = request.programs(_given(request))
+        programs.haste = _haste(request, programs.operations())
+        return _fitting(request, programs, "given")
     memory = _Memory(request)
     # Processes may remember different things, and must run the same programs.
     known = memory.layout() if jax.process_count() == 1 else None
@@ -85,19 +87,19 @@ def choose(request: Request) -> Chosen:
     before = _BEFORE.get(memory.key)
     if before is not None and request.steps <= 4 * before.steps and request.runs >= before.runs:
         programs = request.programs(before.layout)
-        programs.hasty = before.hasty
+        programs.haste = before.haste
         return dataclasses.replace(_fitting(request, programs, "as before"), rate=before.rate)
     chosen = _chosen(request, memory)
     programs = chosen.programs
     _BEFORE[memory.key] = _Before(
-        programs.layout, programs.hasty, chosen.rate, request.steps, request.runs
+        programs.layout, programs.haste, chosen.rate, request.steps, request.runs
     )
     return chosen
 
 
 def _chosen(request: Request, memory: "_Memory") -> Chosen:
     programs, flops = _guess(request)
-    programs.hasty = flops * request.steps < _HASTY
+    programs.haste = _haste(request, flops)
     chosen = _fitting(request, programs)
     if flops * request.steps < _WORTH_MEASURING or jax.process_count() > 1:
         return chosen
@@ -124,6 +126,12 @@ def _chosen(request: Request, memory: "_Memory") -> Chosen:
     chosen = dataclasses.replace(chosen, why="tried")
     memory.keep(chosen.programs.layout)
     return chosen
+
+
+def _haste(request: Request, flops: float) -> int:
+    """Return how hastily to compile, 0 to 2, given the operations of a step."""
+    turns = getattr(request.group.computation, "turns", 1)
+    return sum(flops * turns * request.steps < most for most in _HASTE)
 
 
 def describe(layout: BatchLayout, devices: int) -> str:
@@ -227,11 +235,11 @@ def _fitting(request: Request, programs: Programs, why: str = "guessed") -> Chos
         if needed <= request.memory or layout.vmap_chunk == 1:
             return Chosen(programs, None, why, {})
         vmap_chunk = _power(max(1.0, layout.vmap_chunk * request.memory / needed))
-        hasty = programs.hasty
+        haste = programs.haste
         programs = request.programs(
             BatchLayout(len(request.devices) * vmap_chunk, vmap_chunk, layout.counts)
         )
-        programs.hasty = hasty
+        programs.haste = haste
 
 
 def _others(request: Request, first: BatchLayout) -> list[BatchLayout]:
@@ -285,7 +293,7 @@ class _Before(NamedTuple):
     """What was chosen in this process, and for how much work."""
 
     layout: BatchLayout
-    hasty: bool
+    haste: int
     rate: float | None
     steps: float
     runs: int

@@ -7,7 +7,6 @@ chunks, one after the other; the runs of a chunk are vmapped. So (batch, vmap_ch
 
 import dataclasses
 import functools
-import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -20,17 +19,11 @@ from jax import lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from optjax.run.problems import Data
+from optjax.support.machine import hasty_options
 from optjax.support.types import Array, PyTree
 from optjax.sweeps import swept_run
 from optjax.sweeps.groups import counted, kinds_of
 from optjax.sweeps.swept_run import Inputs, RunSpec, SweptRun
-
-_QUICK = {
-    "xla_backend_optimization_level": 1,
-    "xla_cpu_use_fusion_emitters": False,
-    "xla_cpu_parallel_codegen_split_count": 1,
-}
-"""Options of XLA's CPU compiler that halve the compile time and cost little in short programs."""
 
 
 class BatchLayout(NamedTuple):
@@ -149,7 +142,7 @@ class Programs:
         self._compiled: dict[str, Any] = {}
         self._chunk_lowered: Any = None
         self.compiling = 0.0  # seconds, when its programs were compiled
-        self.hasty = False  # whether compiling would take longer than running
+        self.haste = 0  # 0 to 2: with how little effort to compile
 
     def start(self, inputs: Inputs, seeds: PyTree) -> PyTree:
         """Start the runs."""
@@ -212,14 +205,12 @@ class Programs:
 
     def _key(self, args: Any) -> Any:
         kinds = kinds_of((self.data, *args))
-        return self.spec, self.layout, tuple(self.devices), self.hasty, kinds
+        return self.spec, self.layout, tuple(self.devices), self.haste, kinds
 
     def _options(self, name: str) -> dict[str, Any] | None:
         """Return XLA's options; a user's own XLA_FLAGS on them stand."""
-        if self.devices[0].platform != "cpu" or not (self.hasty or name != "chunk"):
-            return None
-        given = os.environ.get("XLA_FLAGS", "")
-        return {option: value for option, value in _QUICK.items() if option not in given}
+        haste = self.haste if name == "chunk" else 2
+        return hasty_options(haste) if self.devices[0].platform == "cpu" else None
 
     def prepare(self) -> None:
         """Compile all three programs, side by side, before their arguments are there."""

@@ -1,6 +1,7 @@
 """What a person sees of a sweep, and how a person stops it."""
 
 import math
+import os
 import signal
 import threading
 import time
@@ -22,8 +23,8 @@ class Meter:
         self, results: Results, progress: Progress, describe: Callable[[], str] | None = None
     ) -> None:
         self.results, self.progress, self.describe = results, progress, describe
-        self.begun = time.perf_counter()
-        self.before = int(results.done.sum())
+        self.seen = time.perf_counter(), int(results.done.sum())  # at the last look
+        self.speeds: list[float] = []  # steps a second, a chunk each
 
     def show(self, over: np.ndarray) -> None:
         """Say where the sweep stands; `over`, (N,) bool: runs that have stopped or diverged."""
@@ -31,10 +32,11 @@ class Meter:
         done = int(results.done.sum())
         over = over | results.judged
         total = max(1, int(np.where(over, results.done, results.steps).sum()))
-        speed = (done - self.before) / max(1e-9, time.perf_counter() - self.begun)
+        speed = self._speed(done)
         ended = int(np.sum(over | (results.done >= results.steps)))
         diverged = int(np.sum(results.diverged_at >= 0))
-        left = (total - done) / speed if speed > 0 else math.inf
+        # The first chunk has compiled, too: it tells no time.
+        left = (total - done) / speed if speed > 0 and len(self.speeds) > 1 else math.inf
         text = (
             f"{ended:,} of {len(results):,} runs"
             + (f", {diverged:,} diverged" if diverged else "")
@@ -42,6 +44,18 @@ class Meter:
             + (f", {_duration(left)} left" if math.isfinite(left) and done < total else "")
         )
         self.progress(self.describe() if self.describe else text, min(1.0, done / total))
+
+    def _speed(self, done: int) -> float:
+        """Return the median speed of the last chunks."""
+        (then, before), now = self.seen, time.perf_counter()
+        if done > before:
+            self.speeds.append((done - before) / max(1e-9, now - then))
+            self.seen = now, done
+        recent = self.speeds[1:][-_RECENT:] or self.speeds
+        return float(np.median(recent)) if recent else 0.0
+
+
+_RECENT = 7
 
 
 class Interrupt:
@@ -69,6 +83,7 @@ class Interrupt:
         if self.asked:
             raise KeyboardInterrupt
         self.asked = True
+        os.write(2, b"\noptjax: stopping after the chunk under way; once more: at once\n")
 
 
 def _si(x: float) -> str:

@@ -6,11 +6,10 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import jax
-
 from optjax.run.core import Trajectory
 from optjax.run.trajectory import Run
 from optjax.support.errors import UserError, whole
+from optjax.support.keys import make_key
 from optjax.sweeps.grid import Grid, label
 from optjax.sweeps.groups import resolve
 
@@ -97,7 +96,7 @@ def replay(
         point.run.plan, steps=point.steps, record_every=every, record_path=True
     )
     again = Run(point.run.problem, plan)
-    start = again.init(point.hparams, jax.random.key(seed))
+    start = again.init(point.hparams, make_key(seed))
     end, records = again.advance(start, point.hparams, steps)
     return again.finish(start, end, records, point.hparams)
 

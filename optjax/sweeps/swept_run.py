@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from optjax.run.computation import Computation, Finished
 from optjax.run.problems import Data
+from optjax.support.keys import make_key
 from optjax.support.types import Array, HParams, PyTree
 
 
@@ -59,7 +60,7 @@ def shapes(spec: RunSpec, data: Data, inputs: Inputs, seeds: Any) -> tuple[Any, 
 
     def whole(data: Data, hparams: HParams, seed: Array) -> Any:
         computation = spec.computation
-        state = computation.start(data, hparams, jax.random.key(seed))
+        state = computation.start(data, hparams, make_key(seed))
         one = jnp.ones((), jnp.int32)
         state, values = computation.advance(data, hparams, state, one)
         return values, computation.finish(data, hparams, state)
@@ -70,7 +71,7 @@ def shapes(spec: RunSpec, data: Data, inputs: Inputs, seeds: Any) -> tuple[Any, 
 
 def start(spec: RunSpec, data: Data, hparams: HParams, seed: Array) -> SweptRun:
     """Start the run."""
-    state = spec.computation.start(data, hparams, jax.random.key(seed))
+    state = spec.computation.start(data, hparams, make_key(seed))
     never = jnp.full((), -1, jnp.int32)
     rules = tuple(rule.init() for rule in spec.rules)
     return SweptRun(state._replace(step=None), rules, never, never)

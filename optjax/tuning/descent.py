@@ -14,7 +14,7 @@ import optax
 
 from optjax.hypergradients import hypergrad
 from optjax.hypergradients.footprint import at_once
-from optjax.hypergradients.hypergradient import HypergradientComputation
+from optjax.hypergradients.hypergradient import HypergradientComputation, flat
 from optjax.hypergradients.job import Objective
 from optjax.hypergradients.mode import Mode
 from optjax.run.trajectory import Run
@@ -31,7 +31,7 @@ from optjax.sweeps.sweeping import carry_out
 from optjax.sweeps.work import Settings, Work
 from optjax.tuning import checks, outer_step
 from optjax.tuning import space as spaces
-from optjax.tuning.outer_step import BEST, NeverFinite, TuningComputation, starts
+from optjax.tuning.outer_step import BEST, NeverFinite, NoSlope, TuningComputation, starts
 from optjax.tuning.space import Range, named_leaves
 
 if TYPE_CHECKING:
@@ -150,6 +150,7 @@ def tune(
     checks.constraints_and_progress(constraints, progress)
     outer = _ADAM if outer is None else outer
     gradient = hypergrad(run, objective, names, mode)
+    run.entered(hparams)
     theta, rest = gradient.parted(hparams)
     space = spaces.make_space(theta, constraints or {})
     checks.columns(theta)
@@ -176,7 +177,7 @@ def tune(
         "restarts": restarts, "spread": spread, "seed": seed, "outer": outer,
     }  # fmt: skip
     grid = Grid({}, {})
-    rules = (NeverFinite(_PATIENCE), *own_rules)
+    rules = (NeverFinite(_PATIENCE), NoSlope(), *own_rules)
     inner = {n: checks.axes(n, np.ndim(leaf)) for n, leaf in named_leaves(theta).items()}
     inner |= {name: [] for name in ("value", "finite", "diverged", "gradient_norm", "value_error")}
     results = Results(
@@ -219,6 +220,9 @@ def tune(
         if not results.done[0]:
             raise
         raise TuningInterrupted(found()) from None
+    norms = results.values["gradient_norm"]
+    if np.isfinite(norms).any() and not np.nan_to_num(norms).any():
+        raise UserError(flat(gradient.job.name))
     if math.isnan(_least(results)):
         raise UserError(_why(results, gradient.mode))
     return found()

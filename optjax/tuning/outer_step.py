@@ -13,6 +13,7 @@ from optjax.hypergradients.hypergradient import HypergradientComputation
 from optjax.run.computation import Finished
 from optjax.run.core import Status
 from optjax.run.problems import Data
+from optjax.support.keys import make_key
 from optjax.support.types import Array, HParams, Key, PyTree
 from optjax.tuning.space import Space, named_leaves
 
@@ -56,6 +57,11 @@ class TuningComputation:
     seeds: tuple[int, ...]
     stride: int
 
+    @property
+    def turns(self) -> int:
+        """Steps of the runs within an outer step, which XLA's count of operations leaves out."""
+        return self.gradient.job.plan.steps * len(self.seeds)
+
     def start(self, data: Data, hparams: HParams, key: Key) -> TuningState:
         """As `Computation.start`."""
         u = jax.tree.map(jnp.asarray, hparams["start"])
@@ -98,7 +104,7 @@ class TuningComputation:
         theta = self.space.inside(u)
 
         def alone(seed: Array) -> Any:
-            return self.gradient(data, {**fixed, **theta}, jax.random.key(seed))
+            return self.gradient(data, {**fixed, **theta}, make_key(seed))
 
         each = jax.lax.map(alone, seeds, batch_size=min(len(seeds), self.seeds_together))
         by_u = self.space.pulled_back(u, jax.tree.map(lambda g: jnp.mean(g, axis=0), each.gradient))
@@ -136,6 +142,20 @@ class NeverFinite:
 
     def update(self, state: PyTree, step: Array, values: dict[str, Array]):
         return state, (step >= self.steps) & ~jnp.isfinite(values[BEST])
+
+
+@dataclasses.dataclass(frozen=True)
+class NoSlope:
+    """Stop a tuning whose objective has no slope at any of its points."""
+
+    name: str = dataclasses.field(default="no slope", init=False)
+    metric: str = dataclasses.field(default=BEST, init=False)
+
+    def init(self) -> PyTree:
+        return ()
+
+    def update(self, state: PyTree, step: Array, values: dict[str, Array]):
+        return state, jnp.all(values["gradient_norm"] == 0)
 
 
 def starts(u: HParams, restarts: int, spread: float, seed: int) -> HParams:

@@ -484,7 +484,7 @@ def test_no_second_program_for_other_values():
         (lambda r: oj.hypergrad(r, mode=ES(sigma="a")), {}, "above 0"),
         (lambda r: oj.hypergrad(r, wrt=5), {}, "expected a name, or several"),
         (lambda r: oj.hypergrad(r, mode=Implicit(direction="up")), {"l2": 1.0}, "direction"),
-        (lambda r: lambda h, k: oj.hypergrad(r)(h, 0), {}, "key is 0"),
+        (lambda r: lambda h, k: oj.hypergrad(r)(h, "0"), {}, "key is '0'"),
         (lambda r: lambda h, k: oj.hypergrad(r)(None, k), {}, "expected a dict"),
         (lambda r: lambda h, k: oj.hypergrad(r).over_seeds(h, "ab"), {}, "whole number"),
         (lambda r: lambda h, k: oj.hypergrad(r).over_seeds(h, 1), {}, "at least two"),
