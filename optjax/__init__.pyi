@@ -29,6 +29,7 @@ from .run.problems import quadratic as quadratic
 from .run.trajectory import Run as Run
 from .run.trajectory import make_run as make_run
 from .support.errors import UserError as UserError
+from .sweeps.best import best as best
 from .sweeps.folder import load_sweep as load_sweep
 from .sweeps.grid import loguniform as loguniform
 from .sweeps.grid import points as points

@@ -84,7 +84,7 @@ def test_blocks_run_as_printed(page, tmp_path):
         _started(["page.py"], tmp_path, **({"XLA_FLAGS": ""} if page == README else {}))
     )
     if page == README:
-        assert "RUNNING" in out
+        assert "COMPLETED" in out
         assert "batch_size" in out
     if page.stem == "hypergradients":
         assert "hypergrad: reverse" in err

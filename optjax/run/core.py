@@ -25,10 +25,11 @@ from optjax.support.types import Array, HParams, Key, PyTree
 class Status(enum.IntEnum):
     """The way a run ended; divergence is data, not an exception."""
 
-    RUNNING = 0  # the budget of steps ended first
+    COMPLETED = 0  # it took all its steps
     CONVERGED = 1  # the largest gradient entry of the last step is within the tolerance
     DIVERGED = 2  # a parameter or a reported loss is NaN or infinite
     STOPPED = 3  # ended by a stop rule of a sweep
+    RUNNING = 4  # it has not ended: of a sweep under way
 
 
 class Records(NamedTuple):
@@ -95,6 +96,7 @@ class Plan:
     tolerance: float | None
     own: frozenset[str]  # hyperparameters that go to the optimiser's factory
     final: Any = None  # (params, model_state, data) → arrays that a sweep keeps of a run's end
+    evaluate_at: Any = None  # (params, opt_state) → the parameters to judge
 
     def start(self, data: Data, hparams: HParams, key: Key) -> RunState:
         """Return the state before the first step."""
@@ -120,7 +122,7 @@ class Plan:
         found = outcome(self, data, hparams, state)
         kept = {"final_loss": found.final_loss}
         if self.final is not None:
-            kept |= self.final(state.params, state.model_state, data)
+            kept |= self.final(judged_params(self, state), state.model_state, data)
         return Finished(found.status, found.diverged_at, kept)
 
 
@@ -133,12 +135,24 @@ def hyper_dtype(params: PyTree) -> Any:
     return functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))
 
 
+_CONCRETE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
 @contextlib.contextmanager
 def _traced(hparams: HParams) -> Iterator[None]:
     """Refuse a traced hyperparameter that decides the optimiser's program."""
     try:
         yield
-    except jax.errors.ConcretizationTypeError:
+    except UserError:
+        raise
+    except Exception as error:
+        if not isinstance(error, _CONCRETE) and "Tracer" not in str(error):
+            raise
         raise UserError(
             f"one of {', '.join(hparams)} decides the optimiser's program, so it cannot be a "
             "hyperparameter: give it with functools.partial(factory, name=value)"
@@ -272,6 +286,10 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
             _for_each(l2, state.params),
             state.params,
         )
+
+    def penalised_value(params: PyTree, *_: Any) -> Array:
+        return penalised(value(params)[0], l2, params)
+
     with _traced(numbers):
         updates, opt_state = tx.update(
             grads,
@@ -279,7 +297,8 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
             state.params,
             value=penalised(loss, l2, state.params),  # a line search must see the penalty too
             grad=grads,
-            value_fn=lambda p: penalised(value(p)[0], l2, p),
+            value_fn=penalised_value,
+            grad_fn=jax.grad(penalised_value),
         )
     # A float32 coefficient must not widen the state of a bfloat16 run, nor float64 data that of a
     # float32 network.
@@ -348,13 +367,20 @@ def mean_loss(state: RunState, losses: Array) -> Array:
     return jnp.sum(jnp.where(good, losses, jnp.zeros_like(losses))) / count
 
 
+def judged_params(plan: Plan, state: RunState) -> PyTree:
+    """Return the parameters to judge: those of the state, or where `evaluate_at` says."""
+    if plan.evaluate_at is not None:
+        return plan.evaluate_at(state.params, state.opt_state)
+    return optimizers.evaluated(state.params, state.opt_state)
+
+
 def record(plan: Plan, data: Data, hparams: HParams, state: RunState, loss: Array) -> Records:
     """Record a state, given the mean loss of the steps before it.
 
     A schedule has the value of the last step taken.
     """
     numbers = hparams_at(plan, hparams, state.params, state.step - 1)
-    metrics = plan.metrics(state.params, state.model_state, data, numbers)
+    metrics = plan.metrics(judged_params(plan, state), state.model_state, data, numbers)
     return Records(state.step, loss, metrics, state.params if plan.record_path else None)
 
 
@@ -396,10 +422,10 @@ def advance(plan: Plan, steps: int, data: Data, hparams: HParams, state: RunStat
 def outcome(plan: Plan, data: Data, hparams: HParams, state: RunState) -> Outcome:
     """Judge a run that ends in `state`."""
     numbers = hparams_at(plan, hparams, state.params, state.step)
-    final_loss = plan.objective(state.params, state.model_state, data, numbers)
+    final_loss = plan.objective(judged_params(plan, state), state.model_state, data, numbers)
     finite = jnp.isfinite(final_loss) & _all_finite(state.params)
     diverged_at = jnp.where(~finite & (state.diverged_at < 0), state.step, state.diverged_at)
-    status = jnp.full((), Status.RUNNING, jnp.int32)
+    status = jnp.full((), Status.COMPLETED, jnp.int32)
     if plan.tolerance is not None:
         status = jnp.where(state.gradient <= plan.tolerance, Status.CONVERGED, status)
     status = jnp.where(diverged_at >= 0, Status.DIVERGED, status).astype(jnp.int32)

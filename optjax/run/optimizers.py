@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+import optax.contrib
 from jax.extend import core as jex_core
 
 from optjax.support.types import Array, PyTree
@@ -90,14 +91,19 @@ def differentiable(tx: optax.GradientTransformation) -> optax.GradientTransforma
     True
     """
     inner = optax.with_extra_args_support(tx)
+    parameters = inspect.signature(inner.update).parameters
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    known = None if open_ended else set(parameters)
 
     def init(params: PyTree) -> PyTree:
         with _as_optax_expects():
             return inner.init(params)
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any):
+        taken = {name: value for name, value in extra.items() if known is None or name in known}
+
         def program(updates, state, params):
-            return inner.update(updates, state, params, **extra)
+            return inner.update(updates, state, params, **taken)
 
         with _as_optax_expects():
             closed, shape = jax.make_jaxpr(program, return_shape=True)(updates, state, params)
@@ -162,6 +168,22 @@ def _has_root(jaxpr: Any) -> bool:
         or any(map(_has_root, jex_core.jaxprs_in_params(eqn.params)))
         for eqn in jaxpr.eqns
     )
+
+
+def evaluated(params: PyTree, opt_state: PyTree) -> PyTree:
+    """Return the parameters that the optimiser would be judged at.
+
+    Those of the run; of a schedule-free optimiser, its average
+    (`optax.contrib.schedule_free_eval_params`).
+    """
+    free = optax.contrib.ScheduleFreeState
+    found = jax.tree.leaves(opt_state, is_leaf=lambda part: isinstance(part, free))
+    states = [part for part in found if isinstance(part, free)]
+    if len(states) != 1 or jax.tree.structure(states[0].z) != jax.tree.structure(params):
+        return params
+    with _as_optax_expects():
+        judged = optax.contrib.schedule_free_eval_params(states[0], params)
+    return jax.tree.map(lambda new, old: new.astype(old.dtype), judged, params)
 
 
 def with_weight_decay(factory: Factory) -> Factory:

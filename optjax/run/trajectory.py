@@ -268,6 +268,7 @@ def make_run(
     record_every: int = 1,
     record_path: bool = False,
     tolerance: float | None = None,
+    evaluate_at: Callable[[Any, Any], Any] | None = None,
 ) -> Run:
     """Make a pure ``run(hparams, key)``, w_{t+1} = w_t + u(∇L_{S_t}(w_t) + 2 l2 w_t).
 
@@ -285,6 +286,10 @@ def make_run(
         on held-out data) are computed at every record: if they are slow, record once an epoch.
       record_path: keep the parameters at every record.
       tolerance: a run whose last gradient has no entry above it is `Status.CONVERGED`.
+      evaluate_at: (params, opt_state) → the parameters that metrics, final loss, hypergradients
+        and a sweep's `final` are of, where those are not the iterate: an average of the weights.
+        By default the iterate, and the average of optax's schedule-free optimisers. `Trajectory`
+        has the iterate.
 
     Returns:
       The `Run`. Its ``hparams`` are a dict. Every value may be traced. A `Piecewise` or a schedule
@@ -348,5 +353,6 @@ def make_run(
         record_path=record_path,
         tolerance=None if tolerance is None else float(tolerance),
         own=frozenset(optimizers.keywords(optimizer)),
+        evaluate_at=evaluate_at,
     )
     return Run(problem, plan)

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from importlib import metadata
 from typing import Any, TypeVar
 
 A = TypeVar("A")
@@ -76,8 +77,9 @@ def hasty_options(haste: int = 2) -> dict[str, Any]:
     if haste >= 1:
         options["xla_backend_optimization_level"] = 1
     if haste >= 2:
-        options["xla_cpu_use_fusion_emitters"] = False
         options["xla_cpu_parallel_codegen_split_count"] = 1
+        if metadata.version("jax").startswith("0.10."):  # jax 0.12 has no other emitters
+            options["xla_cpu_use_fusion_emitters"] = False
     given = os.environ.get("XLA_FLAGS", "")
     return {option: value for option, value in options.items() if option not in given}
 

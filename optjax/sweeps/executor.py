@@ -342,7 +342,7 @@ class Executor:
         results = self.results
         stopped = results.stopped_at[runs] >= 0
         status, at, kept = np.asarray(found.status), np.asarray(found.diverged_at), found.kept
-        status = np.where(stopped & (status == Status.RUNNING), Status.STOPPED, status)
+        status = np.where(stopped & (status == Status.COMPLETED), Status.STOPPED, status)
         # A run that stopped stands still; the clock by which it was judged does not.
         at = np.where((at >= 0) & stopped, results.stopped_at[runs], at)
         at = np.where(results.diverged_at[runs] >= 0, results.diverged_at[runs], at)

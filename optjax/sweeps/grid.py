@@ -17,6 +17,16 @@ from optjax.support.errors import UserError, nearest, whole
 from optjax.support.files import plainly
 
 
+class _Absent:
+    """The value of a hyperparameter that a point does not have."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+
+ABSENT = _Absent()
+
+
 @dataclasses.dataclass(frozen=True)
 class Grid:
     """P points: one value a point for every name, and how the points lie on axes.
@@ -34,8 +44,9 @@ class Grid:
         return math.prod(self.axes.values())
 
     def point(self, index: int) -> dict[str, Any]:
-        """Return the values of one point."""
-        return {name: column[index] for name, column in self.columns.items()}
+        """Return the values of one point; a name that it lacks is left out."""
+        values = {name: column[index] for name, column in self.columns.items()}
+        return {name: value for name, value in values.items() if value is not ABSENT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +108,8 @@ def loguniform(low: float, high: float, *, whole: bool = False) -> Uniform:
 def product(axes: Mapping[str, Any]) -> Grid:
     """Combine the values of all axes, as `sweep` does with a plain dict.
 
+    A single number is held fixed: it has no axis.
+
     Raises:
       UserError: an axis is empty or repeats a value.
 
@@ -104,9 +117,8 @@ def product(axes: Mapping[str, Any]) -> Grid:
     >>> len(grid), grid.point(4)
     (6, {'learning_rate': 0.2, 'batch_size': 4})
     """
-    values = {name: _axis(name, given) for name, given in axes.items()}
-    if not values:
-        return Grid({}, {})
+    fixed = {name: _axis(name, [v])[0] for name, v in axes.items() if _is_number(v)}
+    values = {name: _axis(name, v) for name, v in axes.items() if name not in fixed}
     for name, axis in values.items():
         _no_repeats(name, axis)
     lengths = {name: len(axis) for name, axis in values.items()}
@@ -115,7 +127,8 @@ def product(axes: Mapping[str, Any]) -> Grid:
         name: [axis[i] for i in where]
         for (name, axis), where in zip(values.items(), places, strict=True)
     }
-    return Grid(columns, lengths)
+    count = math.prod(lengths.values())
+    return Grid({name: columns.get(name) or [fixed[name]] * count for name in axes}, lengths)
 
 
 def zip_grid(axes: Mapping[str, Any]) -> Grid:
@@ -124,8 +137,10 @@ def zip_grid(axes: Mapping[str, Any]) -> Grid:
     >>> zip_grid({"learning_rate": [0.1, 0.2], "batch_size": [4, 8]}).point(1)
     {'learning_rate': 0.2, 'batch_size': 8}
     """
-    columns = {name: _axis(name, given) for name, given in axes.items()}
-    lengths = {name: len(column) for name, column in columns.items()}
+    many = {name: _axis(name, v) for name, v in axes.items() if not _is_number(v)}
+    lengths = {name: len(column) for name, column in many.items()}
+    count = next(iter(lengths.values()), 1)
+    columns = {n: many[n] if n in many else _axis(n, [v]) * count for n, v in axes.items()}
     if len(set(lengths.values())) > 1:
         said = ", ".join(f"{name} has {length}" for name, length in lengths.items())
         raise UserError(f"zipped axes differ in length: {said}; expected equal lengths")
@@ -134,6 +149,8 @@ def zip_grid(axes: Mapping[str, Any]) -> Grid:
 
 def points(rows: Iterable[Mapping[str, Any]]) -> Grid:
     """List points one by one; one axis, ``point``.
+
+    A point may lack a name that others have (momentum, where the optimiser takes none).
 
     >>> len(points([{"learning_rate": 0.1}, {"learning_rate": 0.5}]))
     2
@@ -144,11 +161,8 @@ def points(rows: Iterable[Mapping[str, Any]]) -> Grid:
         raise UserError(f"points is {rows!r}: expected a list of dicts, name → value") from None
     if not rows:
         raise UserError("the list of points is empty: expected at least one row")
-    names = list(rows[0])
-    for i, row in enumerate(rows):
-        if row.keys() != rows[0].keys():
-            raise UserError(f"row {i} of the points has {sorted(row)}: expected {sorted(names)}")
-    return _points({name: _axis(name, [row[name] for row in rows]) for name in names})
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    return _points({name: _axis(name, [row.get(name, ABSENT) for row in rows]) for name in names})
 
 
 def sample(
@@ -261,7 +275,7 @@ def _axis(name: str, given: Any) -> list[Any]:
             raise UserError(f"{name} holds {value}: expected finite numbers")
         if isinstance(value, list | tuple):
             raise UserError(f"{name} holds {value!r}: expected one number or array a point")
-    objects = [v for v in values if not isinstance(v, int | float | str | None)]
+    objects = [v for v in values if not isinstance(v, int | float | str | _Absent | None)]
     labels = [label(v) for v in objects]
     # Different functions of one name are told apart by their place.
     alike = {label(v) for v in objects if labels.count(label(v)) > 1}
@@ -270,6 +284,10 @@ def _axis(name: str, given: Any) -> list[Any]:
     return [
         Labelled(v, str(i)) if _is_tree(v) or label(v) in alike else v for i, v in enumerate(values)
     ]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
 
 
 def _is_tree(value: Any) -> bool:
@@ -299,6 +317,8 @@ def label(value: Any) -> Any:
     >>> label(0.1), label(math.sqrt), label(functools.partial(math.pow, 2))
     (0.1, 'sqrt', 'pow(2)')
     """
+    if value is ABSENT:
+        return ""
     if isinstance(value, bool) or value is None:
         return str(value)
     if isinstance(value, int | float | str):

@@ -11,7 +11,7 @@ from optjax.run.trajectory import Run
 from optjax.support.errors import UserError, whole
 from optjax.support.keys import make_key
 from optjax.sweeps.grid import Grid, label
-from optjax.sweeps.groups import resolve
+from optjax.sweeps.groups import Point, resolve
 
 if TYPE_CHECKING:
     import xarray
@@ -66,28 +66,8 @@ def replay(
     if many:
         said = ", ".join(f"{name} ({size})" for name, size in many.items())
         raise UserError(f"several runs are selected, along {said}: choose one with .sel or .isel")
-    made = _MADE.get(str(selected.attrs.get("sweep")))
-    if run is None:
-        run = None if made is None else made.run
-        if run is None:
-            raise UserError(
-                "what was swept is not known in this process: give it, oj.replay(selected, run)"
-            )
     selected = selected.squeeze(drop=False)
-    skipped = {"seed", "step", "point"}
-    coords = {str(k): v.item() for k, v in selected.coords.items() if k not in skipped}
-    named = json.loads(selected.attrs.get("named", "[]"))
-    for name, value in coords.items():
-        if made is not None:
-            coords[name] = _original(made.grid, name, value)
-        elif name in named:
-            raise UserError(
-                f"{name} is {value!r} by name only: replay it in the process that swept it, or "
-                "give a run without it"
-            )
-        else:
-            coords[name] = _WORDS.get(value, value)
-    point = resolve(run, Grid({name: [value] for name, value in coords.items()}, {"point": 1}))[0]
+    point = _point(selected, run)
     steps, seed = int(selected["steps_done"]), int(selected["seed"])
     if steps < 1 or steps % every:
         raise UserError(f"every is {every}: expected a divisor of the {steps} steps of the run")
@@ -99,6 +79,37 @@ def replay(
     start = again.init(point.hparams, make_key(seed))
     end, records = again.advance(start, point.hparams, steps)
     return again.finish(start, end, records, point.hparams)
+
+
+def of_run(selected: "xarray.Dataset", run: Run | Callable[..., Run] | None = None) -> Run:
+    """Return the run that a run of a sweep's dataset was of."""
+    return _point(selected, run).run
+
+
+def _point(selected: "xarray.Dataset", run: Run | Callable[..., Run] | None) -> Point:
+    """Find the point of the grid that a run of a sweep's dataset was of."""
+    made = _MADE.get(str(selected.attrs.get("sweep")))
+    if run is None:
+        run = None if made is None else made.run
+        if run is None:
+            raise UserError(
+                "what was swept is not known in this process: give it, oj.replay(selected, run)"
+            )
+    skipped = {"seed", "step", "point"}
+    coords = {str(k): v.item() for k, v in selected.coords.items() if k not in skipped}
+    coords = {k: v for k, v in coords.items() if v == v and v != ""}  # a name that the point lacks
+    named = json.loads(selected.attrs.get("named", "[]"))
+    for name, value in coords.items():
+        if made is not None:
+            coords[name] = _original(made.grid, name, value)
+        elif name in named:
+            raise UserError(
+                f"{name} is {value!r} by name only: replay it in the process that swept it, or "
+                "give a run without it"
+            )
+        else:
+            coords[name] = _WORDS.get(value, value)
+    return resolve(run, Grid({name: [value] for name, value in coords.items()}, {"point": 1}))[0]
 
 
 def _original(grid: Grid, name: str, value: Any) -> Any:

@@ -195,8 +195,10 @@ class Results:
         for name, column in self.columns.items():
             if name in self.axes:
                 coords[name] = self._along(name, column)
+            elif "point" in self.axes:
+                coords[name] = ("point", _coordinate([label(v) for v in column]))
             else:
-                coords[name] = ("point", np.array([label(v) for v in column]))
+                coords[name] = label(column[0])
         found = xr.Dataset(variables, coords)
         found["status"].attrs.update(
             flag_values=[int(s) for s in Status],
@@ -230,3 +232,11 @@ class Results:
         names = list(self.axes)
         inner = math.prod(list(self.axes.values())[names.index(axis) + 1 :])
         return np.array([label(v) for v in column[:: max(1, inner)][: self.axes[axis]]])
+
+
+def _coordinate(labels: list[Any]) -> np.ndarray:
+    """Make a coordinate of labels; of a point that lacks the name it is empty, or NaN."""
+    given = [one for one in labels if one != ""]
+    if given and not any(isinstance(one, str) for one in given):
+        labels = [np.nan if one == "" else one for one in labels]
+    return np.array(labels)

@@ -94,7 +94,7 @@ class TuningComputation:
 
     def finish(self, data: Data, hparams: HParams, state: TuningState) -> Finished:
         """As `Computation.finish`: the best value seen."""
-        status = jnp.full((), Status.RUNNING, jnp.int32)
+        status = jnp.full((), Status.COMPLETED, jnp.int32)
         return Finished(status, state.diverged_at, {"best value": state.value})
 
     def _look(

@@ -239,7 +239,7 @@ def test_a_critical_batch_outside_the_measured_ones_is_said_to_be_extrapolated(p
 def sweep_of(rows, **other):
     """A Dataset such as `sweep` returns, (B = 3, R = 1, S = 1) with the rows' losses (3, 4)."""
     shape, dims = (3, 1, 1), ("batch_size", "learning_rate", "seed")
-    fields = {"status": Status.RUNNING, "steps_done": 40, **other}
+    fields = {"status": Status.COMPLETED, "steps_done": 40, **other}
     return xr.Dataset(
         {"loss": ((*dims, "step"), np.reshape(rows, (*shape, 4)).astype(np.float32))}
         | {name: (dims, np.broadcast_to(value, shape)) for name, value in fields.items()},
@@ -252,7 +252,7 @@ ROWS = [[8, 4, 1, 1], [8, 6, 5, NAN], [8, NAN, NAN, NAN]]
 
 
 def test_steps_are_read_off_the_records_and_ends_are_censored():
-    status = np.array([Status.RUNNING, Status.STOPPED, Status.DIVERGED]).reshape(3, 1, 1)
+    status = np.array([Status.COMPLETED, Status.STOPPED, Status.DIVERGED]).reshape(3, 1, 1)
     dataset = sweep_of(ROWS, status=status, steps_done=np.array([40, 30, 20]).reshape(3, 1, 1))
     found = steps_to_target(dataset, 2.0)
     assert found.censored.ravel().tolist() == [False, True, True]

@@ -68,7 +68,7 @@ def test_a_sweep_is_a_loop_of_runs(run, alone, how):
     assert found.loss.dims == ("learning_rate", "batch_size", "seed", "step")
     _same(found, alone)
     assert found.step.values.tolist() == list(range(2, T + 1, 2))
-    assert (found.status == oj.Status.RUNNING).all()
+    assert (found.status == oj.Status.COMPLETED).all()
     assert (found.steps_done == T).all()
 
 
@@ -287,7 +287,7 @@ def test_successive_halving_keeps_the_best_of_all_buckets(noisy, how):
         out = np.sort(left[order[keep:]])
         np.testing.assert_array_equal(np.flatnonzero(found.stopped_at.values.ravel() == step), out)
         left = np.sort(left[order[:keep]])
-    best = found.status.values.ravel() == oj.Status.RUNNING
+    best = found.status.values.ravel() == oj.Status.COMPLETED
     np.testing.assert_array_equal(np.flatnonzero(best), left)
     assert set(found.stopped_by.values.ravel()) == {"", "halving"}
     np.testing.assert_allclose(
