@@ -234,7 +234,9 @@ def _record(
 
 def _doubts(found: "Fit", refits: "Bootstrap") -> list[str]:
     """List what a reader of the intervals should know, a line each."""
-    lines, runs = [], found.runs
+    from optjax.scaling.fit import doubts
+
+    lines, runs = doubts(found), found.runs
     tried = len(refits.objective) + refits.failed
     if refits.failed > 0.05 * tried:
         lines.append(

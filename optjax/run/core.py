@@ -151,7 +151,10 @@ def _traced(hparams: HParams) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        if not isinstance(error, _CONCRETE) and "Tracer" not in str(error):
+        said = str(error)
+        # As a dict's key, or as the length of a range.
+        used = "Tracer" in said or "scalar index" in said
+        if not isinstance(error, _CONCRETE) and not used:
             raise
         raise UserError(
             f"one of {', '.join(hparams)} decides the optimiser's program, so it cannot be a "

@@ -224,3 +224,70 @@ def _best(
         *(form, law, value, points, theta, means, residuals, delta),
         *(bool(ends.converged[least]), len(ends.theta), float(np.mean(same))),
     )
+
+
+def doubts(found: Fit) -> list[str]:
+    """List, a line each, why the intervals of a fit may say less than they seem to.
+
+    * **Not determined.** With J the derivatives of the log losses by the logs of the scales and by
+      the exponents (in units of themselves), J = U S Vᵀ, and σ the residuals' standard deviation,
+      the standard error along the direction vᵢ is σ/sᵢ. Above ½ the runs do not determine it.
+    * **Repeated rows**, which a bootstrap takes for independent runs.
+
+    >>> from optjax.scaling.laws import HOFFMANN_2022, hoffmann_loss
+    >>> from optjax.scaling.table import runs
+    >>> rng = np.random.default_rng(0)
+    >>> N = np.geomspace(1e7, 1e9, 12)
+    >>> D = 20 * N * np.exp(0.01 * rng.normal(size=12))  # nearly in proportion
+    >>> noisy = hoffmann_loss(HOFFMANN_2022, N, D) * np.exp(0.005 * rng.normal(size=12))
+    >>> doubts(fit(runs(noisy, N, D)))[0][:36]
+    'the runs do not determine log A, log'
+
+    Source: Seber and Wild, Nonlinear Regression (2003), section 3.
+    """
+    form, n = found.form, len(found.runs.loss)
+    z = logs(form, found.runs)
+    with jax.enable_x64(True):
+        slopes = jax.jacfwd(lambda theta: form.log_loss(theta, z - found.means[:, None]))
+        J = np.asarray(slopes(np.asarray(found.theta)))
+    k = len(form.sizes)
+    scale = np.ones(form.parameters)
+    scale[-k:] = np.maximum(np.abs(found.theta[-k:]), 0.05)
+    _, s, V = np.linalg.svd(J * scale, full_matrices=True)
+    s = np.concatenate([s, np.zeros(form.parameters - len(s))])
+    sigma = float(np.sqrt(np.sum(found.residuals**2) / max(1, n - form.parameters)))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        weak = np.where(s > 0, sigma / s, np.inf if sigma > 0 else 0.0) > 0.5
+    lines = []
+    if weak.any():
+        part = np.sqrt(np.sum(V[weak] ** 2, axis=0))
+        loose = part > 0.2
+        named = _names(form)
+        free = ", ".join(name for name, one in zip(named, loose, strict=True) if one)
+        rest = ", ".join(name for name, one in zip(named, loose, strict=True) if not one)
+        along = " ".join(
+            f"{v:+.2f} {name}" for name, v in zip(named, V[-1], strict=True) if abs(v) > 0.2
+        )
+        lines.append(
+            f"the runs do not determine {free} one by one: a move along {along} (exponents in "
+            "units of themselves) changes no loss by more than the noise. What they determine are "
+            f"the combinations across it{f', and {rest}' if rest else ''}. Vary the sizes apart "
+            "from each other, and over a wider range"
+        )
+    rows = np.vstack([z, found.runs.loss]).T
+    repeated = n - len(np.unique(rows, axis=0))
+    if repeated:
+        lines.append(
+            f"{repeated} of {n} rows repeat another one: intervals take them for runs of their own "
+            "and are too narrow; leave the repeats out"
+        )
+    return lines
+
+
+def _names(form: Form) -> list[str]:
+    """Name the parameters of the fit: logs of scales, of the floor, exponents."""
+    if form.powers == 1:
+        return ["log of the scale", *(["log E"] if form.floor else []), "the exponent"]
+    if form.powers == 2:
+        return ["log A", "log B", *(["log E"] if form.floor else []), "alpha", "beta"]
+    return [f"parameter {i + 1} of {form.name}" for i in range(form.parameters)]

@@ -97,7 +97,8 @@ def best(
     if not np.isfinite(mean).any():
         raise UserError(f"no point has a finite {metric} from every seed: no best one")
     # The axes of the grid, or none for a single point.
-    at = {name: int(i) for name, i in mean.argmin([*mean.dims], skipna=True).items()}
+    least = mean.argmin([*mean.dims], skipna=True) if mean.dims else {}
+    at = {name: int(i) for name, i in least.items()}
     runs = signed.isel(at)
     seed = int(runs.argmin("seed"))
     selected = dataset.isel({**at, "seed": seed})

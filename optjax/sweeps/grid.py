@@ -122,12 +122,12 @@ def product(axes: Mapping[str, Any]) -> Grid:
     for name, axis in values.items():
         _no_repeats(name, axis)
     lengths = {name: len(axis) for name, axis in values.items()}
-    places = np.indices(tuple(lengths.values())).reshape(len(values), -1)
+    count = math.prod(lengths.values())
+    places = np.indices(tuple(lengths.values())).reshape(len(values), count)
     columns = {
         name: [axis[i] for i in where]
         for (name, axis), where in zip(values.items(), places, strict=True)
     }
-    count = math.prod(lengths.values())
     return Grid({name: columns.get(name) or [fixed[name]] * count for name in axes}, lengths)
 
 

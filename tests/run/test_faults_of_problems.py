@@ -223,3 +223,107 @@ def test_a_skipped_step_is_no_divergence(inner, every):
     plain_sgd = oj.make_run(spoilt, inner, 32, record_every=every)(point, KEY)
     assert plain_sgd.status == oj.Status.DIVERGED
     assert plain_sgd.diverged_at >= 0
+
+
+def averaged(learning_rate, over):
+    return optax.chain(optax.sgd(learning_rate), optax.scale(len(over)))
+
+
+dropping = optax.piecewise_constant_schedule
+
+
+def averaging(learning_rate):
+    """Return SGD with a running mean of its iterates in the state."""
+    inner = optax.sgd(learning_rate)
+
+    def update(updates, state, params=None):
+        updates, inside = inner.update(updates, state[0], params)
+        return updates, (inside, 0.5 * state[1] + 0.5 * (params + updates))
+
+    return optax.GradientTransformation(lambda params: (inner.init(params), params), update)
+
+
+def test_a_run_is_judged_where_it_asks_to_be():
+    run = oj.make_run(
+        problem(good), averaging, 6, record_every=3, evaluate_at=lambda params, state: state[1]
+    )
+    state = run.init({"learning_rate": 0.01}, KEY)
+    state, _ = run.advance(state, {"learning_rate": 0.01}, 6)
+    ended = run({"learning_rate": 0.01}, KEY)
+    there = whole(state.opt_state[1], (), run.problem.data, {})
+    np.testing.assert_allclose(ended.final_loss, there, rtol=1e-12)
+    swept = oj.sweep(
+        run, {"learning_rate": [0.01]}, progress=lambda *_: None,
+        final=lambda params, state, data: {"w": params},
+    )  # fmt: skip
+    np.testing.assert_allclose(swept.w.values.ravel(), state.opt_state[1], rtol=1e-12)
+    slope = [
+        oj.hypergrad(run, mode=mode)({"learning_rate": 0.01}, KEY).gradient["learning_rate"]
+        for mode in ("forward", "reverse")
+    ]
+    ends = [run({"learning_rate": 0.01 + h}, KEY).final_loss for h in (1e-6, -1e-6)]
+    np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-6, rtol=1e-5)
+
+
+def test_a_schedule_free_optimiser_is_judged_at_its_average():
+    free = optax.contrib.schedule_free_sgd
+    run = oj.make_run(problem(good), free, 10)
+    state = run.init({"learning_rate": 0.01}, KEY)
+    state, _ = run.advance(state, {"learning_rate": 0.01}, 10)
+    with jax.numpy_dtype_promotion("standard"):
+        average = optax.contrib.schedule_free_eval_params(state.opt_state, state.params)
+    expected = whole(average, (), run.problem.data, {})
+    ended = run({"learning_rate": 0.01}, KEY)
+    np.testing.assert_allclose(ended.final_loss, expected, rtol=1e-12)
+    assert not np.isclose(whole(state.params, (), run.problem.data, {}), expected)
+
+
+WRAPPED = {
+    "MultiSteps": lambda learning_rate: optax.MultiSteps(optax.adam(learning_rate), 2),
+    "apply_if_finite": lambda learning_rate: optax.apply_if_finite(optax.adam(learning_rate), 9),
+    "conditionally_transform": lambda learning_rate: optax.conditionally_transform(
+        optax.adam(learning_rate), lambda step: step > 1
+    ),
+    "scan": lambda learning_rate: optax.chain(
+        optax.stateless(
+            lambda updates, params: jax.lax.scan(
+                lambda g, _: (g / (jnp.sqrt(g**2) + 1e-3), None), updates, None, length=2
+            )[0]
+        ),
+        optax.sgd(learning_rate),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+@pytest.mark.parametrize("mode", ["forward", "reverse"])
+def test_roots_in_branches_and_loops_have_a_derivative(name, mode):
+    """The third coordinate of the data is zero, so its gradient is, too."""
+    data = oj.Data({"x": jnp.asarray(X * [1, 1, 0]), "t": jnp.asarray(T)}, None)
+    run = oj.make_run(dataclasses.replace(problem(good), data=data), WRAPPED[name], 6)
+    found = oj.hypergrad(run, mode=mode)({"learning_rate": 0.01}, KEY)
+    ends = [run({"learning_rate": 0.01 + h}, KEY).final_loss for h in (1e-6, -1e-6)]
+    assert found.finite
+    np.testing.assert_allclose(
+        found.gradient["learning_rate"], (ends[0] - ends[1]) / 2e-6, rtol=1e-5
+    )
+
+
+def test_an_objective_without_a_slope_is_said():
+    def steps(params, state, data, hparams):
+        return {"accuracy": jnp.mean((residuals(params, data) > 0).astype(float))}
+
+    run = oj.make_run(dataclasses.replace(problem(good), metrics=steps), optax.sgd, 3)
+    with pytest.warns(UserWarning, match="every derivative of accuracy is exactly 0"):
+        oj.hypergrad(run, "accuracy")({"learning_rate": 0.01}, KEY)
+    with pytest.raises(UserError, match="every derivative of accuracy is exactly 0"):
+        oj.tune(run, "accuracy", {"learning_rate": 0.01}, steps=3, progress=lambda *_: None)
+
+
+def test_sharpness_aware_minimisation_gets_the_gradient_it_asks_for():
+    def sam(learning_rate, rho=0.05):
+        inner, adversary = optax.sgd(learning_rate), optax.sgd(rho)
+        return optax.contrib.sam(inner, adversary, sync_period=2, opaque_mode=True)
+
+    run = oj.make_run(problem(good), sam, 4)
+    assert np.isfinite(run({"learning_rate": 0.01}, KEY).final_loss)
