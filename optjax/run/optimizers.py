@@ -93,14 +93,17 @@ def differentiable(tx: optax.GradientTransformation) -> optax.GradientTransforma
     inner = optax.with_extra_args_support(tx)
     parameters = inspect.signature(inner.update).parameters
     open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    known = None if open_ended else set(parameters)
+
+    def takes(name: str) -> bool:
+        # A line search refuses what it does not know.
+        return name in parameters or (open_ended and name != "grad_fn")
 
     def init(params: PyTree) -> PyTree:
         with _as_optax_expects():
             return inner.init(params)
 
     def update(updates: PyTree, state: PyTree, params: PyTree = None, **extra: Any):
-        taken = {name: value for name, value in extra.items() if known is None or name in known}
+        taken = {name: value for name, value in extra.items() if takes(name)}
 
         def program(updates, state, params):
             return inner.update(updates, state, params, **taken)

@@ -467,7 +467,6 @@ def test_batch_sizes_share_a_program_or_have_one_each(run):
         ({"learning_rte": [0.1]}, {}, "unknown hyperparameter 'learning_rte': did you mean"),
         ({"learning_rate": [0.1], "batch_size": [13]}, {}, "batch_size is 13: expected 1 to 12"),
         ({"learning_rate": [np.nan]}, {}, "learning_rate holds nan"),
-        ({"learning_rate": 0.1}, {}, r"learning_rate is 0.1: expected a list"),
         ({"batch_size": [2]}, {}, "hyperparameters lack learning_rate"),
         ({"learning_rate": [0.1], "steps": [5]}, {}, "steps is 5: expected a positive multiple"),
         ({"learning_rate": [0.1]}, {"seeds": 0}, "seeds is 0"),
