@@ -120,7 +120,7 @@ def _reproduce(words: list[str]) -> int:
     parser.add_argument("--data", metavar="PATH", help="pictures for the experiments that use any")
     parser.add_argument("--palette", metavar="PATH", help="the colours that pictures are drawn in")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these experiments")
-    parser.add_argument("--full", action="store_true", help="the sizes of RESULTS.md, 20 minutes")
+    parser.add_argument("--full", action="store_true", help="the larger sizes, 20 minutes")
     parser.add_argument("--jobs", metavar="N", help="experiments at a time (on a CPU, a core each)")
     parser.add_argument("--force", action="store_true", help="run again what has been run")
     options = _parse(parser, words)
