@@ -19,7 +19,8 @@ def _run(*steps):
         jax.config.update("jax_enable_x64", True)
 
 
-@pytest.fixture(scope="module")
+# Compiled for ten seconds, and decided by `make reproduce` too.
+@pytest.fixture(scope="module", params=[pytest.param(None, marks=pytest.mark.slow)])
 def dataset():
     """Every T costs the compilation of every mode: test_modes.py has the modes at other T."""
     return _run(1)

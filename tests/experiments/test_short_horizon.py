@@ -19,7 +19,8 @@ def _run(*horizons):
         jax.config.update("jax_enable_x64", True)
 
 
-@pytest.fixture(scope="module")
+# Compiled for ten seconds, and decided by `make reproduce` too.
+@pytest.fixture(scope="module", params=[pytest.param(None, marks=pytest.mark.slow)])
 def dataset():
     return _run(100)
 
