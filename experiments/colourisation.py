@@ -49,7 +49,8 @@ PROTOCOL = {
 }
 
 NEEDS = (
-    "CIFAR-10's horses, and an hour on two cores: 'optjax data cifar10 --out horses.npz', then "
+    "CIFAR-10's horses: see 'optjax data'. An hour on two cores: "
+    "'optjax data cifar10 --out horses.npz', then "
     "'optjax run colourisation --data horses.npz'"
 )
 

@@ -16,8 +16,8 @@ REFIT = {"A": 482.0, "B": 2085.4, "E": 1.8169, "alpha": 0.3478, "beta": 0.3659}
 PAPER = {"A": 406.4, "B": 410.7, "E": 1.69, "alpha": 0.34, "beta": 0.28}
 """Hoffmann et al. 2022, equation 10, as printed."""
 NEEDS_POINTS = (
-    "the points of Hoffmann's figure 4: 'optjax data points' says where Besiroglu et al. (2024) "
-    "publish them, then 'optjax run scaling_laws --points FILE.csv'"
+    "the points of Hoffmann's figure 4: see 'optjax data points'. It says where Besiroglu et al. "
+    "(2024) publish them, then 'optjax run scaling_laws --points FILE.csv'"
 )
 NEEDS_SEEDS = "narrower intervals: 'optjax run scaling_laws --seeds 6'"
 RESOURCES = ("model size N", "batch B", "steps S")

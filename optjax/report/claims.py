@@ -136,8 +136,8 @@ class Claim:
 
     @property
     def outcome(self) -> str:
-        """What was measured, in short; where the claim was not run, what it needs."""
-        missing = self.needs if self.verdict == "not run" else ""
+        """What was measured, in short; of a claim not run, the first sentence of its needs."""
+        missing = self.needs.split(". ")[0] if self.verdict == "not run" else ""
         return cut(missing or self.measured_short, LENGTHS["measured_short"])
 
 
