@@ -22,7 +22,7 @@ from optjax.hypergradients.one_step import OneStep
 from optjax.hypergradients.recursive import Recursive
 from optjax.hypergradients.reverse import Reverse
 from optjax.hypergradients.segmented import Segmented
-from optjax.run import core
+from optjax.run import core, masking
 from optjax.run.computation import Finished
 from optjax.run.core import Status
 from optjax.run.piecewise import plain
@@ -129,8 +129,8 @@ class HypergradFn:
 
     def pure(self, data: Data, hparams: HParams, key: Key | int) -> Hypergradient:
         """Compute the same with the data as an argument, unjudged: for `jax.jit`."""
-        self.run.entered(hparams)
         theta, rest = self.parted(hparams)
+        masking.check(self.run.plan, self.run.problem.data, {**rest, **theta})
         mode = self.chosen(data, theta, rest).mode
         return _compute(mode, self.job, data, theta, rest, as_key(key))
 

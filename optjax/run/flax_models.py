@@ -268,7 +268,7 @@ class _Method:
     of: _Supervised
     name: str
 
-    masks = "traced"  # for `masking.refusal`: it averages by the mask, and refuses bad models
+    masks = "traced"  # for `masking.check`: it averages by the mask, and refuses bad models
 
     def __call__(self, *args: Any) -> Any:
         return getattr(self.of, self.name)(*args)

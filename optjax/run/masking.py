@@ -23,8 +23,8 @@ from optjax.support.types import HParams, PyTree
 _SLOTS = 4
 
 
-def refusal(plan: Plan, data: Data, hparams: HParams) -> str | None:
-    """Return why a run cannot have batches with padding, if it has some; None where all is well.
+def check(plan: Plan, data: Data, hparams: HParams) -> None:
+    """Check that a run's loss counts no padding, where its batches have some.
 
     The loss is evaluated twice at the first parameters, with one example that counts and other
     padding: neither it nor the model's state may change. A loss whose attribute ``masks`` is True
@@ -33,20 +33,25 @@ def refusal(plan: Plan, data: Data, hparams: HParams) -> str | None:
     Args:
       plan: of the run. data: its data; where they are traced, nothing is checked.
       hparams: checked, as they enter the program; tracers count as 1.
+
+    Raises:
+      UserError: it does, or refuses a mask itself.
     """
     epochs = plan.sampler in ("epochs", "shuffle_once")
     padded = "batch_size" in hparams or (epochs and plan.n % max(plan.slots, 1) != 0)
     known = getattr(plan.loss, "masks", None) is True
     if known or not padded or min(plan.n, plan.slots) < 2 or _traced(data):
-        return None
+        return
     leaves, structure = jax.tree.flatten((data, dict(hparams)))
     kinds = tuple((np.shape(leaf), str(jnp.result_type(leaf))) for leaf in leaves)
-    seen = plan.init, plan.loss, structure, kinds
+    seen = plan.init, plan.loss, min(plan.slots, _SLOTS), structure, kinds
     if seen not in _SEEN:
         if len(_SEEN) >= 256:
             _SEEN.clear()
         _SEEN[seen] = _refusal(plan, data, hparams)
-    return _SEEN[seen]
+    why = _SEEN[seen]
+    if why is not None:
+        raise UserError(why)
 
 
 _SEEN: dict[Any, str | None] = {}

@@ -162,7 +162,7 @@ def squares_loss(w: Array, state: PyTree, batch: Batch, hparams: HParams) -> tup
     return batch.shared["scale"] * masked_mean(residual_B**2, batch.mask, batch.weights), state
 
 
-setattr(squares_loss, "masks", True)  # noqa: B010 - for `masking.refusal`: it averages by the mask
+setattr(squares_loss, "masks", True)  # noqa: B010 - for `masking.check`: it averages by the mask
 
 
 def _squares_objective(w: Array, state: PyTree, data: Data, hparams: HParams) -> Array:

@@ -95,9 +95,7 @@ class Run:
     def entered(self, hparams: HParams) -> HParams:
         """Check as `checked` does, and that the loss counts no padding where a batch has some."""
         checked = self.checked(hparams)
-        refusal = masking.refusal(self.plan, self.problem.data, checked)
-        if refusal is not None:
-            raise UserError(refusal)
+        masking.check(self.plan, self.problem.data, checked)
         return checked
 
     def checked(self, hparams: HParams) -> HParams:

@@ -201,7 +201,7 @@ def grouped(points: Sequence[Point], batching: Batching = "auto", final: Any = N
     for (plan, *_), members in groups.items():
         first = points[members[0]]
         if not _split_by_batch(first):
-            _refuse_padding(plan, first)
+            masking.check(plan, first.run.problem.data, first.hparams)
             found.append(_group(points, members, plan))
             continue
         sizes = np.array([int(points[i].hparams["batch_size"]) for i in members])
@@ -321,7 +321,8 @@ def _shared(
 ) -> list[tuple[int, int]]:
     distinct = np.unique(sizes)
     try:
-        _refuse_padding(dataclasses.replace(plan, slots=int(distinct[-1])), point)
+        largest = dataclasses.replace(plan, slots=int(distinct[-1]))
+        masking.check(largest, point.run.problem.data, point.hparams)
     except UserError:
         cut = plan.sampler != "replacement" and any(plan.n % size for size in distinct.tolist())
         if cut or batching == "masked":
@@ -342,12 +343,6 @@ def _shared(
     total = [float(work[sizes == b].sum()) for b in distinct]
     compiling = _COMPILING * predicted[1][1]
     return cheapest(distinct.tolist(), total, cost, compiling)
-
-
-def _refuse_padding(plan: Plan, point: Point) -> None:
-    why = masking.refusal(plan, point.run.problem.data, point.hparams)
-    if why is not None:
-        raise UserError(why)
 
 
 _RATE = {"cpu": 2e10, "gpu": 5e12, "tpu": 2e13}

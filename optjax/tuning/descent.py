@@ -17,6 +17,7 @@ from optjax.hypergradients.footprint import at_once
 from optjax.hypergradients.hypergradient import HypergradientComputation, flat
 from optjax.hypergradients.job import Objective
 from optjax.hypergradients.mode import Mode
+from optjax.run import masking
 from optjax.run.trajectory import Run
 from optjax.support import provenance
 from optjax.support.errors import UserError, whole
@@ -150,8 +151,8 @@ def tune(
     checks.constraints_and_progress(constraints, progress)
     outer = _ADAM if outer is None else outer
     gradient = hypergrad(run, objective, names, mode)
-    run.entered(hparams)
     theta, rest = gradient.parted(hparams)
+    masking.check(run.plan, run.problem.data, {**rest, **theta})
     space = spaces.make_space(theta, constraints or {})
     checks.columns(theta)
     checks.outer_optimizer(outer, space.outside(theta))
