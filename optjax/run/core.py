@@ -1,10 +1,8 @@
 """The pure core of a run: its state, one step, and the scan over steps."""
 
-import contextlib
 import dataclasses
 import enum
 import functools
-from collections.abc import Iterator
 from typing import Any, NamedTuple, cast
 
 import jax
@@ -17,8 +15,7 @@ from optjax.run.batching import Batch, Sampler
 from optjax.run.computation import Finished
 from optjax.run.loops import Loop, counted, walk
 from optjax.run.piecewise import Piecewise
-from optjax.run.problems import Data
-from optjax.support.errors import UserError
+from optjax.run.problems import Data, checked_init, checked_loss
 from optjax.support.types import Array, HParams, Key, PyTree
 
 
@@ -135,33 +132,6 @@ def hyper_dtype(params: PyTree) -> Any:
     return functools.reduce(np.promote_types, dtypes, np.dtype(np.float32))
 
 
-_CONCRETE = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-    jax.errors.NonConcreteBooleanIndexError,
-)
-
-
-@contextlib.contextmanager
-def _traced(hparams: HParams) -> Iterator[None]:
-    """Refuse a traced hyperparameter that decides the optimiser's program."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        said = str(error)
-        # As a dict's key, or as the length of a range.
-        used = "Tracer" in said or "scalar index" in said
-        if not isinstance(error, _CONCRETE) and not used:
-            raise
-        raise UserError(
-            f"one of {', '.join(hparams)} decides the optimiser's program, so it cannot be a "
-            "hyperparameter: give it with functools.partial(factory, name=value)"
-        ) from None
-
-
 def hparams_at(plan: Plan, hparams: HParams, params: PyTree, step: Array) -> dict[str, Any]:
     """Evaluate the hyperparameters at a step: in `hyper_dtype`, a number of examples in int32."""
     dtype = hyper_dtype(params)
@@ -177,14 +147,14 @@ def hparams_at(plan: Plan, hparams: HParams, params: PyTree, step: Array) -> dic
 def optimizer_of(plan: Plan, hparams: HParams) -> optax.GradientTransformationExtraArgs:
     """Make the optimiser from hyperparameters that `hparams_at` gives."""
     own = {name: value for name, value in hparams.items() if name in plan.own}
-    with _traced(own):
+    with optimizers.no_tracer_decides(own):
         return optimizers.differentiable(plan.optimizer(**own))
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def init(plan: Plan, data: Data, hparams: HParams, key: Key) -> RunState:
     """Return the state before the first step; a traced batch size out of range diverges at 0."""
-    params, model_state = _first(plan.init(jax.random.fold_in(key, _INIT), data))
+    params, model_state = checked_init(plan.init(jax.random.fold_in(key, _INIT), data))
     if "initial_params" in hparams:
         params = _given(params, hparams["initial_params"])
     start = jnp.zeros((), jnp.int32)
@@ -203,29 +173,6 @@ def init(plan: Plan, data: Data, hparams: HParams, key: Key) -> RunState:
         gradient=jnp.full((), jnp.inf, hyper_dtype(params)),
         diverged_at=jnp.where(good, -1, 0).astype(jnp.int32),
     )
-
-
-def _first(found: Any) -> tuple[PyTree, PyTree]:
-    """Check that a problem's init gives (params, model_state), and real numbers to train."""
-    if not isinstance(found, tuple) or len(found) != 2:
-        raise UserError(
-            f"the problem's init gives {_kind(found)}: expected a pair (params, model_state); give "
-            "() for a model without state"
-        )
-    leaves = jax.tree_util.tree_leaves_with_path(found[0])
-    if not leaves:
-        raise UserError("the problem has no parameters: expected at least one array to train")
-    for path, leaf in leaves:
-        dtype = jnp.result_type(leaf)
-        if not jnp.issubdtype(dtype, jnp.floating):
-            name = jax.tree_util.keystr(path, simple=True, separator=".") or "the parameter"
-            advice = (
-                "hold its real and its imaginary part as two arrays"
-                if jnp.issubdtype(dtype, jnp.complexfloating)
-                else "start from floats, as jnp.zeros gives"
-            )
-            raise UserError(f"{name} is {dtype}: expected real floating numbers; {advice}")
-    return jax.tree.map(jnp.asarray, found)
 
 
 def _given(params: PyTree, initial: PyTree) -> PyTree:
@@ -278,7 +225,7 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
     batch = Batch(examples, mask, noise, data.shared, weights)
 
     def value(params: PyTree) -> tuple[Array, PyTree]:
-        return _parted(plan.loss(params, state.model_state, batch, numbers))
+        return checked_loss(plan.loss(params, state.model_state, batch, numbers))
 
     (loss, model_state), grads = jax.value_and_grad(value, has_aux=True)(state.params)
     l2 = numbers.get("l2")
@@ -293,7 +240,7 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
     def penalised_value(params: PyTree, *_: Any) -> Array:
         return penalised(value(params)[0], l2, params)
 
-    with _traced(numbers):
+    with optimizers.no_tracer_decides(numbers):
         updates, opt_state = tx.update(
             grads,
             state.opt_state,
@@ -326,26 +273,6 @@ def step(plan: Plan, data: Data, hparams: HParams, state: RunState) -> tuple[Run
         diverged_at=jnp.where(fresh, state.step, state.diverged_at),
     )
     return state, loss
-
-
-def _parted(found: Any) -> tuple[Array, PyTree]:
-    """Check that a problem's loss gives (mean loss, model_state)."""
-    if not isinstance(found, tuple) or len(found) != 2:
-        raise UserError(
-            f"the problem's loss gives {_kind(found)}: expected a pair (mean loss, model_state), "
-            "model_state as init gave it, or () if there is none"
-        )
-    if jnp.shape(found[0]) != ():
-        raise UserError(
-            f"the problem's loss has shape {jnp.shape(found[0])}: expected one number, the mean "
-            "over the batch: oj.masked_mean(values, batch.mask, batch.weights)"
-        )
-    return found
-
-
-def _kind(value: Any) -> str:
-    shape = f" of shape {value.shape}" if hasattr(value, "shape") else ""
-    return f"a {'number' if shape == ' of shape ()' else type(value).__name__}{shape}"
 
 
 def _as_before(new: PyTree, old: PyTree) -> PyTree:

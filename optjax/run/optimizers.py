@@ -8,7 +8,7 @@ d√v/dv · 0 = 0 gives its derivative.
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial, wraps
 from typing import Any
 
@@ -18,9 +18,37 @@ import optax
 import optax.contrib
 from jax.extend import core as jex_core
 
+from optjax.support.errors import UserError
 from optjax.support.types import Array, PyTree
 
 Factory = Callable[..., optax.GradientTransformation]
+
+
+_CONCRETE = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+    jax.errors.NonConcreteBooleanIndexError,
+)
+
+
+@contextlib.contextmanager
+def no_tracer_decides(hparams: Iterable[str]) -> Iterator[None]:
+    """Refuse a traced hyperparameter that decides the optimiser's program."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        said = str(error)
+        # As a dict's key, or as the length of a range.
+        used = "Tracer" in said or "scalar index" in said
+        if not isinstance(error, _CONCRETE) and not used:
+            raise
+        raise UserError(
+            f"one of {', '.join(hparams)} decides the optimiser's program, so it cannot be a "
+            "hyperparameter: give it with functools.partial(factory, name=value)"
+        ) from None
 
 
 @jax.custom_jvp

@@ -6,7 +6,7 @@ of the same shape, and holds no data as constants.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +77,49 @@ class Problem:
         """Number of training examples, 0 for a problem without any."""
         leaves = jax.tree.leaves(self.data.examples)
         return leaves[0].shape[0] if leaves else 0
+
+
+def checked_init(found: Any) -> tuple[PyTree, PyTree]:
+    """Check that a problem's init gives (params, model_state), and real numbers to train."""
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise UserError(
+            f"the problem's init gives {_kind(found)}: expected a pair (params, model_state); give "
+            "() for a model without state"
+        )
+    leaves = jax.tree_util.tree_leaves_with_path(found[0])
+    if not leaves:
+        raise UserError("the problem has no parameters: expected at least one array to train")
+    for path, leaf in leaves:
+        dtype = jnp.result_type(leaf)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            name = jax.tree_util.keystr(path, simple=True, separator=".") or "the parameter"
+            advice = (
+                "hold its real and its imaginary part as two arrays"
+                if jnp.issubdtype(dtype, jnp.complexfloating)
+                else "start from floats, as jnp.zeros gives"
+            )
+            raise UserError(f"{name} is {dtype}: expected real floating numbers; {advice}")
+    return jax.tree.map(jnp.asarray, found)
+
+
+def checked_loss(found: Any) -> tuple[Array, PyTree]:
+    """Check that a problem's loss gives (mean loss, model_state)."""
+    if not isinstance(found, tuple) or len(found) != 2:
+        raise UserError(
+            f"the problem's loss gives {_kind(found)}: expected a pair (mean loss, model_state), "
+            "model_state as init gave it, or () if there is none"
+        )
+    if jnp.shape(found[0]) != ():
+        raise UserError(
+            f"the problem's loss has shape {jnp.shape(found[0])}: expected one number, the mean "
+            "over the batch: oj.masked_mean(values, batch.mask, batch.weights)"
+        )
+    return found
+
+
+def _kind(value: Any) -> str:
+    shape = f" of shape {value.shape}" if hasattr(value, "shape") else ""
+    return f"a {'number' if shape == ' of shape ()' else type(value).__name__}{shape}"
 
 
 def _checked(name: str, value: ArrayLike, ndim: int) -> Array:
