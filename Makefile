@@ -8,9 +8,11 @@ PYTHON := $(shell for p in python3.13 python3.12 python3.11; do $$p -c 'import v
 endif
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed-$(notdir $(PYTHON))
+DEV := $(STAMP)-dev
 VERSION = -c 'import sys; print(sys.version_info[:2])'
 CUDA = $(shell nvidia-smi 2>/dev/null | grep -q 'CUDA Version: 1[3-9]' && echo 13 || echo 12)
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Python compiles what is imported, when it is; compiling all that is installed takes half a minute.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 DATA ?=
 PALETTE ?=
 FULL ?=
@@ -32,21 +34,25 @@ help:
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "optjax needs Python 3.11 or newer; $(PYTHON) is older or missing: give PYTHON=python3.12"; exit 2; }
 	@test "$$($(BIN)/python $(VERSION) 2>&1)" = "$$($(PYTHON) $(VERSION))" || $(PYTHON) -m venv --clear $(VENV)
+	$(PIP) -e .
+	@touch $@
+
+$(DEV): $(STAMP)
 	$(PIP) -e '.[dev]'
 	@touch $@
 
-install: $(STAMP)
+install: $(DEV)
 
 reproduce: $(STAMP)
 	$(BIN)/optjax reproduce $(if $(DATA),--data $(DATA)) $(if $(PALETTE),--palette $(PALETTE)) $(if $(FULL),--full)
 
-test: $(STAMP)
+test: $(DEV)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile
 
-test-slow: $(STAMP)
+test-slow: $(DEV)
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -m slow
 
-lint: $(STAMP)
+lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright --pythonpath $(BIN)/python

@@ -60,6 +60,8 @@ class Config:
     """Tiles the network trains on."""
     filters: int = 8
     """NF of the network."""
+    colours: int = 8
+    """NC of the network, and of its palette: the last layer's cost grows with its square."""
 
 
 def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
@@ -89,8 +91,10 @@ def _squares(config: Config, progress: Callable[[str, float], None]) -> tuple[xr
 
 
 def _net(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
-    tiles = drawn_tiles(config.data, config.pictures, config.seed, config.net_batches)
-    net = networks.model("conv-transpose", filters=config.filters)
+    tiles = drawn_tiles(
+        config.data, config.pictures, config.seed, config.net_batches, colours=config.colours
+    )
+    net = networks.model("conv-transpose", filters=config.filters, colours=config.colours)
     every = max(1, config.net_steps // 6)
     found = sweep(
         make_run(

@@ -7,6 +7,7 @@ chunks, one after the other; the runs of a chunk are vmapped. So (batch, vmap_ch
 
 import dataclasses
 import functools
+import hashlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -195,7 +196,7 @@ class Programs:
             self._take(
                 name,
                 (name, *self._key(args)),
-                lambda: self._lower(program, *args).compile(compiler_options=self._options(name)),
+                lambda: self._compile(self._lower(program, *args), name),
             )
         return self._compiled[name](self.data, *args)
 
@@ -211,6 +212,17 @@ class Programs:
         """Return XLA's options; a user's own XLA_FLAGS on them stand."""
         haste = self.haste if name == "chunk" else 2
         return hasty_options(haste) if self.devices[0].platform == "cpu" else None
+
+    def _compile(self, lowered: Any, name: str) -> Any:
+        """Compile a program, or return the one of the same text.
+
+        Groups of other batch sizes or numbers of steps start and finish by the same programs.
+        """
+        options = self._options(name)
+        text = hashlib.sha256(lowered.as_text().encode()).hexdigest()
+        trees = lowered.in_tree, lowered.out_tree
+        key = text, trees, tuple(self.devices), tuple((options or {}).items())
+        return _cached(key, lambda: lowered.compile(compiler_options=options))[0]
 
     def prepare(self) -> None:
         """Compile all three programs, side by side, before their arguments are there."""
@@ -232,8 +244,7 @@ class Programs:
             return
         with ThreadPoolExecutor(len(lowered)) as pool:
             jobs = {
-                name: pool.submit(low.compile, compiler_options=self._options(name))
-                for name, (_, low) in lowered.items()
+                name: pool.submit(self._compile, low, name) for name, (_, low) in lowered.items()
             }
             for name, job in jobs.items():
                 self._take(name, lowered[name][0], job.result)
@@ -246,7 +257,7 @@ class Programs:
     def _jitted(self, program: Callable[..., Any], count: int) -> Any:
         """Compile a program of the data and so many arguments, the first two laid over the runs."""
         if self.mesh is None:
-            return jax.jit(program)
+            return jax.jit(program, keep_unused=True)  # its text then says which they are
         over, whole = PartitionSpec("run"), PartitionSpec()
         function = jax.shard_map(
             program,
@@ -255,7 +266,7 @@ class Programs:
             out_specs=over,
             check_vma=False,
         )
-        return jax.jit(function)
+        return jax.jit(function, keep_unused=True)
 
     def _lowered(self) -> Any:
         """Lower the chunk for arguments of which only the shapes are known."""
@@ -301,7 +312,7 @@ class Programs:
 
 
 _CACHE: dict[Any, Any] = {}
-_ROOM = 64
+_ROOM = 128
 
 
 def _cached(key: Any, make: Callable[[], Any] | None) -> tuple[Any, float]:
