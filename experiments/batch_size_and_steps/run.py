@@ -26,6 +26,7 @@ from optjax.run.problems import Problem, least_squares
 from optjax.run.trajectory import make_run
 from optjax.support.console import silent
 from optjax.support.errors import UserError, nearest
+from optjax.support.machine import quick_jit
 from optjax.sweeps import sweep
 from optjax.sweeps.stop_rules import Target
 from optjax.theory.noisy_quadratic import noisy_quadratic
@@ -36,7 +37,7 @@ from optjax.theory.quadratic_steps import fewest_steps
 class Config:
     """How do the steps to a target depend on the batch, for optimisers of first and second order?
 
-    Command: optjax run batch_size_and_steps. Cost: 90 s on two cores; --full 11 min.
+    Command: optjax run batch_size_and_steps. Cost: 105 s on two cores; --full 11 min.
     Expect: each doubling halves the steps while noise dominates; then it buys almost nothing, and
     a preconditioned optimiser does. The knee is at the critical batch size.
     """
@@ -71,11 +72,11 @@ class Config:
     """Batch sizes of the network; below 16 the statistics of its batches are another story."""
     net_rates: int = 3
     """Learning rates of the network for every optimiser."""
-    net_seeds: int = 3
+    net_seeds: int = 4
     """Runs of the network for every optimiser, rate and batch."""
     net_examples: int = 4000
     """Most examples of a run of the network, and at least `net_steps` steps."""
-    net_steps: int = 64
+    net_steps: int = 48
     """Most steps of the network at a large batch."""
     net_loss: float = 1.0
     """Target of the network: training loss, nats a pixel."""
@@ -99,6 +100,7 @@ FULL = {
     "colours": 24,
     "net_rates": 4,
     "net_seeds": 5,
+    "net_steps": 64,
 }
 """The sizes of RESULTS.md."""
 
@@ -156,7 +158,7 @@ def _quadratic(config: Config, progress: Callable[[str, float], None]) -> list[x
     found = []
     with jax.enable_x64(True):
         for i, (name, way) in enumerate(ways.items()):
-            best = jax.jit(
+            best = quick_jit(
                 lambda size, way=way: fewest_steps(
                     noisy_quadratic(h, batch_size=size, **way), config.risk
                 )

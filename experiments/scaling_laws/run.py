@@ -27,7 +27,7 @@ class Config:
     """With more compute, is the model's size what should grow first, and by which power of it?
 
     Command: optjax run scaling_laws [--data FILE.npz] [--points chinchilla_points.csv].
-    Cost: 2 minutes on two cores; --full 5 minutes.
+    Cost: 140 s on two cores; --full 5 minutes.
     Expect: at this scale more steps lower the loss more than a larger width does, and three seeds
     cannot tell by which power the best width grows; on Hoffmann's points α = 0.347, β = 0.367.
     """

@@ -119,7 +119,10 @@ def _reproduce(words: list[str]) -> int:
     parser = _options("reproduce")
     parser.add_argument("--data", metavar="PATH", help="pictures for the experiments that use any")
     parser.add_argument("--palette", metavar="PATH", help="the colours that pictures are drawn in")
-    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="these experiments")
+    parser.add_argument(
+        "--only", nargs="+", default=[], metavar="NAME",
+        help="these experiments, or those of a section of the source: 1, 2, 3, 4-5, beyond",
+    )  # fmt: skip
     parser.add_argument("--full", action="store_true", help="the larger sizes, 20 minutes")
     parser.add_argument("--jobs", metavar="N", help="experiments at a time (on a CPU, a core each)")
     parser.add_argument("--force", action="store_true", help="run again what has been run")

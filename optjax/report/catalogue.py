@@ -7,12 +7,15 @@ import importlib.util
 import re
 import sys
 import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from optjax.report.claims import SECTIONS, section_of
 from optjax.support.errors import UserError, nearest
 
 _DEFAULT_PACKAGE = "optjax.experiments"
+_TOPIC = re.compile(f'"({"|".join(topic for topics in SECTIONS.values() for topic in topics)})/')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +29,7 @@ class Experiment:
         title: the first line of the module's docstring.
         doc: the docstring of its Config.
         cost: what the Config's docstring says after "Cost:", or "".
+        topics: of its claims, the part of an id before the stroke.
     """
 
     name: str
@@ -34,6 +38,20 @@ class Experiment:
     title: str
     doc: str
     cost: str
+    topics: frozenset[str] = frozenset()
+
+    @property
+    def sections(self) -> set[str]:
+        """The sections of the source that its claims belong to, by number or first word.
+
+        >>> sorted(Experiment("a", Path(), "a", "", "", "", frozenset({"padding"})).sections)
+        ['4', '4-5', '5']
+        """
+        found: set[str] = set()
+        for topic in self.topics:
+            first = section_of(topic).split()[0].lower().replace("–", "-")
+            found |= {first, *first.split("-")}
+        return found
 
     @property
     def seconds(self) -> float:
@@ -78,7 +96,10 @@ def discover(folder: Path | None = None) -> dict[str, Experiment]:
         name = module.removesuffix(".run")
         title = (ast.get_docstring(tree) or name).splitlines()[0]
         said = " ".join(cost[1].split()).rstrip(".") if cost else ""
-        found[name] = Experiment(name, folder, module, title, doc, said)
+        files = file.parent.glob("*.py") if file.name == "run.py" else [file]
+        ids = (_TOPIC.findall(each.read_text(encoding="utf-8")) for each in files)
+        topics = frozenset(topic for each in ids for topic in each)
+        found[name] = Experiment(name, folder, module, title, doc, said, topics)
     return found
 
 
@@ -89,6 +110,29 @@ def find(name: str, folder: Path | None = None) -> Experiment:
     if wanted not in known:
         raise UserError(f"unknown experiment {name!r}; {nearest(wanted, known)}")
     return known[wanted]
+
+
+def choose(words: Sequence[str], folder: Path | None = None) -> dict[str, Experiment]:
+    """Find the experiments of these names, or of these sections ("2", "4-5", "beyond").
+
+    Raises:
+      UserError: a word is neither.
+    """
+    known = discover(folder)
+    sections = {word for e in known.values() for word in e.sections}
+    found = {}
+    for word in words:
+        name = word.replace("-", "_")
+        section = word.lower().replace("–", "-")
+        if name not in known and section not in sections:
+            raise UserError(
+                f"unknown experiment {word!r}, and no section ({', '.join(sorted(sections))}); "
+                f"{nearest(name, known)}"
+            )
+        found |= {n: e for n, e in known.items() if n == name}
+        if name not in known:
+            found |= {n: e for n, e in known.items() if section in e.sections}
+    return found
 
 
 def full_sizes(module: types.ModuleType) -> dict[str, Any]:

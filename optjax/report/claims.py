@@ -54,9 +54,9 @@ SECTIONS = {
     "2 Gradient-based hyperparameter optimisation": ("one-step", "weight-decay"),
     "3 Trading off resources": ("batch-size", "scaling"),
     "4–5 Colourisation": ("accounting", "colourisation", "padding"),
-    "Beyond the source": (),
+    "Beyond the source": ("hypergradient", "noise-scale", "short-horizon", "tuning"),
 }
-"""The source's sections and the topics of each; any other topic is of the last."""
+"""The source's sections and the topics of each; any other topic is of the last, too."""
 
 LENGTHS = {"plain_words": 90, "source_short": 60, "measured_short": 80}
 """The most characters of what a reader sees of a claim on one line."""
@@ -131,8 +131,7 @@ class Claim:
     @property
     def section(self) -> str:
         """Section of the source that the claim's topic belongs to."""
-        topic = self.id.partition("/")[0]
-        return next((s for s, topics in SECTIONS.items() if topic in topics), [*SECTIONS][-1])
+        return section_of(self.id.partition("/")[0])
 
     @property
     def outcome(self) -> str:
@@ -197,6 +196,15 @@ def in_order(claims: Iterable[Claim]) -> list[Claim]:
         return rank.get(topic, len(rank)), rank.get(claim.id, len(rank)), claim.id
 
     return sorted(latest.values(), key=place)
+
+
+def section_of(topic: str) -> str:
+    """Find the section of the source that a topic belongs to.
+
+    >>> section_of("padding"), section_of("tuning")
+    ('4–5 Colourisation', 'Beyond the source')
+    """
+    return next((s for s, topics in SECTIONS.items() if topic in topics), [*SECTIONS][-1])
 
 
 def by_section(claims: Iterable[Claim]) -> dict[str, list[Claim]]:

@@ -53,7 +53,8 @@ def markdown(claims: Sequence[Claim]) -> str:
         *(f"- {name}: {_escaped(said)}" for name, said in origins(claims).items()),
         f"- Verdicts: {_verdicts(claims)}",
         "",
-        "Seconds are those of the whole command, which may decide several claims.",
+        "Seconds are those of the whole command, which may decide several claims. A claim *beyond "
+        "the source* is ours.",
     ]
     for section, these in found.items():
         lines += ["", f"## {section}", "", _row(_HEADS), _row("---" for _ in _HEADS)]

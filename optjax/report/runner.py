@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from optjax.report.catalogue import Experiment, discover, find, full_sizes, load
+from optjax.report.catalogue import Experiment, choose, discover, find, full_sizes, load
 from optjax.report.claims import SYMBOLS, Claim, by_section, in_order, write_claims
 from optjax.report.rendering import cut
 from optjax.report.workers import carry_out
@@ -118,7 +118,7 @@ def reproduce(
     Experiments are sorted by cost; `carry_out` says in which order they are begun.
 
     Args:
-        only: names of experiments; all of them where there are none.
+        only: names of experiments, or sections of the source ("2"); everything if empty.
         data: pictures for the experiments whose Config has a field `data`.
         results: the folder for all results.
         force: run again what has been run.
@@ -136,9 +136,7 @@ def reproduce(
     """
     console = console or Console()
     results = Path(results)
-    experiments = discover(folder)
-    if only:
-        experiments = {e.name: e for e in (find(name, folder) for name in only)}
+    experiments = choose(only, folder) if only else discover(folder)
     if not experiments:
         raise UserError("there are no experiments to run")
     given = {name: value for name, value in (("data", data), ("palette", palette)) if value}

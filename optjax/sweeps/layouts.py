@@ -34,7 +34,7 @@ _HEAVY = 2e6
 _WORTH_MEASURING = 1e11
 """Operations of all steps below which no layout is measured: the sweep takes seconds."""
 
-_HASTE = (2e12, 2e11)
+_HASTE = (2e12, 5e11)
 """Operations of all steps below which compiling with less effort saves more than it costs."""
 
 _TRIAL_SHARE = 0.1

@@ -222,6 +222,34 @@ def test_claims_merge_by_id_in_the_source_order(tmp_path):
         Claim("a/b", "s", "s", {}, None, 1, None, "true", "e")
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["1"], ["minimum_norm", "rmsprop_counterexample"]),
+        (["4–5"], ["accounting", "colourisation", "padding"]),
+        (["5", "One-Step"], None),
+        (["colourisation"], ["colourisation"]),
+        (["2", "padding"], ["one_step", "weight_decay", "padding"]),
+        (["Beyond", "weight-decay"], [
+            "hypergradient_of_learning_rate", "noise_scale", "short_horizon_bias", "singular_limit",
+            "tuning", "weight_decay",
+        ]),
+    ],
+)  # fmt: skip
+def test_only_takes_names_and_sections(words, expected):
+    if expected is None:
+        with pytest.raises(UserError, match=r"unknown experiment 'One-Step', and no section \(1, "):
+            catalogue.choose(words)
+    else:
+        assert list(catalogue.choose(words)) == expected
+
+
+def test_every_experiment_belongs_to_the_sections_of_its_claims():
+    sections = {e.name: e.sections for e in catalogue.discover().values()}
+    assert all(sections.values())
+    assert set.union(*sections.values()) == {"1", "2", "3", "4", "5", "4-5", "beyond"}
+
+
 def test_a_broken_experiment_does_not_stop_the_others(folder, tmp_path):
     text = (folder / "tiny.py").read_text()
     (folder / "abroken.py").write_text(text.replace("if config.stop", "1 / 0\n    if config.stop"))
