@@ -36,6 +36,9 @@ from .sweeps.grid import points as points
 from .sweeps.grid import sample as sample
 from .sweeps.grid import uniform as uniform
 from .sweeps.grid import zip_grid as zip_grid
+from .sweeps.recording import by_examples as by_examples
+from .sweeps.recording import json_lines as json_lines
+from .sweeps.recording import scalars as scalars
 from .sweeps.replaying import replay as replay
 from .sweeps.stop_rules import Halving as Halving
 from .sweeps.stop_rules import Plateau as Plateau

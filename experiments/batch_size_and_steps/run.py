@@ -96,8 +96,6 @@ FULL = {
     "seeds": 8,
     "steps": 2000,
     "net_batches": (16, 32, 64, 128, 256),
-    "net_loss": 1.9,
-    "colours": 24,
     "net_rates": 4,
     "net_seeds": 5,
     "net_steps": 64,

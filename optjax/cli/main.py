@@ -7,13 +7,15 @@ that help and the list answer at once.
 import argparse
 import contextlib
 import dataclasses
+import json
 import os
 import sys
 import typing
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from optjax.cli.words import flag, grouped, one, typed, whole
+from optjax.cli.words import flag, grouped, one, switch, typed, whole
 from optjax.support.errors import UserError, nearest
 
 
@@ -30,7 +32,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     2
     """
     try:
-        return _dispatch(list(sys.argv[1:] if argv is None else argv))
+        with warnings.catch_warnings():
+            warnings.showwarning = _warn
+            return _dispatch(list(sys.argv[1:] if argv is None else argv))
     except UserError as error:
         print(f"optjax: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -41,6 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # The reader of a pipe (head, less) has left; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _warn(message: Warning | str, *_: Any, **__: Any) -> None:
+    """Show a warning as one line, without the place in our code."""
+    print(f"optjax: {' '.join(str(message).split())}", file=sys.stderr)
 
 
 def _dispatch(argv: list[str]) -> int:
@@ -105,9 +114,16 @@ def _hyphens(word: str) -> str:
 def _list(words: list[str]) -> int:
     from optjax.report import catalogue
 
-    if _parse(_options("list"), words) is None:
+    parser = _options("list")
+    parser.add_argument("--json", action="store_true", help="as JSON, for programs")
+    options = _parse(parser, words)
+    if options is None:
         return 0
     experiments = catalogue.discover().values()
+    if options.json:
+        known = ("name", "title", "doc", "cost")
+        print(json.dumps([{k: getattr(e, k) for k in known} for e in experiments], indent=1))
+        return 0
     width = max((len(e.name) for e in experiments), default=0)
     for experiment in experiments:
         cost = f"  [{experiment.cost}]" if experiment.cost else ""
@@ -193,7 +209,9 @@ def _run(words: list[str]) -> int:
     from optjax.report import catalogue, runner
 
     if not words or words[0] in ("-h", "--help"):
-        text = "usage: optjax run NAME [--FIELD VALUE ...] [--full] [--results DIR] [--force]"
+        text = (
+            "usage: optjax run NAME [--FIELD VALUE ...] [--full] [--results DIR] [--force] [--json]"
+        )
         if not words:
             raise UserError(f"run needs an experiment's name; {nearest('', catalogue.discover())}")
         print(
@@ -208,13 +226,14 @@ def _run(words: list[str]) -> int:
         return _run_help(experiment.name, module.Config)
     groups = grouped(words[1:])
     results = one(groups, "results", "results")
-    force, full = "force" in groups, "full" in groups
-    for name in ("force", "full"):
-        if groups.pop(name, []):
-            raise UserError(f"--{name} takes no value")
+    force, full, as_json = (switch(groups, name) for name in ("force", "full", "json"))
     config = config_from(module.Config, groups, catalogue.full_sizes(module) if full else {})
-    runner.run_experiment(experiment.name, config, results, force, module=module)
-    print(runner.rebuild(runner.Path(results)))
+    found = runner.run_experiment(experiment.name, config, results, force, module=module)
+    page = runner.rebuild(runner.Path(results))
+    if as_json:
+        print(json.dumps(runner.record_of(found), indent=1, ensure_ascii=False))
+    else:
+        print(page)
     return 0
 
 
@@ -281,6 +300,7 @@ def _run_help(name: str, config: type) -> int:
         tyro.cli(config, args=["--help"], prog=f"optjax run {name}")
     print("also: --results DIR (results), --force (run again what has been run),")
     print("      --full (the sizes of RESULTS.md for the fields that are not given)")
+    print("      --json (print the claims and the files as JSON, and nothing else)")
     return 0
 
 
@@ -310,7 +330,7 @@ def config_from(
                 raise UserError(f"--{flag(name)} takes no value")
             values[name[3:]] = False
         elif name not in fields:
-            known = [flag(field) for field in (*fields, "results", "full", "force")]
+            known = [flag(field) for field in (*fields, "results", "full", "force", "json")]
             raise UserError(f"unknown field '--{flag(name)}'; {nearest(flag(name), known)}")
         else:
             values[name] = typed(name, hints[name], words)

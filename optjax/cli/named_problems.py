@@ -3,6 +3,7 @@
 import inspect
 import typing
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,25 +92,31 @@ def find_problem(name: str) -> Callable[..., Any]:
 
 
 def find_optimizer(name: str) -> Callable[..., Any]:
-    """Find an optax factory by its name, or package.module:function.
+    """Find a factory of optax or optax.contrib by its name, or package.module:function.
 
     Raises:
       UserError: no such factory.
     """
-    import optax
-
     if ":" in name:
         return imported("--optimizer", name)
-    known = [
-        key
-        for key in dir(optax)
-        if inspect.isfunction(getattr(optax, key))
-        and "learning_rate" in inspect.signature(getattr(optax, key)).parameters
-    ]
+    known = factories()
     if name not in known:
         hint = nearest(name, known)
         raise UserError(f"unknown --optimizer {name!r}; {hint}; or package.module:function")
-    return getattr(optax, name)
+    return known[name]
+
+
+def factories() -> dict[str, Callable[..., Any]]:
+    """Return optax's optimisers by name; without those that it deprecates for a second version."""
+    import optax
+
+    found: dict[str, Callable[..., Any]] = {}
+    for key, value in [*vars(optax.contrib).items(), *vars(optax).items()]:
+        if key.startswith(("_", "scale_by")) or hasattr(optax, f"{key}_v2"):
+            continue
+        if inspect.isfunction(value) and "learning_rate" in inspect.signature(value).parameters:
+            found[key] = value
+    return found
 
 
 def imported(what: str, name: str) -> Callable[..., Any]:
@@ -122,8 +129,16 @@ def imported(what: str, name: str) -> Callable[..., Any]:
     return found
 
 
-def arguments(function: Callable[..., Any], groups: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Parse the words given for a function's own arguments, as values of their types."""
+def arguments(
+    function: Callable[..., Any], groups: Mapping[str, list[str]]
+) -> dict[str, list[Any]]:
+    """Parse the words given for a function's own arguments, as values of their types.
+
+    Several by commas are several values, unless the type is a tuple or they name a file.
+
+    >>> arguments(quadratic, {"d": ["8,16"], "noise": ["0.1"]})
+    {'d': [8, 16], 'noise': [0.1]}
+    """
     try:
         hints, taken = typing.get_type_hints(function), inspect.signature(function).parameters
     except (TypeError, ValueError, NameError):
@@ -131,7 +146,10 @@ def arguments(function: Callable[..., Any], groups: Mapping[str, list[str]]) -> 
     found = {}
     for name in taken:
         if name in groups:
-            found[name] = typed(name, hints.get(name, str), groups[name])
+            kind, words = hints.get(name, str), groups[name]
+            one = typing.get_origin(kind) is tuple or len(words) != 1 or Path(words[0]).exists()
+            each = [words] if one else [[word] for word in words[0].split(",") if word]
+            found[name] = [typed(name, kind, word) for word in each or [words]]
     return found
 
 

@@ -24,7 +24,8 @@ PROBLEM        least-squares, quadratic, pool-upsample, conv-transpose, unet; or
                package.module:function, which gives a Problem (or a Run: then no --optimizer)
 --optimizer    of optax, or package.module:function; several, by commas, are an axis
 --NAME VALUES  a hyperparameter of the optimiser (--learning-rate), --batch-size, --l2, --steps;
-               or an argument of the problem (--n, --d; --data, --filters; your function's own)
+               or an argument of the problem (--n, --d; --data, --filters; your function's own):
+               several values of one, by commas, are an axis (--filters 4,8)
 
 VALUES         0.1,0.2,0.5       these
                1e-4:1e-1:log:8   eight from 1e-4 to 1e-1, evenly on a log scale (or lin)
@@ -37,6 +38,8 @@ VALUES         0.1,0.2,0.5       these
 --record-every steps from record to record; by default about a hundred records
 --stop         target:0.1, target:METRIC:0.1, plateau:500, halving:100; several by commas
 --keep-diverged  advance runs that diverged, too
+--metric NAME  what the points are ranked by (final_loss; validation_accuracy), with
+               --best min or max; also with --show
 --out DIR      keeps the sweep: the same words again resume it, or add points and seeds
 --overwrite    drops what DIR holds
 --layout       auto, vmap, map or loop; --vmap-chunk N runs vmapped together
@@ -53,16 +56,30 @@ def sweep(words: list[str]) -> int:
     groups = grouped(words[1:] if words and not words[0].startswith("--") else words)
     if words and not words[0].startswith("--"):
         return _sweep(words[0], groups, words)
-    for name, act in (("resume", _resume), ("show", _show)):
+    for name in ("resume", "show"):
         if name in groups:
             folder = one(groups, name)
+            judged = _judged(groups)
             for other in groups:
-                raise UserError(f"--{name} takes a folder alone; --{flag(other)} is too much")
-            return act(folder)
+                raise UserError(
+                    f"--{name} takes a folder, --metric and --best; --{flag(other)} is too much"
+                )
+            return _show(folder, judged) if name == "show" else _resume(folder, judged)
     raise UserError("sweep needs a PROBLEM, --resume DIR or --show DIR; --help shows examples")
 
 
-def _resume(folder: str) -> int:
+Judged = tuple[str | None, str]
+"""The metric by which points are ranked, and "min" or "max"."""
+
+
+def _judged(groups: dict[str, list[str]]) -> Judged:
+    metric, best = one(groups, "metric") if "metric" in groups else None, one(groups, "best", "min")
+    if best not in ("min", "max"):
+        raise UserError(f"--best is {best!r}: expected min or max")
+    return metric and metric.replace("-", "_"), best
+
+
+def _resume(folder: str, judged: Judged) -> int:
     from optjax.sweeps.store import read_spec
 
     about = read_spec(folder).get("about")
@@ -75,15 +92,15 @@ def _resume(folder: str) -> int:
     groups = grouped(words[1:])
     groups["out"] = [folder]  # it may have been moved
     groups.pop("overwrite", None)
+    if judged != (None, "min"):
+        groups["metric"], groups["best"] = [judged[0] or "final_loss"], [judged[1]]
     return _sweep(words[0], groups, words)
 
 
-def _show(folder: str) -> int:
-    from optjax.report import sweep_page
+def _show(folder: str, judged: Judged) -> int:
     from optjax.sweeps import load_sweep
 
-    dataset = load_sweep(folder)
-    return _shown(dataset, Path(folder), sweep_page.summary(dataset))
+    return _shown(load_sweep(folder), Path(folder), judged)
 
 
 def _sweep(name: str, groups: dict[str, list[str]], words: list[str]) -> int:
@@ -94,10 +111,9 @@ def _sweep(name: str, groups: dict[str, list[str]], words: list[str]) -> int:
         import jax
 
         jax.config.update("jax_enable_x64", True)
-    from optjax.report import sweep_page
     from optjax.sweeps import sweep
 
-    how = _how(groups)
+    judged, how = _judged(groups), _how(groups)
     run, grid = _built(name, groups)
     try:
         dataset = sweep(run, grid, out=out, about={"command": _without_out(words)}, **how)
@@ -105,7 +121,7 @@ def _sweep(name: str, groups: dict[str, list[str]], words: list[str]) -> int:
         line = f"optjax: interrupted; resume with: optjax sweep --resume {shlex.quote(out)}"
         print(line, file=sys.stderr)
         return 130
-    return _shown(dataset, Path(out), sweep_page.summary(dataset))
+    return _shown(dataset, Path(out), judged)
 
 
 def _without_out(words: list[str]) -> list[str]:
@@ -164,7 +180,8 @@ def _built(name: str, groups: dict[str, list[str]]) -> tuple[Any, Any]:
     own = named_problems.arguments(make, groups)
     for argument in own:
         del groups[argument]
-    made = named_problems.made(name, make, own)
+    several = {argument: values for argument, values in own.items() if len(values) > 1}
+    made = named_problems.made(name, make, {a: values[0] for a, values in own.items()})
     if not isinstance(made, Problem | Run):
         raise UserError(
             f"PROBLEM {name!r} gives a {type(made).__name__}: expected a Problem or a Run"
@@ -190,6 +207,11 @@ def _built(name: str, groups: dict[str, list[str]]) -> tuple[Any, Any]:
             names = [*map(flag, known), *map(flag, inspect.signature(make).parameters), *_OWN]
             raise UserError(f"unknown option '--{flag(key)}'; {nearest(flag(key), names)}")
         axes[key] = _values(key, given, drawn="draw" in draw)
+    if isinstance(made, Run) and several:
+        raise UserError(
+            f"--{flag(next(iter(several)))} has several values: let the PROBLEM give a "
+            "Problem, not a Run, and its networks are an axis"
+        )
     if isinstance(made, Run):
         for key in run_options:
             raise UserError(f"--{flag(key)}: the PROBLEM makes its run itself; set it there")
@@ -197,16 +219,23 @@ def _built(name: str, groups: dict[str, list[str]]) -> tuple[Any, Any]:
     if not isinstance(axes.get("steps"), list):
         raise UserError("sweep needs --steps, for instance --steps 2000 or 500,2000")
     run = _runner(made, axes, run_options)
-    if len(factories) == 1:
-        return run(factories[0]), _grid(axes, draw, zipped)
+    if len(factories) > 1:
+        several = {"optimizer": factories, **several}
+    if not several:
+        return run(made, factories[0]), _grid(axes, draw, zipped)
+    fixed = {argument: values[0] for argument, values in own.items() if argument not in several}
 
-    def each(optimizer: Callable[..., Any]) -> Run:
-        return run(optimizer)
+    def each(optimizer: Callable[..., Any] = factories[0], **chosen: Any) -> Run:
+        problem = named_problems.made(name, make, {**fixed, **chosen}) if chosen else made
+        return run(problem, optimizer)
 
-    return each, _grid({"optimizer": factories, **axes}, draw, zipped)
+    taken = [inspect.Parameter(argument, inspect.Parameter.KEYWORD_ONLY) for argument in several]
+    each.__signature__ = inspect.Signature(taken)  # pyright: ignore[reportFunctionMemberAccess]
+    return each, _grid({**several, **axes}, draw, zipped)
 
 
 def _runner(problem: Any, axes: dict[str, Any], options: dict[str, str]) -> Callable[..., Any]:
+    """Return a function of a problem and an optimiser that makes the run."""
     from optjax.run.trajectory import make_run
     from optjax.sweeps.grid import Uniform
 
@@ -235,7 +264,7 @@ def _runner(problem: Any, axes: dict[str, Any], options: dict[str, str]) -> Call
     last = max(steps)
     if len(steps) == 1:
         del axes["steps"]
-    return lambda optimizer: make_run(problem, optimizer, last, **how)
+    return lambda problem, optimizer: make_run(problem, optimizer, last, **how)
 
 
 def _grid(axes: dict[str, Any], draw: dict[str, str], zipped: bool) -> Any:
@@ -295,7 +324,7 @@ def _values(name: str, words: list[str], drawn: bool) -> Any:
     return [float(f"{v:.12g}") for v in values]
 
 
-def _shown(dataset: Any, folder: Path, counts: dict[str, int]) -> int:
+def _shown(dataset: Any, folder: Path, judged: Judged) -> int:
     """Print the best points; write the figures and the page into the folder."""
     from rich import box
     from rich.console import Console
@@ -304,10 +333,18 @@ def _shown(dataset: Any, folder: Path, counts: dict[str, int]) -> int:
 
     from optjax.report import sweep_page
 
+    dataset, counts = sweep_page.ranked(dataset, *judged), sweep_page.summary(dataset)
     rows = sweep_page.points(dataset)
     table = Table(box=box.SIMPLE, pad_edge=False)
     names = list(rows[0]["values"]) if rows else []
-    for heading in (*names, "final loss", "over the seeds", "runs", "diverged", "steps"):
+    for heading in (
+        *names,
+        dataset.judged.attrs["name"],
+        "over the seeds",
+        "runs",
+        "diverged",
+        "steps",
+    ):
         table.add_column(escape(heading.replace("_", " ")), justify="right")
     for row in rows[:10]:
         table.add_row(*map(escape, sweep_page.cells(row)))

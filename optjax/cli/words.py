@@ -104,11 +104,28 @@ def typed(name: str, kind: Any, words: list[str]) -> Any:
 
 
 def _bad(name: str, kind: Any, words: list[str]) -> UserError:
-    expected = kind.__name__ if isinstance(kind, type) else str(kind).replace("typing.", "")
-    if expected == "float":
-        expected = "a finite float"
     got = repr(" ".join(words)) if words else "no value"
-    return UserError(f"--{flag(name)} got {got}, expected {expected}")
+    return UserError(f"--{flag(name)} got {got}, expected {described(kind)}")
+
+
+_KINDS = {int: "whole number", float: "finite number", str: "word"}
+
+
+def described(kind: Any) -> str:
+    """Describe a type as a person would.
+
+    >>> described(int), described(tuple[float, ...]), described(int | None)
+    ('a whole number', 'finite numbers, by commas', 'a whole number')
+    """
+    parts = [part for part in typing.get_args(kind) if part not in (Ellipsis, types.NoneType)]
+    if typing.get_origin(kind) is typing.Literal:
+        return f"one of {', '.join(map(str, parts))}"
+    if typing.get_origin(kind) is tuple:
+        count = "" if ... in typing.get_args(kind) else f"{len(parts)} "
+        return f"{count}{_KINDS.get(parts[0], 'value')}s, by commas"
+    if parts:
+        return " or ".join(map(described, parts))
+    return "true or false" if kind is bool else f"a {_KINDS.get(kind, 'value')}"
 
 
 def flag(name: str) -> str:

@@ -217,7 +217,8 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def _read_picture(path: Path, size: int) -> NDArray[np.uint8]:
+def _read_picture(path: Path, size: int) -> tuple[NDArray[np.uint8], bool]:
+    """Read a picture, and whether some of its pixels are transparent."""
     from PIL import Image, ImageOps
 
     try:
@@ -235,9 +236,13 @@ def _read_picture(path: Path, size: int) -> NDArray[np.uint8]:
                         f"{str(path)!r}: mode {picture.mode!r} has more than 8 bits a channel; "
                         "save it as 8-bit RGB"
                     )
+                clear = picture.has_transparency_data
+                if clear:
+                    alpha = picture.convert("RGBA").getchannel("A").getextrema()
+                    clear = isinstance(alpha[0], int | float) and alpha[0] < 255
                 upright = ImageOps.exif_transpose(picture).convert("RGB")
                 square = ImageOps.fit(upright, (size, size), method=Image.Resampling.BOX)
-                return np.asarray(square, dtype=np.uint8)
+                return np.asarray(square, dtype=np.uint8), clear
     except UserError:
         raise
     except Image.DecompressionBombError as error:
@@ -256,7 +261,8 @@ def read_folder(folder: Path, size: int = 32, seed: int = 0) -> tuple[Split, str
 
     Args:
       folder: its png, jpg, jpeg, webp and bmp files are read in the order of their names;
-        hidden files and links that lead outside the folder are left out.
+        hidden files and links that lead outside the folder are left out. A warning names what
+        else is not read, and pictures with transparent pixels, whose colours are taken as stored.
       size: side of the square in pixels, a multiple of 4.
       seed: draws the sixth of the files held out for validation.
 
@@ -277,14 +283,14 @@ def read_folder(folder: Path, size: int = 32, seed: int = 0) -> tuple[Split, str
     """
     try:
         root = folder.resolve(strict=True)
-        paths = sorted(
+        entries = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+        paths = [
             path
-            for path in folder.iterdir()
+            for path in entries
             if path.suffix.lower() in SUFFIXES
-            and not path.name.startswith(".")
             and path.is_file()
             and path.resolve().is_relative_to(root)
-        )
+        ]
     except (OSError, RuntimeError) as error:
         raise UserError(f"{str(folder)!r}: cannot be read ({one_line(error)})") from error
     if not paths:
@@ -297,8 +303,20 @@ def read_folder(folder: Path, size: int = 32, seed: int = 0) -> tuple[Split, str
             f"{str(folder)!r}: {len(paths)} pictures of {size} × {size} exceed "
             f"{FOLDER_LIMIT_BYTES} bytes; take fewer or a smaller size"
         )
-    pictures = np.stack([_read_picture(path, size) for path in paths])
+    read = [_read_picture(path, size) for path in paths]
+    clear = [path.name for path, (_, seen_through) in zip(paths, read, strict=True) if seen_through]
+    _named(folder, "not read", [path.name for path in entries if path not in paths])
+    _named(folder, "transparent in places, colours taken as stored", clear)
+    pictures = np.stack([picture for picture, _ in read])
     return split_sixth(pictures, seed, repr(str(folder))), (
         f"{len(paths)} files cropped to a square of {size}; a sixth of the files split off for "
         f"validation by seed {seed}"
     )
+
+
+def _named(folder: Path, what: str, names: list[str]) -> None:
+    """Warn of some entries of a folder, by name."""
+    if names:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        listed = ", ".join(map(repr, names[:5])) + more
+        warnings.warn(f"{str(folder)!r}: {what}: {listed}", stacklevel=3)

@@ -20,7 +20,7 @@ from optjax.report.rendering import cut
 from optjax.report.workers import carry_out
 from optjax.support import provenance
 from optjax.support.console import Console
-from optjax.support.errors import UserError
+from optjax.support.errors import UserError, whole
 from optjax.support.files import plain, read_attrs, read_dataset, save_dataset, write_text
 
 if TYPE_CHECKING:
@@ -71,6 +71,7 @@ def run_experiment(
     with _jax_options_kept():
         module = module or load(experiment)
         config = module.Config() if config is None else config
+        _check_numbers(config)
         identity = _identity(experiment, config)
         path = results / f"{experiment.name}.nc"
         attrs = read_attrs(path)
@@ -224,6 +225,14 @@ def _marked(claim: Claim) -> str:
     return f"{SYMBOLS[claim.verdict]} {claim.verdict}"
 
 
+def record_of(result: ExperimentResult) -> dict[str, Any]:
+    """Read the claims of an experiment, and where its dataset lies, for a program."""
+    record = result.path.parent / "figures" / result.name / "record.json"
+    known = json.loads(record.read_text(encoding="utf-8"))
+    files = {"dataset": str(result.path), "figures": str(record.parent)}
+    return {**files, "ran": result.ran, **known}
+
+
 def redraw(results: str | Path = "results", folder: Path | None = None) -> Path:
     """Draw every figure and judge every claim again from the saved datasets.
 
@@ -348,6 +357,24 @@ def _identity(experiment: Experiment, config: Any) -> dict[str, str]:
         "code_hash": provenance.code_hash(experiment.folder, experiment.module),
         "inputs": json.dumps(inputs),
     }
+
+
+def _check_numbers(config: Any) -> None:
+    """Check that numbers are not below 0, or 1 where the default is: no size or seed can be.
+
+    Raises:
+        UserError: one is.
+    """
+    for field in dataclasses.fields(config):
+        default, value = (
+            v if isinstance(v, tuple) else (v,)
+            for v in (field.default, getattr(config, field.name))
+        )
+        if not default or any(type(v) is not int or v < 0 for v in default):
+            continue
+        least = 0 if 0 in default else 1
+        for item in value:
+            whole(field.name, item, least)
 
 
 def _check_writable(results: Path, name: str) -> None:

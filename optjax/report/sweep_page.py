@@ -13,6 +13,7 @@ from optjax.report import style
 from optjax.report.rendering import data_uri, number, render
 from optjax.run.core import Status
 from optjax.support.files import write_text
+from optjax.sweeps.best import last
 
 _COLOURED = 100.0
 """Largest over least final loss that colours tell apart."""
@@ -23,24 +24,51 @@ SHOWN = 5
 Row = dict[str, Any]
 
 
-def points(dataset: xr.Dataset) -> list[Row]:
-    """List the points of the grid, the best first.
+def ranked(dataset: xr.Dataset, metric: str | None = None, mode: str = "min") -> xr.Dataset:
+    """Return the dataset with its runs judged by a metric, as ``judged``.
 
-    A row has the seeds' final losses and how they ended. The median counts a diverged run as
-    infinitely bad; runs that are not done are left out.
+    Args:
+      metric: a variable; by default the final loss, or of a sweep under way the last recorded one.
+      mode: "min", or "max" for an accuracy.
+
+    Raises:
+      UserError: an unknown metric.
     """
-    axes = [str(d) for d in dataset.final_loss.dims if d != "seed"]
+    going = bool((dataset.status == Status.RUNNING).any())
+    if metric is None:
+        metric = "loss" if going and "loss" in dataset else "final_loss"
+    values = last(dataset, metric)
+    if "step" in dataset[metric].dims:
+        values = values.where(dataset.steps_done > 0)
+    name = metric.replace("_", " ")
+    name = f"last {name}" if "step" in dataset[metric].dims else name
+    bad = np.inf if mode == "min" else -np.inf
+    values = values.where(dataset.status != Status.DIVERGED, bad)
+    return dataset.assign(judged=values.assign_attrs(name=name, mode=mode))
+
+
+def _sign(dataset: xr.Dataset) -> int:
+    """Return 1 where the least is best, −1 where the largest is."""
+    return 1 if dataset.judged.attrs["mode"] == "min" else -1
+
+
+def points(dataset: xr.Dataset) -> list[Row]:
+    """List the points of the grid, the best first, of a dataset from `ranked`.
+
+    A row has what the seeds' runs are judged by and how they ended. The median counts a diverged
+    run as infinitely bad; runs that are not done are left out.
+    """
+    axes = [str(d) for d in dataset.judged.dims if d != "seed"]
     names = [str(c) for c in dataset.coords if c not in ("seed", "step", "point")]
     sizes = [dataset.sizes[a] for a in axes]
-    final = dataset.final_loss.transpose(*axes, "seed").values.reshape(-1, dataset.sizes["seed"])
+    final = dataset.judged.transpose(*axes, "seed").values.reshape(-1, dataset.sizes["seed"])
     status = dataset.status.transpose(*axes, "seed").values.reshape(final.shape)
     done = dataset.steps_done.transpose(*axes, "seed").values.reshape(final.shape)
     rows = []
     for i, place in enumerate(np.ndindex(*sizes)):
         at = dict(zip(axes, place, strict=True))
         diverged = status[i] == Status.DIVERGED
-        losses = np.where(diverged, np.inf, final[i])
-        losses = losses[~np.isnan(losses)]
+        losses = final[i][~np.isnan(final[i])]
         rows.append(
             {
                 "at": at,
@@ -54,7 +82,8 @@ def points(dataset: xr.Dataset) -> list[Row]:
                 "steps": int(done[i].max()),
             }
         )
-    return sorted(rows, key=lambda row: (np.isnan(row["median"]), row["median"]))
+    sign = _sign(dataset)
+    return sorted(rows, key=lambda row: (np.isnan(row["median"]), sign * row["median"]))
 
 
 def _value(coordinate: xr.DataArray, at: dict[str, int]) -> Any:
@@ -81,7 +110,7 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
     if not rows or not axes:
         return found
     if "point" in dataset.dims:
-        found["final-loss"] = _scatter(rows, axes)
+        found["final-loss"] = _scatter(dataset, rows, axes)
     elif len(axes) == 1:
         found["final-loss"] = _line(dataset, axes[0])
     else:
@@ -122,9 +151,9 @@ def _loss(dataset: xr.Dataset, rows: list[Row]) -> Figure:
     ax.legend(frameon=False, fontsize=8)
     return style.caption(
         fig,
-        f"Mean mini-batch loss between records, for the {min(SHOWN, len(rows))} points of least "
-        "median final loss and for all runs. Lines: medians over runs still under way; bands: "
-        "10th to 90th percentile.",
+        f"Mean mini-batch loss between records, for the {min(SHOWN, len(rows))} best points by "
+        f"median {dataset.judged.attrs['name']} and for all runs. Lines: medians over runs still "
+        "under way; bands: 10th to 90th percentile.",
     )
 
 
@@ -138,11 +167,6 @@ def _bands(runs: np.ndarray) -> np.ndarray:
     return found
 
 
-def _worst(dataset: xr.Dataset) -> xr.DataArray:
-    """Select the final loss; infinite where the run diverged."""
-    return dataset.final_loss.where(dataset.status != Status.DIVERGED, np.inf)
-
-
 def _scale(values: np.ndarray) -> Normalize:
     good = values[np.isfinite(values)]
     if good.size and good.min() > 0:
@@ -154,45 +178,53 @@ def _scale(values: np.ndarray) -> Normalize:
 
 def _map(dataset: xr.Dataset, across: str, up: str) -> Figure:
     """Draw medians over the seeds; where there are more axes, the best of them."""
-    median = _worst(dataset).median("seed")
+    sign, name = _sign(dataset), dataset.judged.attrs["name"]
+    median = sign * dataset.judged.median("seed")
     others = [d for d in median.dims if d not in (across, up)]
     cells = (median.min(others) if others else median).transpose(up, across).values
     fig, ax = style.figure("single", height=3.8)
-    shown = np.where(np.isfinite(cells), cells, np.nan)
-    mesh = ax.pcolormesh(shown, cmap="cividis_r", norm=_scale(shown), rasterized=False)
+    shown = sign * np.where(np.isfinite(cells), cells, np.nan)
+    colours = "cividis_r" if sign > 0 else "cividis"
+    mesh = ax.pcolormesh(shown, cmap=colours, norm=_scale(shown), rasterized=False)
     for y, x in zip(*np.nonzero(np.isinf(cells)), strict=True):
         ax.plot(x + 0.5, y + 0.5, "x", color="#777777", ms=5)
     if np.isfinite(cells).any():
-        y, x = np.unravel_index(np.nanargmin(shown), shown.shape)
+        y, x = np.unravel_index(np.nanargmin(sign * shown), shown.shape)
         ax.plot(x + 0.5, y + 0.5, "*", color="#d55e00", mec="white", ms=14)
     ax.grid(False)
-    for axis, name in ((ax.xaxis, across), (ax.yaxis, up)):
-        values = dataset[name].values
+    for axis, along in ((ax.xaxis, across), (ax.yaxis, up)):
+        values = dataset[along].values
         every = max(1, -(-len(values) // 9))
         texts = [f"{v:.3g}" if values.dtype.kind == "f" else str(v) for v in values[::every]]
         axis.set_ticks(np.arange(len(values))[::every] + 0.5, texts)
-        axis.set_label_text(name.replace("_", " "))
+        axis.set_label_text(along.replace("_", " "))
     if len(dataset[across]) > 5:
         ax.tick_params(axis="x", rotation=40)
-    _bar(fig, ax, mesh, shown)
-    rest = f", least over {', '.join(map(str, others))}" if others else ""
+    _bar(fig, ax, mesh, shown, name)
+    rest = f", the best over {', '.join(map(str, others))}" if others else ""
     return style.caption(
         fig,
-        f"Final loss over all training data, median over the seeds{rest}. Star: the least. "
+        f"{_capital(name)}, median over the seeds{rest}. Star: the best. "
         "Cross: more than half of the runs diverged.",
     )
 
 
-def _bar(fig: Figure, ax: Axes, drawn: Any, values: np.ndarray) -> None:
+def _capital(name: str) -> str:
+    name = "final loss over all training data" if name == "final loss" else name
+    return name[0].upper() + name[1:]
+
+
+def _bar(fig: Figure, ax: Axes, drawn: Any, values: np.ndarray, name: str) -> None:
     clipped = np.nanmax(values) > drawn.norm.vmax
     bar = fig.colorbar(drawn, ax=ax, extend="max" if clipped else "neither")
-    bar.set_label("median final loss")
+    bar.set_label(f"median {name}")
 
 
 def _line(dataset: xr.Dataset, name: str) -> Figure:
-    runs = _worst(dataset).transpose(name, ..., "seed").values
+    runs, judged = dataset.judged.transpose(name, ..., "seed").values, dataset.judged.attrs["name"]
     runs = runs.reshape(len(runs), -1, runs.shape[-1])
-    runs = runs[np.arange(len(runs)), np.argmin(np.median(runs, axis=2), axis=1)]
+    best = np.argmin(_sign(dataset) * np.median(runs, axis=2), axis=1)
+    runs = runs[np.arange(len(runs)), best]
     fig, ax = style.figure("single")
     x = dataset[name].values
     middle = np.median(runs, axis=1)
@@ -202,31 +234,32 @@ def _line(dataset: xr.Dataset, name: str) -> Figure:
     if np.isfinite(high).all():
         style.band(ax, x[good], low, high)
     _logs(ax, x, middle[good])
-    ax.set(xlabel=name.replace("_", " "), ylabel="final loss")
+    ax.set(xlabel=name.replace("_", " "), ylabel=judged)
     return style.caption(
         fig,
-        "Final loss over all training data: median over the seeds, band from the 10th to the 90th "
-        "percentile. Values at which more than half of the runs diverged are left out.",
+        f"{_capital(judged)}: median over the seeds, band from the 10th to the 90th percentile. "
+        "Values at which more than half of the runs diverged are left out.",
     )
 
 
-def _scatter(rows: list[Row], axes: list[str]) -> Figure:
+def _scatter(dataset: xr.Dataset, rows: list[Row], axes: list[str]) -> Figure:
+    name, colours = dataset.judged.attrs["name"], "cividis_r" if _sign(dataset) > 0 else "cividis"
     fig, ax = style.figure("single", height=3.8)
     x = np.array([row["values"][axes[0]] for row in rows])
     losses = np.array([row["median"] for row in rows])
     if len(axes) == 1:
         ax.plot(x, losses, "o", ms=4)
         _logs(ax, x, losses)
-        ax.set(xlabel=axes[0].replace("_", " "), ylabel="median final loss")
+        ax.set(xlabel=axes[0].replace("_", " "), ylabel=f"median {name}")
     else:
         y = np.array([row["values"][axes[1]] for row in rows])
-        dots = ax.scatter(x, y, c=losses, cmap="cividis_r", norm=_scale(losses), s=28)
+        dots = ax.scatter(x, y, c=losses, cmap=colours, norm=_scale(losses), s=28)
         ax.plot(x[0], y[0], "*", color="#d55e00", mec="white", ms=14)
         _logs(ax, x, y)
         ax.set(xlabel=axes[0].replace("_", " "), ylabel=axes[1].replace("_", " "))
-        _bar(fig, ax, dots, losses)
+        _bar(fig, ax, dots, losses, name)
     return style.caption(
-        fig, "Median final loss over the seeds at each point; diverged points are left out."
+        fig, f"Median {name} over the seeds at each point; diverged points are left out."
     )
 
 
@@ -263,7 +296,7 @@ def write(dataset: xr.Dataset, folder: Path, title: str, most: int = 20) -> Path
         title=title,
         counts=", ".join(f"{n:,} {name}" for name, n in summary(dataset).items() if n),
         figures=drawn,
-        heads=[*names, "final loss", "over the seeds", "runs", "diverged", "steps"],
+        heads=[*names, dataset.judged.attrs["name"], "over the seeds", "runs", "diverged", "steps"],
         rows=[cells(row) for row in rows[:most]],
         points=len(rows),
     )

@@ -147,6 +147,8 @@ def hparams_at(plan: Plan, hparams: HParams, params: PyTree, step: Array) -> dic
 def optimizer_of(plan: Plan, hparams: HParams) -> optax.GradientTransformationExtraArgs:
     """Make the optimiser from hyperparameters that `hparams_at` gives."""
     own = {name: value for name, value in hparams.items() if name in plan.own}
+    if optimizers.takes_steps(plan.optimizer):
+        own["steps"] = plan.steps
     with optimizers.no_tracer_decides(own):
         return optimizers.differentiable(plan.optimizer(**own))
 

@@ -134,7 +134,11 @@ def differentiable(tx: optax.GradientTransformation) -> optax.GradientTransforma
         taken = {name: value for name, value in extra.items() if takes(name)}
 
         def program(updates, state, params):
-            return inner.update(updates, state, params, **taken)
+            try:
+                return inner.update(updates, state, params, **taken)
+            except ValueError as error:
+                line = " ".join(str(error).split())
+                raise UserError(f"the optimiser refuses to update: {line}") from error
 
         with _as_optax_expects():
             closed, shape = jax.make_jaxpr(program, return_shape=True)(updates, state, params)
@@ -265,12 +269,21 @@ def _named(factory: Factory) -> list[inspect.Parameter]:
 
 
 def keywords(factory: Factory) -> set[str]:
-    """Return the keyword names of a factory: the hyperparameters that it takes.
+    """Return the keyword names of a factory: the hyperparameters that it takes, without ``steps``.
 
     >>> sorted(keywords(partial(optax.sgd, momentum=0.9)))
     ['accumulator_dtype', 'learning_rate', 'nesterov']
     """
-    return {p.name for p in _named(factory)}
+    return {p.name for p in _named(factory)} - {"steps"}
+
+
+def takes_steps(factory: Factory) -> bool:
+    """Tell whether a factory asks for ``steps``, the number of a run's steps.
+
+    >>> takes_steps(optax.adam), takes_steps(lambda learning_rate, steps: optax.sgd(learning_rate))
+    (False, True)
+    """
+    return any(p.name == "steps" for p in _named(factory))
 
 
 def required(factory: Factory) -> set[str]:
@@ -279,4 +292,5 @@ def required(factory: Factory) -> set[str]:
     >>> required(optax.rmsprop)
     {'learning_rate'}
     """
-    return {p.name for p in _named(factory) if p.default is inspect.Parameter.empty}
+    empty = inspect.Parameter.empty
+    return {p.name for p in _named(factory) if p.default is empty} - {"steps"}

@@ -294,7 +294,8 @@ def make_run(
       of optax in place of a number changes along the run. The names:
 
       * the factory's keyword names; flags that decide the program (``nesterov``) go in by
-        `functools.partial`;
+        `functools.partial`. One that asks for ``steps`` is given the run's, for a schedule of its
+        own: ``lambda peak, steps: optax.adam(optax.cosine_decay_schedule(peak, steps))``;
       * ``batch_size``, 1 … B;
       * ``l2``, λ̃ of a penalty λ̃‖w‖² on all parameters, or a tree like the parameters;
       * ``example_weights``, (n,): a batch's loss is (1/b) Σᵢ ωᵢ ℓᵢ, where the problem's loss

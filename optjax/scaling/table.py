@@ -2,7 +2,9 @@
 
 import csv
 import math
+import re
 import stat
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,12 +24,32 @@ _WHAT = {
     "loss": "loss",
 }
 _NAMES = {
-    "N": "n params parameters modelsize nparams nparameters numparams numparameters size",
-    "D": "d tokens ntokens numtokens trainingtokens datasetsize datasize examples nexamples",
+    "N": "n params parameters modelsize modelparams modelparameters nparams nparameters numparams "
+    "numparameters size",
+    "D": "d tokens ntokens numtokens traintokens trainingtokens tokensseen datasetsize datasize "
+    "examples nexamples",
     "S": "s smin steps step nsteps numsteps trainingsteps",
     "C": "c flops flop compute trainingflop trainingflops trainingcompute",
-    "loss": "loss l finalloss validationloss valloss testloss evalloss",
+    "loss": "loss l finalloss validationloss valloss testloss evalloss evaluationloss",
 }
+_TIMES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
+_NUMBER = re.compile(r"([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:e[+-]?\d+)?) ?([kmbgt]?)")
+_FAILED = (
+    "",
+    "nan",
+    "-nan",
+    "inf",
+    "-inf",
+    "infinity",
+    "none",
+    "null",
+    "na",
+    "n/a",
+    "-",
+    "diverged",
+    "failed",
+)
+"""A loss that says that the run had none."""
 
 
 class Runs(NamedTuple):
@@ -117,9 +139,10 @@ def _completed(arrays: Mapping[str, np.ndarray]) -> Runs:
 def read_runs(
     path: str | Path, columns: Mapping[str, str] | None = None, needed: Sequence[str] = ("loss",)
 ) -> tuple[Runs, dict[str, str]]:
-    """Read runs from a CSV file with a header line.
+    """Read runs from a CSV file with a header line, cells parted by commas, semicolons or tabs.
 
-    Nothing in the file is evaluated; only the columns used are read as numbers.
+    Nothing in the file is evaluated; only the columns used are read as numbers, also as "1,000" or
+    "10M" (k, M, B or G, T). Rows without a loss, of runs that failed, are left out with a warning.
 
     Args:
       path: the file, at most 64 MiB and a million lines, UTF-8.
@@ -134,7 +157,9 @@ def read_runs(
       UserError: the file is no such table; one line names the file, line and value, with a remedy.
     """
     path = Path(path)
-    lines = _rows(path)
+    text = _text(path)
+    parted = max(",;\t", key=text.partition("\n")[0].count)
+    lines = _rows(str(path), text, parted)
     try:
         header = [name.strip() for name in next(lines)[1]]
     except StopIteration:
@@ -143,24 +168,31 @@ def read_runs(
         )
     where = _columns(str(path), header, dict(columns or {}), needed)
     values: dict[str, list[float]] = {name: [] for name in where}
+    failed: list[int] = []
     for number, row in lines:
         if len(row) != len(header):
             raise UserError(
                 f"{str(path)!r} line {number} has {len(row)} values: expected {len(header)}, as the"
                 " header has"
             )
+        if "loss" in where and row[where["loss"]].strip().lower() in _FAILED:
+            failed.append(number)
+            continue
         for name, i in where.items():
-            values[name].append(_number(str(path), number, header[i], row[i]))
+            values[name].append(_number(str(path), number, header[i], row[i], parted))
         if len(values["loss"]) > MAX_ROWS:
             raise UserError(f"{str(path)!r} has more than {MAX_ROWS:,} runs: take a sample of them")
     if not values["loss"]:
-        raise UserError(f"{str(path)!r} has a header and no runs below it")
+        raise UserError(f"{str(path)!r} has a header and no runs with a loss below it")
+    if failed:
+        text = f"{str(path)!r}: {len(failed)} rows without a loss are left out (line {failed[0]}"
+        warnings.warn(text + (", …)" if len(failed) > 1 else ")"), stacklevel=2)
     found = _completed({name: np.asarray(x) for name, x in values.items()})
     return found, {name: header[i] for name, i in where.items()}
 
 
-def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Yield the lines that are not blank, each with its number."""
+def _text(path: Path) -> str:
+    """Read a file whole: it may change meanwhile without harm."""
     try:
         about = path.stat()
         if not stat.S_ISREG(about.st_mode):
@@ -178,19 +210,22 @@ def _rows(path: Path) -> Iterator[tuple[int, list[str]]]:
         why = getattr(error, "strerror", None) or error
         raise UserError(f"cannot read {str(path)!r}: {why}") from None
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(
             f"{str(path)!r} is no UTF-8 text (byte {error.start}): expected a CSV file"
         ) from None
-    # All bytes are read: the file may change meanwhile without harm.
-    reader = csv.reader(text.splitlines(keepends=True), skipinitialspace=True)
+
+
+def _rows(path: str, text: str, parted: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield the lines that are not blank, each with its number."""
+    reader = csv.reader(text.splitlines(keepends=True), skipinitialspace=True, delimiter=parted)
     try:
         for row in reader:
             if any(cell.strip() for cell in row):
                 yield reader.line_num, row
     except csv.Error as error:
-        raise UserError(f"{str(path)!r} line {reader.line_num} is no CSV: {error}") from None
+        raise UserError(f"{path!r} line {reader.line_num} is no CSV: {error}") from None
 
 
 def _plain(name: str) -> str:
@@ -239,15 +274,17 @@ def _near(name: str, header: list[str]) -> str:
     return hint if len(hint) <= 200 else f"{hint[:200]}…"
 
 
-def _number(path: str, line: int, column: str, text: str) -> float:
-    """Parse a cell as a finite number above 0."""
+def _number(path: str, line: int, column: str, text: str, parted: str) -> float:
+    """Parse a cell as a finite number above 0; between semicolons a comma might mean a point."""
+    parts = None if parted == ";" and "," in text else _NUMBER.fullmatch(text.strip().lower())
     try:
-        value = float(text) if "_" not in text else math.nan
+        value = float(parts[1].replace(",", "")) * _TIMES[parts[2]] if parts else math.nan
     except ValueError:
         value = math.nan
     if math.isfinite(value) and value > 0:
         return value
     shown = text.strip() if len(text) <= 40 else f"{text[:40]}…"
     raise UserError(
-        f"{path!r} line {line}: {column} is {shown!r}: expected a finite number above 0"
+        f"{path!r} line {line}: {column} is {shown!r}: expected a finite number above 0, as 1.5e9, "
+        "1,000 (not between semicolons) or 10M"
     )

@@ -13,15 +13,28 @@ class UserError(ValueError):
     """
 
 
+_USUAL = {
+    "lr": "learning_rate", "eta": "learning_rate", "step_size": "learning_rate",
+    "bs": "batch_size", "batch": "batch_size", "wd": "weight_decay", "l2_penalty": "l2",
+    "beta1": "b1", "beta2": "b2", "betas": "b1", "epsilon": "eps", "epochs": "steps",
+}  # fmt: skip
+"""What others call what we call otherwise."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Suggest the known names closest to `name`.
 
     >>> nearest("learning_rte", ["learning_rate", "eps"])
     "did you mean 'learning_rate'?"
+    >>> nearest("lr", ["learning_rate", "eps"])
+    "did you mean 'learning_rate'?"
     >>> nearest("zzz", ["learning_rate", "eps"])
     "known: 'eps', 'learning_rate'"
     """
     known = sorted(set(known))
+    usual = _USUAL.get(str(name).lower().replace("-", "_"), "")
+    if usual in known or usual.replace("_", "-") in known:
+        return f"did you mean {usual if usual in known else usual.replace('_', '-')!r}?"
     close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
     if close:
         return "did you mean " + " or ".join(repr(c) for c in close) + "?"

@@ -58,6 +58,22 @@ class Best:
         return of.net.apply(ended.params, ended.model_state, inputs, train=False)[0]
 
 
+def last(dataset: xr.Dataset, metric: str) -> xr.DataArray:
+    """Return a metric of every run; of one along the run, its last record.
+
+    Raises:
+      UserError: an unknown metric.
+    """
+    own = [str(name) for name, values in dataset.data_vars.items() if "seed" in values.dims]
+    if metric not in own:
+        raise UserError(f"unknown metric {metric!r}: {nearest(metric, own)}")
+    values = dataset[metric].astype(float)
+    if "step" in values.dims:
+        every = int(dataset["step"][0])
+        values = values.isel(step=(dataset["steps_done"] // every - 1).clip(min=0))
+    return values.drop_vars("step", errors="ignore")
+
+
 def best(
     dataset: xr.Dataset,
     metric: str = "final_loss",
@@ -85,15 +101,9 @@ def best(
     """
     if mode not in ("min", "max"):
         raise UserError(f"unknown mode {mode!r}: expected 'min' or 'max'")
-    own = [str(name) for name, values in dataset.data_vars.items() if "seed" in values.dims]
-    if metric not in own:
-        raise UserError(f"unknown metric {metric!r}: {nearest(metric, own)}")
-    values = dataset[metric].astype(float)
-    if "step" in values.dims:
-        every = int(dataset["step"][0])
-        values = values.isel(step=(dataset["steps_done"] // every - 1).clip(min=0))
+    values = last(dataset, metric)
     signed = values if mode == "min" else -values
-    mean = signed.mean("seed", skipna=False).drop_vars("step", errors="ignore")
+    mean = signed.mean("seed", skipna=False)
     if not np.isfinite(mean).any():
         raise UserError(f"no point has a finite {metric} from every seed: no best one")
     # The axes of the grid, or none for a single point.

@@ -3,13 +3,15 @@
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from optjax.run import core
+from optjax.run.core import Status
+from optjax.run.piecewise import Piecewise
 from optjax.run.problems import Data
 from optjax.support.errors import UserError, nearest, whole
 from optjax.support.keys import make_key
@@ -17,11 +19,14 @@ from optjax.support.machine import free_memory
 from optjax.support.types import Array, PyTree
 from optjax.sweeps.active_runs import inputs
 from optjax.sweeps.grid import Grid
-from optjax.sweeps.groups import Group, Point
+from optjax.sweeps.groups import Group, Point, needs_steps
 from optjax.sweeps.layouts import ARRANGEMENTS
 from optjax.sweeps.results import own_axes
 from optjax.sweeps.swept_run import RunSpec, shapes
 from optjax.sweeps.work import Settings
+
+if TYPE_CHECKING:
+    import xarray
 
 Final = Callable[[PyTree, PyTree, Data], Mapping[str, Array]]
 """(params, model_state, data) → what is kept of a run that has ended, by name."""
@@ -57,6 +62,39 @@ def chosen_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
             raise UserError(f"the seed {seed} is given twice: expected each once")
         seen.add(seed)
     return chosen
+
+
+def extends(points: Sequence[Point], grid: Grid, out: Any) -> None:
+    """Check that the runs of a sweep can be given more steps later.
+
+    Raises:
+      UserError: there is no folder, or a run depends on how long it will be.
+    """
+    if out is None:
+        raise UserError("keep_states needs out, the folder that keeps them")
+    if "steps" in grid.columns:
+        raise UserError("keep_states and steps, an axis of the grid: leave out one of them")
+    for point in points:
+        if needs_steps(point):
+            names = [n for n, v in point.hparams.items() if isinstance(v, Piecewise)]
+            raise UserError(
+                f"keep_states: {', '.join(names) or 'the optimiser'} depends on the run's number "
+                "of steps, so that a longer run is another one; leave keep_states out"
+            )
+
+
+def alike(dataset: "xarray.Dataset") -> str:
+    """Say so where all seeds gave the same runs; else nothing."""
+    final = dataset.final_loss.where(dataset.status != Status.DIVERGED)
+    if final.sizes["seed"] < 2 or not final.notnull().any():
+        return ""
+    spread = final.max("seed") - final.min("seed")
+    if bool((spread > 8 * np.finfo(final.dtype).eps * abs(final).max("seed")).any()):
+        return ""
+    return (
+        f"all {final.sizes['seed']} seeds gave the same final losses: nothing in these runs is "
+        "drawn at random, so that one seed would do"
+    )
 
 
 def settings(devices: Any, layout: Any, **numbers: Any) -> Settings:

@@ -17,6 +17,7 @@ from optjax.sweeps.active_runs import NONE, ActiveRuns, Chunk, form, inputs
 from optjax.sweeps.groups import Group
 from optjax.sweeps.processes import agreed, fetch
 from optjax.sweeps.progress import Interrupt, Meter, Progress
+from optjax.sweeps.recording import new_records
 from optjax.sweeps.results import KEPT, RUN, STOPPED_BY_HALVING
 from optjax.sweeps.results import real as as_real
 from optjax.sweeps.store import Store
@@ -40,6 +41,7 @@ class Executor:
         self.results, self.groups, self.rules = results, work.groups, work.rules
         self.halving, self.drop_diverged = work.halving, work.drop_diverged
         self.weighted, self.keep_states = work.weighted, work.keep_states
+        self.on_records = work.on_records
         self.store, self.settings = store, settings
         self.notes: list[dict[str, Any]] = []
         self.saved: dict[int, list[np.ndarray]] = {}  # run → its state
@@ -287,11 +289,14 @@ class Executor:
                 row[beyond] = np.nan
             results.record(runs, chunk.first, chunk.count, rows)
             told.append((runs, rows))
-        if self.store is not None and told:
+        if told:
             arrays = {n: np.concatenate([rows[n] for _, rows in told]) for n in told[0][1]}
             runs = np.concatenate([runs for runs, _ in told])
             facts = {"first": chunk.first, "count": chunk.count}
-            self.store.append("records", {RUN: results.ids[runs], **arrays}, **facts)
+            if self.store is not None:
+                self.store.append("records", {RUN: results.ids[runs], **arrays}, **facts)
+            if self.on_records is not None and jax.process_index() == 0:
+                self.on_records(new_records(results, runs, chunk.first, arrays))
         over = self._over(np.arange(len(results)))
         active.calm = not over[self._alive(active)].any()
         self.meter.show(over)

@@ -19,7 +19,7 @@ import numpy as np
 from optjax.hypergradients.footprint import needed
 from optjax.hypergradients.hypergradient import HypergradFn, HypergradientComputation
 from optjax.hypergradients.job import looks_inside
-from optjax.run import core, masking
+from optjax.run import core, masking, optimizers
 from optjax.run.computation import Computation
 from optjax.run.core import Plan
 from optjax.run.piecewise import Piecewise
@@ -187,8 +187,7 @@ def grouped(points: Sequence[Point], batching: Batching = "auto", final: Any = N
     for i, point in enumerate(points):
         plan = point.run.plan
         # A schedule needs the steps of its run; runs without one share a program whatever theirs.
-        moving = any(isinstance(value, Piecewise) for value in point.hparams.values())
-        steps = point.steps if moving else plan.record_every
+        steps = point.steps if needs_steps(point) else plan.record_every
         plan = dataclasses.replace(plan, steps=steps, final=final)
         if _split_by_batch(point):
             plan = dataclasses.replace(plan, slots=0, whole=False)
@@ -210,6 +209,12 @@ def grouped(points: Sequence[Point], batching: Batching = "auto", final: Any = N
             chosen = [i for i, b in zip(members, sizes, strict=True) if low <= b <= high]
             found.append(_group(points, chosen, dataclasses.replace(plan, slots=high)))
     return sorted(found, key=lambda g: -(g.plan.slots or 1) * len(g.points))
+
+
+def needs_steps(point: Point) -> bool:
+    """Whether what a run does at a step depends on how many it will take."""
+    moving = any(isinstance(value, Piecewise) for value in point.hparams.values())
+    return moving or optimizers.takes_steps(point.run.plan.optimizer)
 
 
 _BATCHING = ("auto", "static", "masked")

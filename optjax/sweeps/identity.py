@@ -31,12 +31,15 @@ def identity(
     grid: Grid,
     settings: Mapping[str, Any],
     code: Sequence[types.ModuleType] = (),
+    *,
+    any_steps: bool = False,
 ) -> dict[str, Any]:
     """Describe all that must agree for results to belong together, as names and text.
 
     Args:
       settings: the sweep's own that change results: stop rules, whether diverged runs are kept.
       code: further modules that results depend on.
+      any_steps: whether runs of other lengths belong together.
     """
     seen: dict[str, Point] = {}
     for point in points:
@@ -59,7 +62,7 @@ def identity(
             modules |= fingerprint.modules_of(fn.job.objective) | {sys.modules[n] for n in own}
         for name in ("sampler", "record_every", "tolerance"):
             facts[f"{name}{at}"] = str(getattr(plan, name))
-        if "steps" not in grid.columns:
+        if "steps" not in grid.columns and not any_steps:
             facts[f"steps{at}"] = str(plan.steps)
         if "batch_size" not in grid.columns:
             facts[f"max_batch_size{at}"] = str(plan.slots)

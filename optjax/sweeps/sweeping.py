@@ -23,6 +23,7 @@ from optjax.sweeps.groups import Batching, Point, grouped, resolve
 from optjax.sweeps.identity import identity, run_ids
 from optjax.sweeps.layouts import Arrangement
 from optjax.sweeps.progress import Progress
+from optjax.sweeps.recording import OnRecords
 from optjax.sweeps.replaying import remember
 from optjax.sweeps.results import Results
 from optjax.sweeps.work import Settings, Work
@@ -41,6 +42,7 @@ def sweep(
     final: Final | None = None,
     out: str | os.PathLike[str] | None = None,
     overwrite: bool = False,
+    keep_states: bool = False,
     batching: Batching = "auto",
     layout: Arrangement = "auto",
     vmap_chunk: int | None = None,
@@ -50,6 +52,7 @@ def sweep(
     chunk_seconds: float = 10.0,
     checkpoint_seconds: float = 30.0,
     progress: Progress | None = None,
+    on_records: OnRecords | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> "xarray.Dataset":
     """Run every point of a grid from every seed: a run a run, thousands of runs at once.
@@ -72,6 +75,8 @@ def sweep(
       out: a folder that keeps the sweep. The same call again resumes it, or returns
         the result; with more points or seeds it computes the new ones.
       overwrite: drop what the folder holds.
+      keep_states: keep in `out` where every run ended, so that the same call with a run of more
+        steps takes only those that are missing. Not where a run depends on how long it will be.
       batching: a program for each batch size ("static"), one for all with part of the batch masked
         ("masked"), or what is predicted to be quicker ("auto").
       layout: "vmap" over all runs of a call, "map" over chunks of them, "loop" over single runs; or
@@ -82,6 +87,8 @@ def sweep(
       chunk_steps, chunk_seconds: how long the devices run between two looks at the records.
       checkpoint_seconds: at least so long between two checkpoints.
       progress: called with (text, fraction); a bar or lines on stderr by default.
+      on_records: called with the new records after every chunk, a Dataset with axes ``run`` and
+        ``step`` and each run's point and seed; `json_lines` and `scalars` (TensorBoard) make one.
       about: notes kept in the folder, such as how the sweep was called; no part of its fingerprint.
 
     Returns:
@@ -116,7 +123,9 @@ def sweep(
     grid, chosen = as_grid(grid), checks.chosen_seeds(seeds)
     points = resolve(run, grid)
     if points[0].gradient is None:
-        work = _of_runs(points, grid, chosen, batching, stop, keep_diverged, final)
+        if keep_states:
+            checks.extends(points, grid, out)
+        work = _of_runs(points, grid, chosen, batching, stop, keep_diverged, final, keep_states)
         every = work.results.every
         if chunk_steps is not None and chunk_steps < every:
             raise UserError(
@@ -125,17 +134,21 @@ def sweep(
     else:
         given = {
             "stop": stop != (), "final": final is not None, "keep_diverged": keep_diverged,
-            "chunk_steps": chunk_steps is not None,
+            "chunk_steps": chunk_steps is not None, "keep_states": keep_states,
         }  # fmt: skip
         for name, asked in given.items():
             if asked:
                 raise UserError(f"{name} is for runs: a hypergradient is one record; leave it out")
         work = _of_gradients(points, grid, chosen, batching)
-    attrs = work.attrs
+    work.on_records, attrs = on_records, work.attrs
     work.attrs = lambda: attrs() | _origin(grid, settings.devices, begin)
     dataset = carry_out(work, settings, out, overwrite, progress, about)
     if points[0].gradient is None:
         remember(run, grid, dataset.attrs["sweep"])
+        if note := checks.alike(dataset):
+            dataset.attrs["note"] = note
+            if progress is None:
+                Console().line(f"sweep: {note}")
     return dataset
 
 
@@ -202,23 +215,29 @@ def _of_runs(
     stop: Any,
     keep_diverged: bool,
     final: Final | None,
+    keep_states: bool,
 ) -> Work:
     """Prepare a sweep of runs."""
     plan = points[0].run.plan
     common, metrics, kept = checks.names(points, grid, final)
     rules, halving = stop_rules.checked(stop, {"loss", *common}, plan.record_every)
+    if keep_states and halving is not None:
+        raise UserError("keep_states and Halving, which compares runs of one length: leave out one")
     steps = [p.steps for p in points]
     each = checks.bytes_of_a_run(max(steps) // plan.record_every, len(metrics)) + kept
     checks.fits(len(grid) * len(seeds), each, free_memory(), "memory")
     results = Results(
-        grid.axes, grid.columns, seeds, steps, plan.record_every, run_ids(grid, steps, seeds),
+        grid.axes, grid.columns, seeds, steps, plan.record_every,
+        run_ids(grid, [0] * len(grid) if keep_states else steps, seeds),
         [rule.name for rule in rules], {"final_loss": []},
     )  # fmt: skip
     own = {"stop": (rules, halving), "keep_diverged": keep_diverged, "final": final}
+    own |= {"keep_states": True} if keep_states else {}
     return Work(
-        results, grouped(points, batching, final), lambda: identity(points, grid, own),
+        results, grouped(points, batching, final),
+        lambda: identity(points, grid, own, any_steps=keep_states),
         rules, halving, not keep_diverged,
-        weighted=all(p.run.problem.weighted for p in points), bytes=each,
+        weighted=all(p.run.problem.weighted for p in points), bytes=each, keep_states=keep_states,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from optjax.sweeps import layouts
 from optjax.sweeps.groups import Group
+from optjax.sweeps.recording import OnRecords
 from optjax.sweeps.results import Results
 from optjax.sweeps.stop_rules import Halving
 
@@ -37,4 +38,5 @@ class Work:
     bytes: int = 0  # of one run: its records, and the arrays kept at its end
     attrs: Callable[[], dict[str, Any]] = dict  # of the dataset
     keep_states: bool = False  # of runs that ended, so that they can be given more steps
+    on_records: OnRecords | None = None
     describe: Callable[[], str] | None = None  # progress in words; by default the runs that ended

@@ -108,7 +108,8 @@ def tune(
     tuned learning_rate or max_learning_rate is made smaller by a factor of e.
 
     Args:
-      run, objective, mode: as `oj.hypergrad`; F is its value, averaged over the seeds.
+      run, objective, mode: as `oj.hypergrad`; F is its value, averaged over the seeds. To make a
+        score large, give its negative: ``lambda trajectory: -trajectory.metrics["score"][-1]``.
       hparams: the start; what is not tuned stays. A rate that changes along a run: `Piecewise`.
       outer: descends on u; Adam of rate 0.1 by default (a tenth of θ a step, at first). A new
         object is a new program: make it once, to tune several times.

@@ -51,12 +51,28 @@ def test_what_was_computed_so_far_is_shown(out, tmp_path, capsys, monkeypatch):
     with pytest.raises(RuntimeError, match="killed"):
         oj.sweep(run, {"learning_rate": [0.1, 0.2]}, 2, out=out, chunk_steps=8, progress=killed)
     assert main(["sweep", "--show", out]) == 0
-    assert "4 runs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "4 runs" in said
+    assert "last loss" in said  # what ranks points that have not ended
     partial = oj.load_sweep(out)
     assert partial.loss.isel(step=7).notnull().all()
     assert partial.loss.isel(step=-1).isnull().all()
     assert main(["sweep", "--resume", out]) == 2
     assert "was not made by this command" in capsys.readouterr().err
+
+
+def test_networks_are_an_axis_and_any_metric_ranks(out, capsys):
+    words = "sweep least-squares --n 32 --d 2,4 --optimizer sgd,adam --learning-rate 0.01,0.1"
+    assert main([*words.split(), "--steps", "20", "--out", out, "--metric", "loss"]) == 0
+    capsys.readouterr()
+    found = oj.load_sweep(out)
+    assert dict(found.sizes) == {
+        "optimizer": 2, "d": 2, "learning_rate": 2, "seed": 1, "step": 20
+    }  # fmt: skip
+    for mode, best in (("min", found.loss[..., -1].min()), ("max", found.loss[..., -1].max())):
+        assert main(["sweep", "--show", out, "--metric", "loss", "--best", mode]) == 0
+        first = capsys.readouterr().out.splitlines()[4].split()
+        assert first[3] == f"{float(best):.4g}"
 
 
 def test_an_interrupt_says_how_to_go_on(out, capsys, monkeypatch):
@@ -143,7 +159,7 @@ def test_values():
         (WORDS + " --layout all --out x", "unknown layout 'all'"),
         ("sweep --show nowhere", "no sweep in 'nowhere'"),
         ("sweep --resume nowhere", "no sweep in 'nowhere'"),
-        ("sweep --show nowhere --seeds 3", "--show takes a folder alone"),
+        ("sweep --show nowhere --seeds 3", "takes a folder, --metric and --best; --seeds is too"),
         ("sweep no_such_module:f --out x", "no_such_module does not import"),
         ("sweep json:f --out x", "no function 'f'"),
     ],

@@ -239,7 +239,9 @@ def test_folder_reads_every_format_and_splits_by_file(tmp_path):
     save_folder(tmp_path, 12)
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / ".hidden.png").write_bytes(b"no picture")
-    loaded = load_pictures(str(tmp_path), size=8)
+    (tmp_path / "more").mkdir()
+    with pytest.warns(UserWarning, match="not read: 'more', 'notes.txt'$"):
+        loaded = load_pictures(str(tmp_path), size=8)
     chex.assert_shape([loaded.train, loaded.validation], [(10, 8, 8, 3), (2, 8, 8, 3)])
 
 
@@ -255,7 +257,9 @@ def test_folder_crops_the_centre(tmp_path):
 def test_folder_turns_grey_palette_and_transparent_pictures_to_rgb(tmp_path):
     for mode in ("L", "P", "RGBA", "LA", "1"):
         Image.new(mode, (8, 8)).save(tmp_path / f"{mode}.png")
-    assert load_pictures(str(tmp_path), size=8).train.shape == (4, 8, 8, 3)
+    Image.new("RGBA", (8, 8), (1, 2, 3, 255)).save(tmp_path / "opaque.png")
+    with pytest.warns(UserWarning, match="transparent in places.*: 'LA.png', 'RGBA.png'$"):
+        assert load_pictures(str(tmp_path), size=8).train.shape == (5, 8, 8, 3)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
@@ -297,7 +301,8 @@ def test_folder_leaves_out_links_that_lead_outside(tmp_path):
     (inside / "link.png").symlink_to(outside / "secret.png")
     (inside / "loop.png").symlink_to(inside / "loop.png")
     (inside / "own.png").symlink_to(inside / "0.png")
-    loaded = load_pictures(str(inside), size=8)
+    with pytest.warns(UserWarning, match="not read: 'link.png', 'loop.png'$"):
+        loaded = load_pictures(str(inside), size=8)
     assert len(loaded.train) + len(loaded.validation) == 7
 
 
