@@ -192,6 +192,12 @@ def carry_out(
         if store is not None:
             restore(store, results)
             results.reopen()
+            if progress is None and results.done.any() and not results.judged.all():
+                text = f"{results.judged.sum():,} of {len(results):,} runs have ended"
+                most = results.done[~results.judged].max()
+                Console().line(
+                    f"{results.kind}: goes on: {text}, the others took up to {most:,} steps"
+                )
         with _shown(progress, results.kind.split()[0]) as show:
             executor = Executor(work, store, settings, show)
             executor.run()

@@ -25,9 +25,12 @@ def swept(steps, **given):
     return oj.sweep(run, GRID, seeds=2, progress=quiet, **given)
 
 
-def test_a_finished_sweep_takes_only_the_steps_that_are_missing(tmp_path):
+def test_a_finished_sweep_takes_only_the_steps_that_are_missing(tmp_path, capsys):
     first = swept(20, out=tmp_path / "s", keep_states=True)
-    longer = swept(50, out=tmp_path / "s", keep_states=True)
+    run = oj.make_run(PROBLEM, optax.adam, 50, record_every=10)
+    longer = oj.sweep(run, GRID, seeds=2, out=tmp_path / "s", keep_states=True)
+    said = capsys.readouterr().err
+    assert "sweep: goes on: 0 of 8 runs have ended, the others took up to 20 steps" in said
     assert first.sizes["step"] == 2
     assert longer.steps_done.values.min() == 50
     alone = swept(50)
