@@ -96,6 +96,7 @@ FULL = {
     "seeds": 8,
     "steps": 2000,
     "net_seeds": 6,
+    "net_examples": 8000,
     "net_steps": 64,
 }
 """The sizes of RESULTS.md."""

@@ -107,10 +107,13 @@ def carry_out(
 
 
 def _end(under_way: dict[Future[Any], bool]) -> None:
-    """End the workers where an error or Ctrl-C left some at work."""
+    """End the workers where an error or Ctrl-C left some at work.
+
+    A sweep takes SIGTERM for a wish, and its worker would then wait for the next item.
+    """
     if under_way:
         for worker in multiprocessing.active_children():
-            worker.terminate()
+            worker.kill()
 
 
 def _show(messages: Any, bars: dict[str, Any], console: Console) -> None:

@@ -183,8 +183,9 @@ def test_several_at_once_give_what_one_after_the_other_gives(folder, tmp_path, c
 def test_a_mistake_in_one_of_several_ends_them_all(folder, tmp_path):
     text = (folder / "tiny.py").read_text().replace("Cost: 1 s", "Cost: 9 s")
     (folder / "wrong.py").write_text(text.replace("config.seed < 0", "True"))
-    slow = text.replace("import pathlib", "import pathlib, time").replace(
-        '    progress("half', '    time.sleep(60)\n    progress("half'
+    deaf = "signal.signal(signal.SIGTERM, lambda *_: None)"  # as a sweep under way is
+    slow = text.replace("import pathlib", "import pathlib, signal, time").replace(
+        '    progress("half', f'    {deaf}\n    time.sleep(60)\n    progress("half'
     )
     (folder / "slow.py").write_text(slow)
     begin = time.monotonic()
