@@ -139,7 +139,7 @@ def _reproduce(words: list[str]) -> int:
         "--only", nargs="+", default=[], metavar="NAME",
         help="these experiments, or those of a section of the source: 1, 2, 3, 4-5, beyond",
     )  # fmt: skip
-    parser.add_argument("--full", action="store_true", help="the larger sizes, 20 minutes")
+    parser.add_argument("--full", action="store_true", help="the larger sizes, 11 minutes")
     parser.add_argument("--jobs", metavar="N", help="experiments at a time (on a CPU, a core each)")
     parser.add_argument("--force", action="store_true", help="run again what has been run")
     options = _parse(parser, words)

@@ -187,10 +187,6 @@ class Programs:
             + analysis.output_size_in_bytes
         )
 
-    def text(self) -> str:
-        """Return the compiled chunk as HLO."""
-        return self._compiled["chunk"].as_text()
-
     def _call(self, name: str, program: Callable[..., Any], *args: Any) -> Any:
         if name not in self._compiled:
             self._take(

@@ -342,8 +342,9 @@ put = programs.put(example)
 lanes = programs.start(*put)
 programs.chunk(put[0], lanes, 0, 4, 2)
 words = ("all-gather", "all-reduce", "all-to-all", "collective-permute", "reduce-scatter")
-found["collectives"] = [word for word in words if word in programs.text()]
-found["partitioned"] = "num_partitions=8" in programs.text()
+text = programs._compiled["chunk"].as_text()
+found["collectives"] = [word for word in words if word in text]
+found["partitioned"] = "num_partitions=8" in text
 print(json.dumps(found))
 """
 
