@@ -1,9 +1,9 @@
 """Problems that the command line knows by name; a user's own is package.module:function."""
 
 import inspect
+import os
 import typing
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -147,7 +147,7 @@ def arguments(
     for name in taken:
         if name in groups:
             kind, words = hints.get(name, str), groups[name]
-            one = typing.get_origin(kind) is tuple or len(words) != 1 or Path(words[0]).exists()
+            one = typing.get_origin(kind) is tuple or len(words) != 1 or os.path.exists(words[0])
             each = [words] if one else [[word] for word in words[0].split(",") if word]
             found[name] = [typed(name, kind, word) for word in each or [words]]
     return found

@@ -59,12 +59,12 @@ def sweep(words: list[str]) -> int:
     for name in ("resume", "show"):
         if name in groups:
             folder = one(groups, name)
-            judged = _judged(groups)
+            given = {key: groups.pop(key) for key in ("metric", "best") if key in groups}
             for other in groups:
                 raise UserError(
                     f"--{name} takes a folder, --metric and --best; --{flag(other)} is too much"
                 )
-            return _show(folder, judged) if name == "show" else _resume(folder, judged)
+            return (_show if name == "show" else _resume)(folder, given)
     raise UserError("sweep needs a PROBLEM, --resume DIR or --show DIR; --help shows examples")
 
 
@@ -79,7 +79,7 @@ def _judged(groups: dict[str, list[str]]) -> Judged:
     return metric and metric.replace("-", "_"), best
 
 
-def _resume(folder: str, judged: Judged) -> int:
+def _resume(folder: str, given: dict[str, list[str]]) -> int:
     from optjax.sweeps.store import read_spec
 
     about = read_spec(folder).get("about")
@@ -92,15 +92,14 @@ def _resume(folder: str, judged: Judged) -> int:
     groups = grouped(words[1:])
     groups["out"] = [folder]  # it may have been moved
     groups.pop("overwrite", None)
-    if judged != (None, "min"):
-        groups["metric"], groups["best"] = [judged[0] or "final_loss"], [judged[1]]
+    groups |= given
     return _sweep(words[0], groups, words)
 
 
-def _show(folder: str, judged: Judged) -> int:
+def _show(folder: str, given: dict[str, list[str]]) -> int:
     from optjax.sweeps import load_sweep
 
-    return _shown(load_sweep(folder), Path(folder), judged)
+    return _shown(load_sweep(folder), Path(folder), _judged(given))
 
 
 def _sweep(name: str, groups: dict[str, list[str]], words: list[str]) -> int:

@@ -305,7 +305,8 @@ def read_folder(folder: Path, size: int = 32, seed: int = 0) -> tuple[Split, str
         )
     read = [_read_picture(path, size) for path in paths]
     clear = [path.name for path, (_, seen_through) in zip(paths, read, strict=True) if seen_through]
-    _named(folder, "not read", [path.name for path in entries if path not in paths])
+    taken = set(paths)
+    _named(folder, "not read", [path.name for path in entries if path not in taken])
     _named(folder, "transparent in places, colours taken as stored", clear)
     pictures = np.stack([picture for picture, _ in read])
     return split_sixth(pictures, seed, repr(str(folder))), (

@@ -229,7 +229,7 @@ def record_of(result: ExperimentResult) -> dict[str, Any]:
     """Read the claims of an experiment, and where its dataset lies, for a program."""
     record = result.path.parent / "figures" / result.name / "record.json"
     known = json.loads(record.read_text(encoding="utf-8"))
-    files = {"dataset": str(result.path), "figures": str(record.parent)}
+    files = {"dataset": str(result.path), "folder": str(record.parent)}
     return {**files, "ran": result.ran, **known}
 
 
@@ -360,10 +360,10 @@ def _identity(experiment: Experiment, config: Any) -> dict[str, str]:
 
 
 def _check_numbers(config: Any) -> None:
-    """Check that numbers are not below 0, or 1 where the default is: no size or seed can be.
+    """Check a config's whole numbers: from 0 where a default is 0, as a seed's, else from 1.
 
     Raises:
-        UserError: one is.
+        UserError: one is less.
     """
     for field in dataclasses.fields(config):
         default, value = (

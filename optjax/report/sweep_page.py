@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from optjax.report import style
 from optjax.report.rendering import data_uri, number, render
 from optjax.run.core import Status
+from optjax.support.errors import UserError
 from optjax.support.files import write_text
 from optjax.sweeps.best import last
 
@@ -32,8 +33,12 @@ def ranked(dataset: xr.Dataset, metric: str | None = None, mode: str = "min") ->
       mode: "min", or "max" for an accuracy.
 
     Raises:
-      UserError: an unknown metric.
+      UserError: an unknown metric; a dataset that is of no runs.
     """
+    if "final_loss" not in dataset:
+        raise UserError(
+            f"a {dataset.attrs.get('kind')} has no runs to rank: oj.load_sweep reads it"
+        )
     going = bool((dataset.status == Status.RUNNING).any())
     if metric is None:
         metric = "loss" if going and "loss" in dataset else "final_loss"
@@ -167,9 +172,9 @@ def _bands(runs: np.ndarray) -> np.ndarray:
     return found
 
 
-def _scale(values: np.ndarray) -> Normalize:
+def _scale(values: np.ndarray, sign: int) -> Normalize:
     good = values[np.isfinite(values)]
-    if good.size and good.min() > 0:
+    if sign > 0 and good.size and good.min() > 0:
         # Runs that all but diverged would take the colours from the rest.
         top = np.clip(good.max(), good.min() * (1 + 1e-6), _COLOURED * good.min())
         return LogNorm(good.min(), top)
@@ -185,7 +190,7 @@ def _map(dataset: xr.Dataset, across: str, up: str) -> Figure:
     fig, ax = style.figure("single", height=3.8)
     shown = sign * np.where(np.isfinite(cells), cells, np.nan)
     colours = "cividis_r" if sign > 0 else "cividis"
-    mesh = ax.pcolormesh(shown, cmap=colours, norm=_scale(shown), rasterized=False)
+    mesh = ax.pcolormesh(shown, cmap=colours, norm=_scale(shown, sign), rasterized=False)
     for y, x in zip(*np.nonzero(np.isinf(cells)), strict=True):
         ax.plot(x + 0.5, y + 0.5, "x", color="#777777", ms=5)
     if np.isfinite(cells).any():
@@ -253,7 +258,7 @@ def _scatter(dataset: xr.Dataset, rows: list[Row], axes: list[str]) -> Figure:
         ax.set(xlabel=axes[0].replace("_", " "), ylabel=f"median {name}")
     else:
         y = np.array([row["values"][axes[1]] for row in rows])
-        dots = ax.scatter(x, y, c=losses, cmap=colours, norm=_scale(losses), s=28)
+        dots = ax.scatter(x, y, c=losses, cmap=colours, norm=_scale(losses, _sign(dataset)), s=28)
         ax.plot(x[0], y[0], "*", color="#d55e00", mec="white", ms=14)
         _logs(ax, x, y)
         ax.set(xlabel=axes[0].replace("_", " "), ylabel=axes[1].replace("_", " "))

@@ -185,7 +185,7 @@ def read_runs(
     if not values["loss"]:
         raise UserError(f"{str(path)!r} has a header and no runs with a loss below it")
     if failed:
-        text = f"{str(path)!r}: {len(failed)} rows without a loss are left out (line {failed[0]}"
+        text = f"{str(path)!r}: rows without a loss are left out: {len(failed)} (line {failed[0]}"
         warnings.warn(text + (", …)" if len(failed) > 1 else ")"), stacklevel=2)
     found = _completed({name: np.asarray(x) for name, x in values.items()})
     return found, {name: header[i] for name, i in where.items()}
@@ -275,8 +275,8 @@ def _near(name: str, header: list[str]) -> str:
 
 
 def _number(path: str, line: int, column: str, text: str, parted: str) -> float:
-    """Parse a cell as a finite number above 0; between semicolons a comma might mean a point."""
-    parts = None if parted == ";" and "," in text else _NUMBER.fullmatch(text.strip().lower())
+    """Parse a cell as a finite number above 0; but between commas, a comma might mean a point."""
+    parts = None if parted != "," and "," in text else _NUMBER.fullmatch(text.strip().lower())
     try:
         value = float(parts[1].replace(",", "")) * _TIMES[parts[2]] if parts else math.nan
     except ValueError:
@@ -286,5 +286,5 @@ def _number(path: str, line: int, column: str, text: str, parted: str) -> float:
     shown = text.strip() if len(text) <= 40 else f"{text[:40]}…"
     raise UserError(
         f"{path!r} line {line}: {column} is {shown!r}: expected a finite number above 0, as 1.5e9, "
-        "1,000 (not between semicolons) or 10M"
+        "1,000 (between commas alone) or 10M"
     )

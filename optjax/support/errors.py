@@ -33,7 +33,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     known = sorted(set(known))
     usual = _USUAL.get(str(name).lower().replace("-", "_"), "")
-    if usual in known or usual.replace("_", "-") in known:
+    if usual and (usual in known or usual.replace("_", "-") in known):
         return f"did you mean {usual if usual in known else usual.replace('_', '-')!r}?"
     close = difflib.get_close_matches(str(name), known, n=3, cutoff=0.6)
     if close:

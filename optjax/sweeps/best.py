@@ -64,7 +64,12 @@ def last(dataset: xr.Dataset, metric: str) -> xr.DataArray:
     Raises:
       UserError: an unknown metric.
     """
-    own = [str(name) for name, values in dataset.data_vars.items() if "seed" in values.dims]
+    ends = {*dataset["status"].dims}
+    own = [
+        str(name)
+        for name, values in dataset.data_vars.items()
+        if values.dtype.kind in "fiub" and ends <= {*values.dims} <= ends | {"step"}
+    ]
     if metric not in own:
         raise UserError(f"unknown metric {metric!r}: {nearest(metric, own)}")
     values = dataset[metric].astype(float)

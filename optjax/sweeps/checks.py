@@ -64,7 +64,7 @@ def chosen_seeds(seeds: int | Sequence[int]) -> Sequence[int]:
     return chosen
 
 
-def extends(points: Sequence[Point], grid: Grid, out: Any) -> None:
+def extends(points: Sequence[Point], grid: Grid, out: Any, keep_diverged: bool) -> None:
     """Check that the runs of a sweep can be given more steps later.
 
     Raises:
@@ -72,8 +72,10 @@ def extends(points: Sequence[Point], grid: Grid, out: Any) -> None:
     """
     if out is None:
         raise UserError("keep_states needs out, the folder that keeps them")
-    if "steps" in grid.columns:
+    if "steps" in grid.columns or len({point.steps for point in points}) > 1:
         raise UserError("keep_states and steps, an axis of the grid: leave out one of them")
+    if keep_diverged:
+        raise UserError("keep_states and keep_diverged: a diverged run has ended; leave out one")
     for point in points:
         if needs_steps(point):
             names = [n for n, v in point.hparams.items() if isinstance(v, Piecewise)]
@@ -86,11 +88,12 @@ def extends(points: Sequence[Point], grid: Grid, out: Any) -> None:
 def alike(dataset: "xarray.Dataset") -> str:
     """Say so where all seeds gave the same runs; else nothing."""
     final = dataset.final_loss.where(dataset.status != Status.DIVERGED)
-    if final.sizes["seed"] < 2 or not final.notnull().any():
+    if final.sizes["seed"] < 2 or not final.notnull().all("seed").any():
         return ""
-    spread = final.max("seed") - final.min("seed")
-    if bool((spread > 8 * np.finfo(final.dtype).eps * abs(final).max("seed")).any()):
-        return ""
+    for values in (final, dataset.loss) if "loss" in dataset else (final,):
+        spread = values.max("seed") - values.min("seed")
+        if bool((spread > 8 * np.finfo(values.dtype).eps * abs(values).max("seed")).any()):
+            return ""
     return (
         f"all {final.sizes['seed']} seeds gave the same final losses: nothing in these runs is "
         "drawn at random, so that one seed would do"

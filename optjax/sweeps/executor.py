@@ -73,18 +73,20 @@ class Executor:
                         active.park()
                 if until in stops:
                     self._halve(list(started.values()), until)
-        if planned or not self.keep_states:  # all that is left of them is in newer files
-            for name in old:
+        # The states of runs that are not under way are in no newer file.
+        going = np.concatenate([runs for _, runs, *_ in planned] or [np.zeros(0, int)])
+        for name, runs in old.items():
+            if not self.keep_states or np.isin(runs, going).all():
                 self._drop(name)
 
     # ---------------------------------------------------------------------------- forming them
 
-    def _restore(self) -> list[str]:
-        """Read the states of runs under way; the names of the files they were in."""
+    def _restore(self) -> dict[str, list[int]]:
+        """Read the states of runs; return the files they were in, each with its runs."""
         if self.store is None:
-            return []
-        found = self.store.states()
-        for facts, arrays in found.values():
+            return {}
+        found, files = self.store.states(), {}
+        for name, (facts, arrays) in found.items():
             try:
                 step = int(facts["step"])
                 leaves = [arrays[f"leaf{i}"] for i in range(len(arrays) - 1)]
@@ -101,9 +103,10 @@ class Executor:
                 if run != NONE and self.at[run] < step <= self.results.done[run]:
                     self.at[run] = step
                     self.saved[run] = [leaf[row] for leaf in leaves]
+            files[name] = runs
         self._named = 1 + max((int(name) for name in found), default=-1)
         agreed(0)  # no process writes before all have read
-        return list(found)
+        return files
 
     def _planned(self, group: Group) -> Iterator[tuple[Group, np.ndarray, int, int | None]]:
         """Cut the group's runs that have not ended, by the step they are at and by memory.

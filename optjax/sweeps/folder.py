@@ -94,6 +94,9 @@ def _continued(
             f"{where} with fewer runs, and Halving compares runs with each other: give another "
             "folder, or start over (overwrite=True, --overwrite)"
         )
+    had = np.repeat(old["steps"], len(old["seeds"]))
+    if spec["kind"] == "sweep" and np.any(had > results.steps[results.find(before)]):
+        raise UserError(f"{where}: its runs have {had.max()} steps; ask for at least as many")
     if same and store.result.is_file():
         return True
     store.result.unlink(missing_ok=True)

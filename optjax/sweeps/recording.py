@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,23 +23,23 @@ OnRecords = Callable[["xarray.Dataset"], None]
 def new_records(
     results: "Results", runs: np.ndarray, first: int, values: dict[str, np.ndarray]
 ) -> "xarray.Dataset":
-    """Return new records with axes ``run`` and ``step``; each run's point and seed beside it."""
+    """Return new records with axes ``run`` and ``step``, and each run's point and seed."""
     import xarray as xr
 
     count, seeds = next(iter(values.values())).shape[1], len(results.seeds)
     points = runs // seeds
-    beside: dict[str, Any] = {"seed": np.asarray(results.seeds)[runs % seeds]}
-    beside |= {
+    labels: dict[str, Any] = {"seed": np.asarray(results.seeds)[runs % seeds]}
+    labels |= {
         name: np.array([label(column[i]) for i in points])
         for name, column in results.columns.items()
     }
-    coords: dict[str, Any] = {name: ("run", value) for name, value in beside.items()}
+    coords: dict[str, Any] = {name: ("run", value) for name, value in labels.items()}
     coords["step"] = results.every * np.arange(first + 1, first + count + 1)
     found = {
         name: (("run", "step", *(f"{name}_{i}" for i in range(rows.ndim - 2))), rows)
         for name, rows in values.items()
     }
-    return xr.Dataset(found, coords, {"beside": list(beside)})
+    return xr.Dataset(found, coords, {"labels": list(labels)})
 
 
 def by_examples(dataset: "xarray.Dataset") -> "xarray.Dataset":
@@ -79,6 +80,11 @@ def by_examples(dataset: "xarray.Dataset") -> "xarray.Dataset":
 def json_lines(path: str | os.PathLike[str]) -> OnRecords:
     """Make an `on_records` that appends each record to a file, a JSON object a line.
 
+    After a kill, records since the last checkpoint come twice.
+
+    Raises:
+      UserError: the file cannot be written.
+
     >>> import tempfile, optax, optjax as oj
     >>> run = oj.make_run(oj.least_squares([[2.0], [1.0]], [2.0, 1.0]), optax.sgd, 2)
     >>> file = tempfile.NamedTemporaryFile()
@@ -86,6 +92,12 @@ def json_lines(path: str | os.PathLike[str]) -> OnRecords:
     >>> sorted(json.loads(file.read().splitlines()[0]))
     ['learning_rate', 'loss', 'seed', 'step']
     """
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "a", encoding="utf-8"):
+            pass
+    except OSError as error:
+        raise UserError(f"cannot write {str(path)!r} ({error.strerror or error})") from None
 
     def write(records: "xarray.Dataset") -> None:
         with open(path, "a", encoding="utf-8") as file:
@@ -105,9 +117,9 @@ def scalars(writer: Callable[[str], Any]) -> OnRecords:
     writers: dict[str, Any] = {}
 
     def write(records: "xarray.Dataset") -> None:
-        beside = records.attrs["beside"]
+        labels = records.attrs["labels"]
         for row in _rows(records):
-            name = " ".join(f"{key}={row.pop(key)}" for key in [*beside[1:], beside[0]])
+            name = " ".join(f"{key}={row.pop(key)}" for key in [*labels[1:], labels[0]])
             name = name.replace("/", "_")
             if name not in writers:
                 writers[name] = writer(name)
@@ -121,14 +133,14 @@ def scalars(writer: Callable[[str], Any]) -> OnRecords:
 
 def _rows(records: "xarray.Dataset") -> Any:
     """Yield each record as a dict; without those past a run's end. What is not finite is None."""
-    beside = [(name, records[name].values.tolist()) for name in records.attrs["beside"]]
+    labels = [(name, records[name].values.tolist()) for name in records.attrs["labels"]]
     values = {str(name): rows.values for name, rows in records.data_vars.items()}
     steps = records.step.values.tolist()
     for i in range(records.sizes["run"]):
         for j, step in enumerate(steps):
             row = {name: _plain(rows[i, j]) for name, rows in values.items()}
             if any(value is not None for value in row.values()):
-                yield {**{name: column[i] for name, column in beside}, "step": step, **row}
+                yield {**{name: column[i] for name, column in labels}, "step": step, **row}
 
 
 def _plain(value: np.ndarray) -> Any:

@@ -124,7 +124,7 @@ def sweep(
     points = resolve(run, grid)
     if points[0].gradient is None:
         if keep_states:
-            checks.extends(points, grid, out)
+            checks.extends(points, grid, out, keep_diverged)
         work = _of_runs(points, grid, chosen, batching, stop, keep_diverged, final, keep_states)
         every = work.results.every
         if chunk_steps is not None and chunk_steps < every:
@@ -135,6 +135,7 @@ def sweep(
         given = {
             "stop": stop != (), "final": final is not None, "keep_diverged": keep_diverged,
             "chunk_steps": chunk_steps is not None, "keep_states": keep_states,
+            "on_records": on_records is not None,
         }  # fmt: skip
         for name, asked in given.items():
             if asked:
@@ -196,7 +197,7 @@ def carry_out(
                 text = f"{results.judged.sum():,} of {len(results):,} runs have ended"
                 most = results.done[~results.judged].max()
                 Console().line(
-                    f"{results.kind}: goes on: {text}, the others took up to {most:,} steps"
+                    f"{results.kind}: resumed: {text}, the others have records up to step {most:,}"
                 )
         with _shown(progress, results.kind.split()[0]) as show:
             executor = Executor(work, store, settings, show)

@@ -77,6 +77,7 @@ RUNS = "{0}{3}{1}{3}{2}\n1e6{3}2e7{3}3.0\n10M{3}0.2B{3}2.5\n"
         ('N,D,loss\n"1,000","2,000,000.0",3\n1e3,2e6,2\n', ([1e3, 1e3], [2e6, 2e6])),
         ("N,D,loss\n1e3,2e6,3\n1e3,2e6,nan\n1e3,2e6,\n", ([1e3], [2e6])),
         ("N;D;loss\n1e3;2e6;2,5\n", "loss is '2,5'"),
+        ("N\tD\tloss\n1e3\t2e6\t2,345\n", "loss is '2,345'"),
         ("N,D,loss\n1_000,2e6,2.5\n", "N is '1_000'"),
         ("N,D,loss\n1e3,2e6,diverged\n", "no runs with a loss"),
     ],
@@ -93,4 +94,4 @@ def test_tables_as_people_write_them(text, sizes, tmp_path):
         runs, _ = read_runs(file, needed=("loss", "N", "D"))
     assert (runs.N.tolist(), runs.D.tolist()) == sizes
     assert bool(told) == ("nan" in text)
-    assert all("2 rows without a loss are left out (line 3, …)" in str(w.message) for w in told)
+    assert all("rows without a loss are left out: 2 (line 3, …)" in str(w.message) for w in told)

@@ -1,8 +1,10 @@
 """More of a sweep: longer runs, records under way, equal examples, seeds that change nothing."""
 
+import dataclasses
 import functools
 import json
 
+import jax
 import numpy as np
 import optax
 import pytest
@@ -30,7 +32,7 @@ def test_a_finished_sweep_takes_only_the_steps_that_are_missing(tmp_path, capsys
     run = oj.make_run(PROBLEM, optax.adam, 50, record_every=10)
     longer = oj.sweep(run, GRID, seeds=2, out=tmp_path / "s", keep_states=True)
     said = capsys.readouterr().err
-    assert "sweep: goes on: 0 of 8 runs have ended, the others took up to 20 steps" in said
+    assert "sweep: resumed: 0 of 8 runs have ended, the others have records up to step 20" in said
     assert first.sizes["step"] == 2
     assert longer.steps_done.values.min() == 50
     alone = swept(50)
@@ -41,6 +43,39 @@ def test_a_finished_sweep_takes_only_the_steps_that_are_missing(tmp_path, capsys
     store.close()
     assert begun.count(0) == 1  # no run was begun again
     assert max(begun) >= 2
+    with pytest.raises(UserError, match="ask for at least as many"):
+        swept(20, out=tmp_path / "s", keep_states=True)
+
+
+def test_states_outlast_other_runs_of_the_sweep(tmp_path):
+    """Two seeds, then a third, then more steps: none of the three is begun again."""
+    for steps, seeds in ((20, 2), (20, 3), (50, 3)):
+        run = oj.make_run(PROBLEM, optax.adam, steps, record_every=10)
+        given = {"out": tmp_path / "s", "keep_states": True, "progress": quiet}
+        found = oj.sweep(run, {"learning_rate": [0.01], "batch_size": [4]}, seeds, **given)
+    assert found.steps_done.values.min() == 50
+    store = Store(tmp_path / "s")
+    first = [
+        len(arrays["run id"]) for facts, arrays in store.frames()
+        if facts["kind"] == "records" and int(facts["first"]) == 0
+    ]  # fmt: skip
+    store.close()
+    assert sum(first) == 3
+
+
+def test_callbacks_of_one_text_are_not_mistaken():
+    def problem(factor):
+        def objective(params, state, data, hparams):
+            shape = jax.ShapeDtypeStruct((), params.dtype)
+            return jax.pure_callback(lambda w: factor * w.sum(), shape, params)
+
+        return dataclasses.replace(PROBLEM, objective=objective)
+
+    found = [
+        oj.sweep(oj.make_run(problem(f), optax.sgd, 2), {"learning_rate": [0.1]}, progress=quiet)
+        for f in (1.0, 3.0)
+    ]
+    np.testing.assert_allclose(found[1].final_loss, 3 * found[0].final_loss)
 
 
 def moving(peak, steps):
@@ -58,6 +93,8 @@ def moving(peak, steps):
         (oj.make_run(PROBLEM, moving, 4), {"peak": [0.1]}, {"out": "s"}, "the optimiser depends"),
         (oj.make_run(PROBLEM, optax.sgd, 4), {"learning_rate": [0.1]},
          {"out": "s", "stop": oj.Halving(2)}, "leave out one"),
+        (oj.make_run(PROBLEM, optax.sgd, 4), {"learning_rate": [0.1]},
+         {"out": "s", "keep_diverged": True}, "leave out one"),
     ],
 )  # fmt: skip
 def test_runs_that_depend_on_their_length_keep_no_states(
