@@ -99,7 +99,8 @@ def _resume(folder: str, given: dict[str, list[str]]) -> int:
 def _show(folder: str, given: dict[str, list[str]]) -> int:
     from optjax.sweeps import load_sweep
 
-    return _shown(load_sweep(folder), Path(folder), _judged(given))
+    judged = _judged(given)
+    return _shown(load_sweep(folder), Path(folder), judged)
 
 
 def _sweep(name: str, groups: dict[str, list[str]], words: list[str]) -> int:

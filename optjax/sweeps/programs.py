@@ -216,13 +216,13 @@ class Programs:
         Groups of other batch sizes or numbers of steps start and finish by the same programs.
         """
         options, text = self._options(name), lowered.as_text()
-        if "callback" in text:  # the text does not say which function it calls
+        # The text says neither which arguments it reads, nor which Python functions it calls.
+        read = getattr(lowered._lowering, "compile_args", {}).get("kept_var_idx")
+        if read is None or "callback" in text:
             return lowered.compile(compiler_options=options)
-        digest, trees = (
-            hashlib.sha256(text.encode()).hexdigest(),
-            (lowered.in_tree, lowered.out_tree),
-        )
-        key = digest, trees, tuple(self.devices), tuple((options or {}).items())
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        own = tuple(self.devices), tuple((options or {}).items())
+        key = digest, lowered.in_tree, lowered.out_tree, tuple(sorted(read)), own
         return _cached(key, lambda: lowered.compile(compiler_options=options))[0]
 
     def prepare(self) -> None:
@@ -258,7 +258,7 @@ class Programs:
     def _jitted(self, program: Callable[..., Any], count: int) -> Any:
         """Compile a program of the data and so many arguments, the first two laid over the runs."""
         if self.mesh is None:
-            return jax.jit(program, keep_unused=True)  # its text then says which they are
+            return jax.jit(program)
         over, whole = PartitionSpec("run"), PartitionSpec()
         function = jax.shard_map(
             program,
@@ -267,7 +267,7 @@ class Programs:
             out_specs=over,
             check_vma=False,
         )
-        return jax.jit(function, keep_unused=True)
+        return jax.jit(function)
 
     def _lowered(self) -> Any:
         """Lower the chunk for arguments of which only the shapes are known."""

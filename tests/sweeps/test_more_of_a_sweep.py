@@ -5,12 +5,14 @@ import functools
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
 import optjax as oj
 from optjax.support.errors import UserError
+from optjax.sweeps import programs
 from optjax.sweeps.store import Store
 
 RNG = np.random.default_rng(0)
@@ -61,6 +63,30 @@ def test_states_outlast_other_runs_of_the_sweep(tmp_path):
     ]  # fmt: skip
     store.close()
     assert sum(first) == 3
+
+
+def test_programs_of_one_text_that_read_other_arguments_are_not_mistaken():
+    known = {**PROBLEM.data.shared, "a": jnp.array(1.0), "b": jnp.array(3.0)}
+    data = oj.Data(PROBLEM.data.examples, known)
+
+    def problem(name):
+        def objective(params, state, data, hparams):
+            return data.shared[name] * jnp.sum(params)
+
+        return dataclasses.replace(PROBLEM, data=data, objective=objective)
+
+    found = [
+        oj.sweep(oj.make_run(problem(n), optax.sgd, 2), {"learning_rate": [0.1]}, progress=quiet)
+        for n in ("a", "b")
+    ]
+    np.testing.assert_allclose(found[1].final_loss, 3 * found[0].final_loss)
+
+
+def test_batch_sizes_of_one_layout_start_and_finish_by_the_same_programs():
+    programs.forget()
+    swept(10, batching="static", layout="vmap")
+    compiled = {id(found[0]) for found in programs._CACHE.values()}
+    assert len(compiled) == 4  # a start, a finish, and a chunk for each batch size
 
 
 def test_callbacks_of_one_text_are_not_mistaken():
