@@ -216,12 +216,12 @@ class Programs:
         Groups of other batch sizes or numbers of steps start and finish by the same programs.
         """
         options, text = self._options(name), lowered.as_text()
-        # The text says neither which arguments it reads, nor which Python functions it calls.
+        # The text says neither which arguments it reads nor which Python functions it calls.
         read = getattr(lowered._lowering, "compile_args", {}).get("kept_var_idx")
         if read is None or "callback" in text:
             return lowered.compile(compiler_options=options)
         digest = hashlib.sha256(text.encode()).hexdigest()
-        own = tuple(self.devices), tuple((options or {}).items())
+        own = tuple(self.devices), tuple((options or {}).items()), str(lowered.in_avals)
         key = digest, lowered.in_tree, lowered.out_tree, tuple(sorted(read)), own
         return _cached(key, lambda: lowered.compile(compiler_options=options))[0]
 
