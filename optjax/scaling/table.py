@@ -34,21 +34,7 @@ _NAMES = {
 }
 _TIMES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 _NUMBER = re.compile(r"([+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d*)?(?:e[+-]?\d+)?) ?([kmbgt]?)")
-_FAILED = (
-    "",
-    "nan",
-    "-nan",
-    "inf",
-    "-inf",
-    "infinity",
-    "none",
-    "null",
-    "na",
-    "n/a",
-    "-",
-    "diverged",
-    "failed",
-)
+_FAILED = {"", *"nan -nan inf -inf infinity none null na n/a - diverged failed".split()}
 """A loss that says that the run had none."""
 
 
@@ -275,7 +261,7 @@ def _near(name: str, header: list[str]) -> str:
 
 
 def _number(path: str, line: int, column: str, text: str, parted: str) -> float:
-    """Parse a cell as a finite number above 0; but between commas, a comma might mean a point."""
+    """Parse a cell as a finite number above 0; where commas part no cells, one might be a point."""
     parts = None if parted != "," and "," in text else _NUMBER.fullmatch(text.strip().lower())
     try:
         value = float(parts[1].replace(",", "")) * _TIMES[parts[2]] if parts else math.nan
