@@ -134,6 +134,7 @@ def load_sweep(folder: str | os.PathLike[str]) -> "xarray.Dataset":
     except _DAMAGE as error:
         raise UserError(f"the sweep in {str(folder)!r} is damaged ({error!r})") from None
     restore(store, results)
+    results.reopen()
     return results.dataset()
 
 

@@ -62,8 +62,8 @@ def identity(
             modules |= fingerprint.modules_of(fn.job.objective) | {sys.modules[n] for n in own}
         for name in ("sampler", "record_every", "tolerance"):
             facts[f"{name}{at}"] = str(getattr(plan, name))
-        if "steps" not in grid.columns and not any_steps:
-            facts[f"steps{at}"] = str(plan.steps)
+        if "steps" not in grid.columns:
+            facts[f"steps{at}"] = "any (keep_states)" if any_steps else str(plan.steps)
         if "batch_size" not in grid.columns:
             facts[f"max_batch_size{at}"] = str(plan.slots)
         for part in (plan.init, plan.loss, plan.objective, plan.metrics, plan.optimizer):

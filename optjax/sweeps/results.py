@@ -155,6 +155,7 @@ class Results:
         """Reopen runs that ended with fewer steps than they now have; keep those with more."""
         self.steps = np.maximum(self.steps, self.done)
         ended = (self.stopped_at >= 0) | (self.status == Status.DIVERGED)
+        self.status[self.judged & ~ended & (self.done < self.steps)] = Status.RUNNING
         self.judged &= ended | (self.done >= self.steps)
 
     def dataset(self) -> xr.Dataset:

@@ -239,7 +239,6 @@ def _of_runs(
         [rule.name for rule in rules], {"final_loss": []},
     )  # fmt: skip
     own = {"stop": (rules, halving), "keep_diverged": keep_diverged, "final": final}
-    own |= {"keep_states": True} if keep_states else {}
     return Work(
         results, grouped(points, batching, final),
         lambda: identity(points, grid, own, any_steps=keep_states),

@@ -49,6 +49,22 @@ def test_a_finished_sweep_takes_only_the_steps_that_are_missing(tmp_path, capsys
         swept(20, out=tmp_path / "s", keep_states=True)
 
 
+def test_an_extension_under_way_is_read_as_such(tmp_path):
+    """Its runs are RUNNING, not COMPLETED as when they were shorter."""
+    swept(20, out=tmp_path / "s", keep_states=True)
+    run = oj.make_run(PROBLEM, optax.adam, 50, record_every=10)
+
+    def killed(text, fraction):
+        raise RuntimeError("killed")
+
+    given = {"out": tmp_path / "s", "keep_states": True, "chunk_steps": 10}
+    with pytest.raises(RuntimeError, match="killed"):
+        oj.sweep(run, GRID, seeds=2, progress=killed, **given)
+    assert oj.Status.RUNNING in oj.load_sweep(tmp_path / "s").status.values
+    with pytest.raises(UserError, match=r"any \(keep_states\)"):
+        oj.sweep(run, GRID, seeds=2, out=tmp_path / "s", progress=quiet)
+
+
 def test_states_outlast_other_runs_of_the_sweep(tmp_path):
     """Two seeds, then a third, then more steps: none of the three is begun again."""
     for steps, seeds in ((20, 2), (20, 3), (50, 3)):
