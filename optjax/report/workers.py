@@ -5,6 +5,7 @@ import os
 import queue
 import threading
 import time
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -52,7 +53,8 @@ _console: Console | None = None
 def _begin(messages: Any, places: Any, share: int) -> None:
     """Prepare a worker: its console, its cores, and its end should the first process be killed."""
     global _console
-    _console = _Sender(messages)
+    _console = console = _Sender(messages)
+    warnings.showwarning = lambda message, *_, **__: console.line(str(message))
     if hasattr(os, "sched_setaffinity"):
         # Threads of two workers on one core would wait for each other.
         own = sorted(os.sched_getaffinity(0))
