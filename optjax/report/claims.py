@@ -56,7 +56,7 @@ SECTIONS = {
     "4–5 Colourisation": ("accounting", "colourisation", "padding"),
     "Beyond the source": ("hypergradient", "noise-scale", "short-horizon", "tuning"),
 }
-"""The source's sections and the topics of each; any other topic is of the last, too."""
+"""The source's sections and the topics of each; so is any other topic of the last."""
 
 LENGTHS = {"plain_words": 90, "source_short": 60, "measured_short": 80}
 """The most characters of what a reader sees of a claim on one line."""
