@@ -34,7 +34,7 @@ _CONCRETE = (
 
 @contextlib.contextmanager
 def no_tracer_decides(hparams: Iterable[str]) -> Iterator[None]:
-    """Refuse a traced hyperparameter that decides the optimiser's program."""
+    """Refuse a traced hyperparameter that decides the program; say in a line what optax refuses."""
     try:
         yield
     except UserError:
@@ -44,6 +44,8 @@ def no_tracer_decides(hparams: Iterable[str]) -> Iterator[None]:
         # As a dict's key, or as the length of a range.
         used = "Tracer" in said or "scalar index" in said
         if not isinstance(error, _CONCRETE) and not used:
+            if type(error) is ValueError:
+                raise UserError(f"the optimiser refuses: {' '.join(said.split())}") from error
             raise
         raise UserError(
             f"one of {', '.join(hparams)} decides the optimiser's program, so it cannot be a "
@@ -134,11 +136,7 @@ def differentiable(tx: optax.GradientTransformation) -> optax.GradientTransforma
         taken = {name: value for name, value in extra.items() if takes(name)}
 
         def program(updates, state, params):
-            try:
-                return inner.update(updates, state, params, **taken)
-            except ValueError as error:
-                line = " ".join(str(error).split())
-                raise UserError(f"the optimiser refuses to update: {line}") from error
+            return inner.update(updates, state, params, **taken)
 
         with _as_optax_expects():
             closed, shape = jax.make_jaxpr(program, return_shape=True)(updates, state, params)

@@ -15,7 +15,7 @@ X, T = RNG.normal(size=(12, 3)), RNG.normal(size=12)
 REFUSED = {
     "dpsgd": "hyperparameters lack",
     "schedule_free": "hyperparameters lack",
-    "sophia": "the optimiser refuses to update: obj_fn must be provided",
+    "sophia": "the optimiser refuses: obj_fn must be provided",
 }
 FACTORIES = factories()
 FEW = {"sgd", "adam", "lion", "schedule_free_adamw", "prodigy"}
