@@ -336,15 +336,7 @@ def _shown(dataset: Any, folder: Path, judged: Judged) -> int:
     dataset, counts = sweep_page.ranked(dataset, *judged), sweep_page.summary(dataset)
     rows = sweep_page.points(dataset)
     table = Table(box=box.SIMPLE, pad_edge=False)
-    names = list(rows[0]["values"]) if rows else []
-    for heading in (
-        *names,
-        dataset.judged.attrs["name"],
-        "over the seeds",
-        "runs",
-        "diverged",
-        "steps",
-    ):
+    for heading in sweep_page.heads(dataset, rows):
         table.add_column(escape(heading.replace("_", " ")), justify="right")
     for row in rows[:10]:
         table.add_row(*map(escape, sweep_page.cells(row)))

@@ -295,19 +295,24 @@ def write(dataset: xr.Dataset, folder: Path, title: str, most: int = 20) -> Path
         file = style.save(fig, folder / "figures" / name)[0]
         drawn.append((data_uri(file), str(getattr(fig, "caption", ""))))
     rows = points(dataset)
-    names = list(rows[0]["values"]) if rows else []
     page = render(
         "sweep.html.j2",
         title=title,
         counts=", ".join(f"{n:,} {name}" for name, n in summary(dataset).items() if n),
         figures=drawn,
-        heads=[*names, dataset.judged.attrs["name"], "over the seeds", "runs", "diverged", "steps"],
+        heads=heads(dataset, rows),
         rows=[cells(row) for row in rows[:most]],
         points=len(rows),
     )
     path = folder / "index.html"
     write_text(path, page)
     return path
+
+
+def heads(dataset: xr.Dataset, rows: list[Row]) -> list[str]:
+    """Name what `cells` formats."""
+    names = list(rows[0]["values"]) if rows else []
+    return [*names, dataset.judged.attrs["name"], "over the seeds", "runs", "diverged", "steps"]
 
 
 def cells(row: Row) -> list[str]:
