@@ -17,7 +17,7 @@ DATA = frozenset(
     "dynamic_update_slice concatenate pad rev convert_element_type bitcast_convert_type copy "
     "copy_p stop_gradient iota split scan_slice scan_stack loop_carry device_put pvary pcast tile "
     "sharding_constraint optimization_barrier reduce_precision real imag empty name "
-    "random_seed random_fold_in random_wrap random_unwrap".split()
+    "random_seed random_fold_in random_wrap random_unwrap rearrange".split()
 )
 # One operation an element of the result.
 ELEMENTWISE = frozenset(

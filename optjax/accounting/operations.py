@@ -63,6 +63,10 @@ def flatten(closed: ClosedJaxpr) -> Program:
     return Program(builder.ops, ins, outs, builder.shapes, builder.itemsizes, builder.endless)
 
 
+_PRODUCTS = frozenset(("conv_general_dilated", "dot_general"))
+_SHAPING = frozenset("convert_element_type reshape broadcast_in_dim transpose squeeze rev".split())
+
+
 class _Builder:
     """A program under construction."""
 
@@ -71,6 +75,8 @@ class _Builder:
         self.shapes: list[Shape] = []
         self.itemsizes: list[int] = []
         self.endless: set[str] = set()
+        self.fixed: set[int] = set()  # values that no input enters
+        self.one_hot: set[int] = set()  # of them, those that compare positions: 0 and 1
 
     def value(self, aval: Any) -> int:
         """Add a value; return its number."""
@@ -136,8 +142,15 @@ class _Builder:
         return self.inline(body, constants + ins, path, function, times)
 
     def _append(self, name, params, path, function, ins, outvars, times) -> list[int]:
-        """Append one operation."""
+        """Append one operation; a product with a one-hot kernel as what it is, a rearrangement."""
         outs = [self.value(var.aval) for var in outvars]
+        given = {v for v in ins if v is not None}
+        if given <= self.fixed:
+            self.fixed.update(outs)
+            if name == "eq" or (name in _SHAPING and given and given <= self.one_hot):
+                self.one_hot.update(outs)
+        elif name in _PRODUCTS and given & self.one_hot:
+            name = "rearrange"
         self.ops.append(Op(name, params, path, function, tuple(ins), tuple(outs), times))
         return outs
 

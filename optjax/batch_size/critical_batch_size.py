@@ -14,9 +14,10 @@ from optjax.batch_size.steps_law import (
     goodness,
     law,
 )
-from optjax.batch_size.steps_to_target import Better, StepsToTarget, steps_to_target
+from optjax.batch_size.steps_to_target import StepsToTarget, steps_to_target
 from optjax.batch_size.tuned_rates import Statistic, TunedRates, intervals, tuned_rates
 from optjax.support.errors import UserError, whole
+from optjax.support.types import Better
 
 if TYPE_CHECKING:
     import xarray as xr

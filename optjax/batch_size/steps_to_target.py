@@ -8,19 +8,19 @@ Shapes here and in the modules that read them: B batch sizes, R rates, S seeds, 
 """
 
 from collections.abc import Hashable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from optjax.run.core import Status
-from optjax.support.errors import UserError, nearest, whole
+from optjax.support.errors import UserError, nearest, sign_of, whole
+from optjax.support.types import Better
 
 if TYPE_CHECKING:
     import xarray as xr
 
 AXES = ("batch_size", "learning_rate", "seed")
-Better = Literal["low", "high"]
 
 
 class StepsToTarget(NamedTuple):
@@ -123,7 +123,8 @@ def steps_to_target(
     >>> found.steps[:, :, 0].tolist()  # the loss of a step is that before it: 0.5 · 0.25^(k − 1)
     [[4.0, 3.0], [4.0, 3.0]]
     """
-    _check_target(target, better)
+    sign = sign_of(better)
+    _check_target(target)
     values, status, done = _series(dataset, metric)
     goal = values.dtype.type(target)
     at, rows = _smoothed(
@@ -132,7 +133,6 @@ def steps_to_target(
         whole("window", window, 1),
         metric,
     )
-    sign = 1.0 if better == "low" else -1.0
     # NaN, after a run's end, counts as not reached.
     hit = sign * rows <= sign * float(goal)
     sizes, rates = dataset["batch_size"].values, dataset["learning_rate"].values
@@ -146,14 +146,12 @@ def steps_to_target(
     return steps_table(sizes, rates, np.where(reached, steps, last), ~reached)
 
 
-def _check_target(target: Any, better: str) -> None:
-    """Check the arguments `target` and `better`."""
+def _check_target(target: Any) -> None:
+    """Check a target."""
     if isinstance(target, bool) or not isinstance(target, int | float | np.number):
         raise UserError(f"target is {target!r}: expected a number")
     if not np.isfinite(target):
         raise UserError(f"target is {target}: expected a finite number")
-    if better not in ("low", "high"):
-        raise UserError(f"better is {better!r}: expected 'low' or 'high'")
 
 
 def _series(dataset: "xr.Dataset", metric: str) -> tuple["xr.DataArray", np.ndarray, np.ndarray]:

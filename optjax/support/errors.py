@@ -41,6 +41,20 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return "known: " + ", ".join(repr(k) for k in known)
 
 
+def sign_of(better: Any) -> int:
+    """Return 1 where a low value is better, −1 where a high one is.
+
+    Raises:
+      UserError: another word.
+
+    >>> sign_of("high")
+    -1
+    """
+    if better not in ("low", "high"):
+        raise UserError(f"better is {better!r}: expected 'low' or 'high'")
+    return 1 if better == "low" else -1
+
+
 def whole(name: str, value: Any, least: int) -> int:
     """Return a whole number of at least `least`, Python's or NumPy's, as an int.
 

@@ -14,12 +14,14 @@ K        colours of a palette
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 
 Array = jax.Array
 Key = jax.Array
 PyTree = Any
+Better = Literal["low", "high"]
+"""Whether a value is to be low or high."""
 HParams = Mapping[str, Any]
 """Numbers and arrays by name; a `Piecewise` or a tree like the parameters where a run takes one."""

@@ -8,13 +8,13 @@ A run that has diverged leaves the sweep in any case (unless `keep_diverged` say
 """
 
 import dataclasses
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import jax.numpy as jnp
 import numpy as np
 
-from optjax.support.errors import UserError, nearest, whole
-from optjax.support.types import Array, PyTree
+from optjax.support.errors import UserError, nearest, sign_of, whole
+from optjax.support.types import Array, Better, PyTree
 
 
 class Rule(Protocol):
@@ -47,11 +47,11 @@ class Target:
 
     value: float
     metric: str = ""
-    better: Literal["low", "high"] = "low"
+    better: Better = "low"
     name: str = dataclasses.field(default="target", init=False)
 
     def __post_init__(self) -> None:
-        _known(self.better)
+        sign_of(self.better)
         number = isinstance(self.value, int | float | np.number)
         if not number or isinstance(self.value, bool) or not np.isfinite(self.value):
             raise UserError(f"target is {self.value!r}: expected a finite number")
@@ -78,12 +78,12 @@ class Plateau:
 
     patience: int
     metric: str = ""
-    better: Literal["low", "high"] = "low"
+    better: Better = "low"
     least: float = 0.0
     name: str = dataclasses.field(default="plateau", init=False)
 
     def __post_init__(self) -> None:
-        _known(self.better)
+        sign_of(self.better)
         whole("patience", self.patience, 1)
 
     def init(self) -> PyTree:
@@ -92,7 +92,7 @@ class Plateau:
     def update(self, state: PyTree, step: Array, values: dict[str, Array]):
         best, at = state
         now = _real(values[self.metric]).astype(best.dtype)
-        now = now if self.better == "low" else -now
+        now = sign_of(self.better) * now
         margin = jnp.asarray(self.least, best.dtype) * jnp.abs(best)
         better = now < jnp.where(jnp.isfinite(best), best - margin, best)
         best, at = jnp.where(better, now, best), jnp.where(better, step, at)
@@ -114,11 +114,11 @@ class Halving:
     first: int
     keep: float = 1 / 3
     metric: str = ""
-    better: Literal["low", "high"] = "low"
+    better: Better = "low"
     name: str = dataclasses.field(default="halving", init=False)
 
     def __post_init__(self) -> None:
-        _known(self.better)
+        sign_of(self.better)
         if not isinstance(self.keep, int | float | np.number) or not 0 < self.keep < 1:
             raise UserError(f"keep is {self.keep!r}: expected a share between 0 and 1")
         whole("first", self.first, 1)
@@ -134,16 +134,11 @@ class Halving:
 
     def select(self, values: np.ndarray, runs: int) -> np.ndarray:
         """Select the runs that stay, (L,) bool: the best ⌈runs · keep⌉, ties to the earlier."""
-        values = values if self.better == "low" else -values
+        values = sign_of(self.better) * values
         order = np.argsort(np.where(np.isfinite(values), values, np.inf), kind="stable")
         chosen = np.zeros(len(values), bool)
         chosen[order[: int(np.ceil(runs * self.keep - 1e-9))]] = True
         return chosen & np.isfinite(values)
-
-
-def _known(better: str) -> None:
-    if better not in ("low", "high"):
-        raise UserError(f"better is {better!r}: expected 'low' or 'high'")
 
 
 def _real(value: Array) -> Array:

@@ -20,9 +20,9 @@ from optjax.hypergradients.mode import Mode
 from optjax.run import masking
 from optjax.run.trajectory import Run
 from optjax.support import provenance
-from optjax.support.errors import UserError, whole
+from optjax.support.errors import UserError, sign_of, whole
 from optjax.support.files import plainly
-from optjax.support.types import HParams
+from optjax.support.types import Better, HParams
 from optjax.sweeps import stop_rules
 from optjax.sweeps.grid import Grid
 from optjax.sweeps.groups import Group, Point, columns
@@ -88,6 +88,7 @@ def tune(
     steps: int = 100,
     wrt: str | Iterable[str] | None = None,
     constraints: Mapping[str, Range | None] | None = None,
+    better: Better = "low",
     seeds: int | Iterable[int] = 1,
     fresh_seeds: bool = False,
     restarts: int = 1,
@@ -108,8 +109,7 @@ def tune(
     tuned learning_rate or max_learning_rate is made smaller by a factor of e.
 
     Args:
-      run, objective, mode: as `oj.hypergrad`; F is its value, averaged over the seeds. To make a
-        score large, give its negative: ``lambda trajectory: -trajectory.metrics["score"][-1]``.
+      run, objective, mode: as `oj.hypergrad`; F is its value, averaged over the seeds.
       hparams: the start; what is not tuned stays. A rate that changes along a run: `Piecewise`.
       outer: descends on u; Adam of rate 0.1 by default (a tenth of θ a step, at first). A new
         object is a new program: make it once, to tune several times.
@@ -117,6 +117,7 @@ def tune(
       wrt: names to tune; all but the batch size by default.
       constraints: name → (low, high), or None for any number. By default (0, 1) for momentum, b1
         and other shares, (0, ∞) where the start is positive.
+      better: whether F is to be made ``"low"`` or ``"high"``.
       seeds: how many, 0, 1, …; or which. The runs of all points see the same draws.
       fresh_seeds: new seeds at every outer step: F is then the mean over all runs there could be,
         and the last point, not the best seen, is the result.
@@ -147,6 +148,7 @@ def tune(
     Sources: Bengio (2000); Maclaurin et al. (2015).
     """
     steps, restarts = whole("steps", steps, 1), whole("restarts", restarts, 1)
+    sign = sign_of(better)
     seed, spread = whole("seed", seed, 0), checks.spread(spread)
     chosen, names = checks.seeds(seeds), checks.names(wrt)
     checks.constraints_and_progress(constraints, progress)
@@ -165,10 +167,13 @@ def tune(
     stride = int(np.ptp(chosen)) + 1 if fresh_seeds else 0
     tuning = TuningComputation(
         computation, space, outer, max(1, min(restarts, fit // len(chosen))),
-        min(len(chosen), fit), tuple(chosen.tolist()), stride,
+        min(len(chosen), fit), tuple(chosen.tolist()), stride, sign,
     )  # fmt: skip
     given = {"start": starts(space.outside(theta), restarts, spread, seed), **rest}
     own_rules, halving = stop_rules.checked(stop, {BEST}, 1, BEST)
+    own_rules = tuple(
+        dataclasses.replace(r, better=better) if hasattr(r, "better") else r for r in own_rules
+    )
     if halving is not None:
         raise UserError("Halving compares runs with each other: a tuning is one; leave it out")
     own = {
@@ -176,7 +181,7 @@ def tune(
         **{f"fixed {n}": v for n, v in named_leaves(rest).items()},
         "structure": str(jax.tree.structure((theta, rest))), "stop": own_rules,
         "ranges": space.ranges, "seeds": chosen.tolist(), "fresh_seeds": bool(fresh_seeds),
-        "restarts": restarts, "spread": spread, "seed": seed, "outer": outer,
+        "restarts": restarts, "spread": spread, "seed": seed, "outer": outer, "better": better,
     }  # fmt: skip
     grid = Grid({}, {})
     rules = (NeverFinite(_PATIENCE), NoSlope(), *own_rules)
@@ -192,7 +197,7 @@ def tune(
         tuned = list(named_leaves(theta))
         logs = [name for name in tuned if space.logarithmic(name.partition(".")[0])]
         return {
-            "tuned": json.dumps(tuned), "logarithmic": json.dumps(logs),
+            "tuned": json.dumps(tuned), "logarithmic": json.dumps(logs), "better": better,
             "settings": json.dumps(own, default=plainly), "commit": provenance.commit(),
             "versions": json.dumps(provenance.versions()), "seconds": time.perf_counter() - begin,
         }  # fmt: skip
@@ -206,7 +211,7 @@ def tune(
         attrs=attrs,
         keep_states=True,
         describe=lambda: (
-            f"outer step {int(results.done[0])} of {steps}, best {_least(results):.4g}"
+            f"outer step {int(results.done[0])} of {steps}, best {sign * _least(results, sign):.4g}"
         ),
     )
     settings = Settings([jax.devices()[0]], "loop", chunk_seconds=2.0, checkpoint_seconds=10.0)
@@ -214,7 +219,7 @@ def tune(
     def found() -> Tuning:
         path = results.dataset().drop_vars(BEST)
         path.attrs |= attrs()
-        return Tuning(*_best(path, theta, rest, last=bool(fresh_seeds)), path)
+        return Tuning(*_best(path, sign, theta, rest, last=bool(fresh_seeds)), path)
 
     try:
         carry_out(work, settings, out, overwrite, progress)
@@ -225,22 +230,22 @@ def tune(
     norms = results.values["gradient_norm"]
     if np.isfinite(norms).any() and not np.nan_to_num(norms).any():
         raise UserError(flat(gradient.job.name))
-    if math.isnan(_least(results)):
+    if math.isnan(_least(results, sign)):
         raise UserError(_why(results, gradient.mode))
     return found()
 
 
-def _least(results: Results) -> float:
-    """Return the smallest value so far; NaN before there is one."""
-    values = results.values.get("value", np.full(1, np.nan))
+def _least(results: Results, sign: int) -> float:
+    """Return the smallest value so far, times the sign; NaN before there is one."""
+    values = sign * results.values.get("value", np.full(1, np.nan))
     return float(np.nanmin(values)) if np.isfinite(values).any() else math.nan
 
 
 def _best(
-    path: "xarray.Dataset", theta: HParams, rest: HParams, *, last: bool
+    path: "xarray.Dataset", sign: int, theta: HParams, rest: HParams, *, last: bool
 ) -> tuple[dict[str, Any], float]:
     """Return the best point and its value; the start and NaN if none is finite."""
-    values = path.value.values  # (restarts, K)
+    values = sign * path.value.values  # (restarts, K)
     good = np.isfinite(values)
     if not good.any():
         return {**rest, **jax.tree.map(np.asarray, dict(theta))}, math.nan
@@ -251,7 +256,7 @@ def _best(
         r, k = (int(i) for i in np.unravel_index(np.nanargmin(values), values.shape))
     leaves = [path[name].values[r, k] for name in named_leaves(theta)]
     tuned = jax.tree.unflatten(jax.tree.structure(dict(theta)), leaves)
-    return {**rest, **tuned}, float(values[r, k])
+    return {**rest, **tuned}, sign * float(values[r, k])
 
 
 def _why(results: Results, mode: Mode) -> str:

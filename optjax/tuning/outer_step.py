@@ -33,7 +33,7 @@ class TuningState(NamedTuple):
     step: Any  # () int32, outer steps done
     restarts: Restart  # leaves (restarts, ...)
     best: HParams  # the best point seen
-    value: Array  # () of it; infinite before there is one
+    value: Array  # () of it times the sign; infinite before there is one
     diverged_at: Array  # () int32, always −1: a restart comes back
 
 
@@ -47,6 +47,7 @@ class TuningComputation:
     Args:
       together: restarts side by side. seeds_together: runs of a restart side by side.
       seeds: of the runs of a point; larger by `stride` at every outer step.
+      sign: 1 to make the value small, −1 to make it large.
     """
 
     gradient: HypergradientComputation
@@ -56,6 +57,7 @@ class TuningComputation:
     seeds_together: int
     seeds: tuple[int, ...]
     stride: int
+    sign: int
 
     @property
     def turns(self) -> int:
@@ -83,24 +85,26 @@ class TuningComputation:
         seen, slope = jax.lax.map(
             lambda u: self._look(data, fixed, u, seeds), restarts.u, batch_size=self.together
         )
-        values = jnp.where(seen["finite"], seen["value"], jnp.inf).astype(state.value.dtype)
+        values = jnp.where(seen["finite"], self.sign * seen["value"], jnp.inf).astype(
+            state.value.dtype
+        )
         r = jnp.argmin(values)
         best = _pick(values[r] < state.value, jax.tree.map(lambda u: u[r], restarts.u), state.best)
         value = jnp.minimum(values[r], state.value)
         move = functools.partial(_moved, self, best, jnp.isfinite(value))
         restarts = jax.vmap(move)(restarts, slope, seen["finite"])
         state = TuningState(state.step + 1, restarts, best, value, state.diverged_at)
-        return state, {**seen, BEST: value}
+        return state, {**seen, BEST: self.sign * value}
 
     def finish(self, data: Data, hparams: HParams, state: TuningState) -> Finished:
         """As `Computation.finish`: the best value seen."""
         status = jnp.full((), Status.COMPLETED, jnp.int32)
-        return Finished(status, state.diverged_at, {"best value": state.value})
+        return Finished(status, state.diverged_at, {"best value": self.sign * state.value})
 
     def _look(
         self, data: Data, fixed: HParams, u: HParams, seeds: Array
     ) -> tuple[dict[str, Array], HParams]:
-        """Compute a point's value and the like, and dF/du (0 where it is not finite)."""
+        """Compute a point's value and the like, and ± dF/du (0 where it is not finite)."""
         theta = self.space.inside(u)
 
         def alone(seed: Array) -> Any:
@@ -122,7 +126,9 @@ class TuningComputation:
             spread = jnp.std(each.value, ddof=1)
             error = spread / jnp.sqrt(jnp.asarray(len(seeds), spread.dtype))
             seen["value_error"] = jnp.where(finite, error, jnp.nan)
-        return seen, jax.tree.map(lambda g: jnp.where(finite, g, jnp.zeros_like(g)), by_u)
+        return seen, jax.tree.map(
+            lambda g: jnp.where(finite, self.sign * g, jnp.zeros_like(g)), by_u
+        )
 
 
 BEST = "best so far"

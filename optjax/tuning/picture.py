@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from optjax.report.style import COLOURS, caption, figure
+from optjax.support.errors import sign_of
 
 if TYPE_CHECKING:
     import xarray
@@ -27,9 +28,9 @@ def picture(path: "xarray.Dataset", most: int = 7) -> Figure:
     columns = min(3, panels)
     rows = -(-panels // columns)
     fig, axes = figure("wide", rows, columns, squeeze=False)
-    values = path.value.values
+    values, sign = path.value.values, sign_of(path.attrs["better"])
     seen = bool(np.isfinite(values).any())
-    place = int(np.nanargmin(values)) if seen else values.size - 1
+    place = int(np.nanargmin(sign * values)) if seen else values.size - 1
     restart, step = (int(i) for i in np.unravel_index(place, values.shape))
     _lines(axes.flat[0], values, restart, step)
     axes.flat[0].set(ylabel="value", xlabel="outer step")

@@ -249,6 +249,22 @@ def test_nnx_modules_count_too():
     assert (rows["pool"].outputs, rows["pool"].connections) == (4, 64 * 4)
 
 
+def test_patches_by_a_one_hot_convolution_are_no_products():
+    class Patches(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            patches = jax.lax.conv_general_dilated_patches(
+                x, (3, 3), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
+            return nn.Dense(5, use_bias=False)(patches)
+
+    found, conv = (
+        account(net, (8, 8, 2)) for net in (Patches(), nn.Conv(5, (3, 3), use_bias=False))
+    )
+    assert found.multiply_adds == conv.multiply_adds == 64 * 9 * 2 * 5
+    assert found.weights == conv.weights
+
+
 def test_a_recurrent_cell_counts_once_a_turn():
     class Reader(nn.Module):
         @nn.compact

@@ -52,6 +52,21 @@ def test_it_finds_the_best_rate_of_one_step():
     assert dict(found.path.sizes) == {"restart": 1, "outer_step": 150}
 
 
+def test_a_score_that_is_to_be_high_is_its_negative_made_low():
+    tune = functools.partial(
+        oj.tune, _run(), hparams={"learning_rate": 0.02}, steps=30, restarts=2, progress=_quiet
+    )
+    goal = float(tune("final_loss").value) * 1.2
+    low = tune("final_loss", stop=oj.Target(goal))
+    high = tune(lambda run: -run.final_loss, better="high", stop=oj.Target(-goal))
+    assert 1 < low.path.sizes["outer_step"] < 30
+    assert (high.value, high.hparams) == (-low.value, low.hparams)
+    np.testing.assert_array_equal(high.path.value, -low.path.value)
+    high.figure()
+    with pytest.raises(oj.UserError, match="better is 'max': expected 'low' or 'high'"):
+        tune("final_loss", better="max")
+
+
 def test_the_first_step_is_the_outer_optimisers_in_the_logarithm():
     hparams = {"learning_rate": 0.05, "momentum": 0.4}
     found = oj.tune(_run(), "final_loss", hparams, optax.sgd(0.01), steps=2, progress=_quiet)
