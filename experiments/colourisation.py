@@ -13,10 +13,8 @@ from flax.linen import Module
 from matplotlib.figure import Figure
 
 from optjax.colourisation import networks
-from optjax.colourisation.baseline import GreyLevelBaseline
-from optjax.colourisation.palette import grey, kmeans_palette, load_palette, nearest_colour
 from optjax.colourisation.pictures import load_pictures
-from optjax.colourisation.problem import colourisation_problem
+from optjax.colourisation.task import make_task
 from optjax.colourisation.training import population_metrics
 from optjax.report.claims import Claim, mean_interval, verdict, with_interval
 from optjax.report.style import COLOURS, MARKERS, caption, figure, pictures
@@ -82,7 +80,7 @@ class Config:
     epochs: int | None = None
     """Passes over the training pictures; by default 25, four for the demo."""
     pictures: int | None = None
-    """Training pictures, drawn from those that there are; by default all, 800 for the demo."""
+    """Training pictures, drawn from those that there are; by default all, 400 for the demo."""
     batch_size: int = 100
     """Pictures a step."""
     learning_rate: float = 1e-3
@@ -120,30 +118,15 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
         for name in config.nets
     }
     progress("reading pictures", 0.0)
-    data = load_pictures(
+    given = load_pictures(
         config.data, class_name=config.class_name, size=config.size, seed=config.seed
     )
-    most = config.pictures or (800 if data.demo else len(data.train))
-    if most < len(data.train):
-        drawn = np.random.default_rng(config.seed).choice(len(data.train), most, replace=False)
-        data = replace(data, train=data.train[np.sort(drawn)])
-    if config.palette is None:
-        palette = kmeans_palette(data.train, config.colours, config.seed)
-    else:
-        palette = load_palette(config.palette, config.colours)
+    most = config.pictures or (400 if given.demo else None)
+    task = make_task(given, config.colours, config.palette, most, config.seed)
+    data, palette, baseline = task.pictures, task.palette, task.baseline
     n = len(data.train)
     if config.batch_size > n:
         raise UserError(f"batch_size is {config.batch_size}: expected 1 to {n}, the pictures")
-    labels = {
-        "train": nearest_colour(data.train, palette),
-        "validation": nearest_colour(data.validation, palette),
-    }
-    train = (grey(data.train), labels["train"])
-    validation = (grey(data.validation), labels["validation"])
-    baseline = GreyLevelBaseline.fit(data.train, labels["train"], config.colours).evaluate(
-        data.validation, labels["validation"]
-    )
-
     config = replace(config, epochs=config.epochs or (4 if data.demo else PROTOCOL["epochs"]))
     seeds, epochs = config.seeds, config.epochs
     first = list(range(config.seed, config.seed + seeds))
@@ -151,7 +134,7 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
     shown = np.linspace(0, len(data.validation) - 1, min(8, len(data.validation))).astype(int)
     found = []
     for i, (name, net) in enumerate(nets.items()):
-        problem = colourisation_problem(net, train, validation)
+        problem = task.problem(net)
         learn = make_run(
             problem,
             optax.adam,
@@ -165,7 +148,7 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
             {"learning_rate": [config.learning_rate]},
             first,
             keep_diverged=True,
-            final=_scores(net, problem, config.batch_size, validation[0][shown]),
+            final=_scores(net, problem, config.batch_size, task.validation[0][shown]),
             progress=lambda text, f, i=i, name=name: progress(
                 f"{name}: {text}", (i + f) / len(nets)
             ),
@@ -192,7 +175,7 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
             "baseline_loss": baseline.loss,
             "palette": (("colour", "channel"), palette),
             "shown": (("picture", "y", "x", "channel"), data.validation[shown]),
-            "shown_label": (("picture", "y", "x"), labels["validation"][shown]),
+            "shown_label": (("picture", "y", "x"), task.validation[1][shown]),
             "shown_prediction": (("net", "picture", "y", "x"), prediction),
             "shown_baseline": (("picture", "y", "x"), baseline.prediction[shown]),
             "mean_colour": (

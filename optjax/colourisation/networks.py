@@ -24,48 +24,61 @@ def _layers(kernel: int, dtype: DTypeLike | None) -> tuple[Any, Any, Any]:
     return partial(Conv, **same), partial(ConvTranspose, **same), partial(BatchNorm, dtype=dtype)
 
 
-class PoolUpsampleNet(nn.Module):
+class EncoderDecoder(nn.Module):
+    """Halve a picture twice, double it back twice, score its colours.
+
+    Whatever the ways down and up, the parameters are as many: 49,728 at the defaults.
+
+    Attributes:
+      filters: NF, channels of the first stage.
+      colours: K.
+      kernel: k of every layer.
+      dtype: to compute in; None: the input's.
+      down: ``"max-pool"`` after a convolution, or a convolution of ``"stride"`` 2.
+      up: ``"nearest"`` upsampling after a convolution, or a ``"transpose"``d one.
+    """
+
+    filters: int = 32
+    colours: int = 24
+    kernel: int = 3
+    dtype: DTypeLike | None = None
+    down: str = "max-pool"
+    up: str = "nearest"
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
+        """Score the colours, (B, H, W, C) → (B, H, W, K); mask (B,) bool or None."""
+        given, nf, (conv, transposed, norm) = (
+            x.dtype,
+            self.filters,
+            _layers(self.kernel, self.dtype),
+        )
+        for features in (nf, 2 * nf):
+            strided = self.down == "stride"
+            y = conv(features, stride=2)(x) if strided else max_pool(conv(features)(x))
+            x = nn.relu(norm()(y, train, mask))
+        for features in (nf, self.colours):
+            doubled = self.up == "transpose"
+            y = transposed(features)(x) if doubled else upsample(conv(features)(x))
+            x = nn.relu(norm()(y, train, mask))
+        return conv(self.colours)(x).astype(given)
+
+
+class PoolUpsampleNet(EncoderDecoder):
     """Convolutions with max-pooling on the way down and nearest upsampling on the way up.
 
-    Source: the source document, section 4, part A. 49,728 parameters at the defaults.
+    Source: the source document, section 4, part A.
     """
 
-    filters: int = 32
-    colours: int = 24
-    kernel: int = 3
-    dtype: DTypeLike | None = None
 
-    @nn.compact
-    def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
-        """Score the colours, (B, H, W, C) → (B, H, W, K); mask (B,) bool or None."""
-        given, nf, (conv, _, norm) = x.dtype, self.filters, _layers(self.kernel, self.dtype)
-        for features in (nf, 2 * nf):
-            x = nn.relu(norm()(max_pool(conv(features)(x)), train, mask))
-        for features in (nf, self.colours):
-            x = nn.relu(norm()(upsample(conv(features)(x)), train, mask))
-        return conv(self.colours)(x).astype(given)
-
-
-class ConvTransposeNet(nn.Module):
+class ConvTransposeNet(EncoderDecoder):
     """Strided convolutions on the way down and transposed convolutions on the way up.
 
-    Source: the source document, section 4, part B. 49,728 parameters at the defaults.
+    Source: the source document, section 4, part B.
     """
 
-    filters: int = 32
-    colours: int = 24
-    kernel: int = 3
-    dtype: DTypeLike | None = None
-
-    @nn.compact
-    def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
-        """Score the colours, (B, H, W, C) → (B, H, W, K); mask (B,) bool or None."""
-        given, nf, (conv, up, norm) = x.dtype, self.filters, _layers(self.kernel, self.dtype)
-        for features in (nf, 2 * nf):
-            x = nn.relu(norm()(conv(features, stride=2)(x), train, mask))
-        for features in (nf, self.colours):
-            x = nn.relu(norm()(up(features)(x), train, mask))
-        return conv(self.colours)(x).astype(given)
+    down: str = "stride"
+    up: str = "transpose"
 
 
 class UNet(nn.Module):
@@ -91,7 +104,7 @@ class UNet(nn.Module):
         return conv(self.colours)(jnp.concatenate([y, x.astype(y.dtype)], axis=-1)).astype(x.dtype)
 
 
-MODELS: dict[str, type[PoolUpsampleNet] | type[ConvTransposeNet] | type[UNet]] = {
+MODELS: dict[str, type[EncoderDecoder] | type[UNet]] = {
     "pool-upsample": PoolUpsampleNet,
     "conv-transpose": ConvTransposeNet,
     "unet": UNet,

@@ -95,8 +95,10 @@ def cut_tiles(photograph: NDArray[np.uint8], size: int, stride: int) -> NDArray[
     return windows[::stride, ::stride].transpose(0, 1, 3, 4, 2).reshape(-1, size, size, 3)
 
 
-def demo_tiles(names: tuple[str, ...], size: int) -> NDArray[np.uint8]:
-    """Cut tiles of scikit-image's photographs at full, half and quarter size.
+def demo_tiles(
+    names: tuple[str, ...], size: int, scales: tuple[int, ...] = DEMO_SCALES
+) -> NDArray[np.uint8]:
+    """Cut tiles of scikit-image's photographs at full, half and quarter size, or other scales.
 
     The stride, the tile's side at full size, shrinks with the photograph: the tiles show the same
     places from further away.
@@ -105,6 +107,7 @@ def demo_tiles(names: tuple[str, ...], size: int) -> NDArray[np.uint8]:
       names: photographs in scikit-image's wheel: astronaut (public domain), chelsea (CC0),
         coffee (CC0), rocket (CC0).
       size: side of a tile in pixels.
+      scales: factors by which the photographs are shrunk.
 
     Returns:
       uint8 (n, size, size, 3).
@@ -119,7 +122,7 @@ def demo_tiles(names: tuple[str, ...], size: int) -> NDArray[np.uint8]:
         [
             cut_tiles(shrink(photograph, scale), size, max(1, size // scale))
             for photograph in photographs
-            for scale in DEMO_SCALES
+            for scale in scales
         ]
     )
 

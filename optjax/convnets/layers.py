@@ -169,12 +169,13 @@ def population_statistics(model: nn.Module, variables: PyTree, inputs: Array, ba
 
     μ = E[μ_B], σ² = E[N/(N − 1) σ_B²] over the whole batches B of `inputs`: the limit of
     `BatchNorm`'s running averages for fixed weights. While the weights move, the averages lag.
+    A batch takes every m-th input: inputs side by side may be alike, and vary too little.
 
     Args:
       model: one whose statistics are kept by `BatchNorm`, called with ``train=True``.
       variables: {"params": ..., "batch_stats": ...}.
       inputs: (n, H, W, C).
-      batch: pictures a batch, at most n; the remainder of n is not used.
+      batch: pictures a batch, at most n; the remainder of n is not used: m batches.
 
     Returns:
       The new "batch_stats".
@@ -187,9 +188,10 @@ def population_statistics(model: nn.Module, variables: PyTree, inputs: Array, ba
     >>> fixed = net.init(jax.random.key(0), x, train=False)
     >>> stats = population_statistics(net, fixed, x, batch=2)
     >>> round(float(stats["mean"][0]), 5), round(float(stats["var"][0]), 5)
-    (1.5, 0.5)
+    (1.5, 2.0)
     """
-    batches = inputs[: len(inputs) - len(inputs) % batch].reshape(-1, batch, *inputs.shape[1:])
+    whole = inputs[: len(inputs) - len(inputs) % batch].reshape(batch, -1, *inputs.shape[1:])
+    batches = jnp.swapaxes(whole, 0, 1)
     # From running averages of zero, one batch leaves momentum times its own statistics.
     zero = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
 

@@ -18,7 +18,8 @@ from optjax.run.core import Plan
 from optjax.run.problems import Data
 from optjax.support.errors import UserError
 from optjax.support.keys import make_key
-from optjax.support.types import HParams, PyTree
+from optjax.support.machine import quick_jit
+from optjax.support.types import HParams, Key, PyTree
 
 _SLOTS = 4
 
@@ -66,8 +67,7 @@ def _refusal(plan: Plan, data: Data, hparams: HParams) -> str | None:
     spread = np.linspace(0, plan.n - 1, slots).astype(int)
     hparams = jax.tree.map(lambda v: np.ones(v.shape) if isinstance(v, Tracer) else v, hparams)
 
-    def look(which: Any) -> tuple[Any, PyTree]:
-        key = make_key(0)
+    def look(which: Any, key: Key) -> tuple[Any, PyTree]:
         params, state = plan.init(key, data)
         numbers = core.hparams_at(plan, hparams, params, jnp.zeros((), jnp.int32))
         if "batch_size" in numbers:
@@ -84,12 +84,15 @@ def _refusal(plan: Plan, data: Data, hparams: HParams) -> str | None:
         return plan.loss(params, state, batch, numbers)
 
     try:
+        if getattr(plan.loss, "masks", None) == "traced":
+            jax.eval_shape(look, spread, make_key(0))
+            return None
         with jax.ensure_compile_time_eval():
-            if getattr(plan.loss, "masks", None) == "traced":
-                jax.eval_shape(look, spread)
-                return None
-            compiled = jax.jit(look)
-            found = [jax.tree.map(np.asarray, compiled(which)) for which in (spread, 0 * spread)]
+            key = make_key(0)
+            compiled = quick_jit(look)
+            found = [
+                jax.tree.map(np.asarray, compiled(which, key)) for which in (spread, 0 * spread)
+            ]
     except UserError as error:
         return str(error)
     same = functools.partial(np.allclose, rtol=1e-4, atol=1e-30)

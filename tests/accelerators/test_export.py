@@ -58,7 +58,14 @@ def test_a_training_run(name):
     _check(jax.jit(alone), run.problem.data, jnp.float32(1e-3), jnp.int32(0))
 
 
-@pytest.mark.parametrize(("devices", "vmap_chunk"), [(1, 2), (DEVICES, 1), (DEVICES, 2)])
+@pytest.mark.parametrize(
+    ("devices", "vmap_chunk"),
+    [
+        pytest.param(1, 2, marks=pytest.mark.slow),
+        pytest.param(DEVICES, 1, marks=pytest.mark.slow),
+        (DEVICES, 2),
+    ],
+)
 def test_the_three_programs_of_a_sweep(run, devices, vmap_chunk):
     rates = np.full(RUNS, 1e-3, np.float32)
     example = Inputs({"learning_rate": rates}, None), np.arange(RUNS, dtype=np.int32)

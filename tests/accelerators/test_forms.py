@@ -52,7 +52,9 @@ def test_every_way_is_the_cpus_form(k, s):
             _same(found, expected, 1e-5)
 
 
-@pytest.mark.parametrize(("k", "s"), CASES)
+@pytest.mark.parametrize(
+    ("k", "s"), [pytest.param(k, s, marks=() if k < 5 else pytest.mark.slow) for k, s in CASES]
+)
 def test_both_orders_of_derivatives_are_those_of_lax(as_a_device, k, s):
     as_a_device("product")
     window = _window(SIZE, k, s)

@@ -349,7 +349,7 @@ MODES_OF_MEMORY = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd, optax.adam])
+@pytest.mark.parametrize("optimizer", [pytest.param(optax.sgd, marks=pytest.mark.slow), optax.adam])
 @pytest.mark.parametrize("mode", MODES_OF_MEMORY, ids=str)
 def test_predicted_memory_is_what_is_compiled(mode, optimizer):
     """Within 1.75 times: the prediction counts arrays, XLA reuses some and copies others."""

@@ -166,6 +166,7 @@ def test_interrupted_reproduce_keeps_what_was_finished(folder, tmp_path, capsys)
     assert (tmp_path / "out/report/index.html").is_file()
 
 
+@pytest.mark.slow
 def test_several_at_once_give_what_one_after_the_other_gives(folder, tmp_path, capsys):
     for name in ("other", "third"):
         write(folder, name, tmp_path)

@@ -171,16 +171,16 @@ def as_flax_expects():
         yield
 
 
+@pytest.mark.parametrize("batching", ["masked", pytest.param("static", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CONVENTIONS)
-def test_it_trains_alone_and_in_a_sweep(name):
+def test_it_trains_alone_and_in_a_sweep(name, batching):
     run = run_of(name)
     grid = {"learning_rate": [0.01], "batch_size": [2, 4]}
     alone = [run({"learning_rate": 0.01, "batch_size": b}, jax.random.key(1)) for b in (2, 4)]
-    for batching in ("masked", "static"):
-        found = oj.sweep(run, grid, 2, batching=batching, **quiet)
-        for one, loss in zip(alone, found.final_loss.values[0, :, 1], strict=True):
-            np.testing.assert_allclose(one.final_loss, loss, rtol=2e-4)  # float32, after Adam
-        assert np.isfinite(found.validation_loss.values).all()
+    found = oj.sweep(run, grid, 2, batching=batching, **quiet)
+    for one, loss in zip(alone, found.final_loss.values[0, :, 1], strict=True):
+        np.testing.assert_allclose(one.final_loss, loss, rtol=2e-4)  # float32, after Adam
+    assert np.isfinite(found.validation_loss.values).all()
 
 
 @pytest.mark.parametrize("name", CONVENTIONS)
@@ -203,8 +203,18 @@ def test_training_and_evaluation_are_told_apart(name):
         assert any(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
 
 
-@pytest.mark.parametrize("name", ["train", "own streams", "lists and dicts", "NNX rngs"])
-@pytest.mark.parametrize("mode", ["forward", "reverse", "segmented", "recursive"])
+MODES = ("forward", "reverse", "segmented", "recursive")
+DIFFERENTIATED = ("train", "own streams", "lists and dicts", "NNX rngs")
+
+
+@pytest.mark.parametrize(
+    ("mode", "name"),
+    [
+        pytest.param(mode, name, marks=() if i == j else pytest.mark.slow)
+        for i, mode in enumerate(MODES)
+        for j, name in enumerate(DIFFERENTIATED)
+    ],
+)
 def test_it_is_differentiated(name, mode):
     slope = oj.hypergrad(run_of(name), "validation_loss", "learning_rate", mode)
     found = slope({"learning_rate": 0.01, "batch_size": 2}, KEY)

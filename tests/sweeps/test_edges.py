@@ -127,6 +127,7 @@ def test_a_closure_that_changed_is_another_sweep(problem, tmp_path):
             oj.sweep(run, {"learning_rate": [0.1]}, out=tmp_path / "a")
 
 
+@pytest.mark.slow
 def test_a_script_may_ask_for_more_seeds_and_not_change_its_functions(tmp_path):
     script = tmp_path / "mine.py"
 

@@ -163,6 +163,7 @@ def test_another_sweep_is_refused_with_the_difference(run, tmp_path):
     assert oj.sweep(longer, GRID, 2, out=out, overwrite=True).sizes["step"] == 40
 
 
+@pytest.mark.slow
 def test_changed_code_is_refused(tmp_path, monkeypatch):
     (tmp_path / "mine_swept.py").write_text(
         "import optax\n"
