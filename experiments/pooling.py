@@ -47,7 +47,7 @@ class Config:
     transposed convolution}, many seeds each; and a linear probe that looks for the grey picture in
     the features of each stage.
 
-    Command: optjax run pooling. Cost: 70 s on one core.
+    Command: optjax run pooling. Cost: 70 s on two cores.
     Expect: behind max-pooling the probe misses about twice as much, and the loss is larger.
     """
 
@@ -67,7 +67,7 @@ class Config:
     """Adam's rate."""
     filters: int = 8
     """NF, channels of the first stage."""
-    colours: int = 12
+    colours: int = 10
     """NC, colours of the palette."""
     size: int = 16
     """Side in pixels of the demo's tiles and of a folder's pictures."""

@@ -76,8 +76,8 @@ def carry_out(
     """Call ``function(item, console)`` on every item, `jobs` at a time; yield results as they come.
 
     One job runs in this process; more run in processes of their own, whose lines and progress the
-    console shows. One of them takes the items from the front, the others from the back: of items
-    sorted by cost, some are soon there and the dear ones are not left to the end.
+    console shows. One of them takes the first half of the items from the front, all else is taken
+    from the back: of items sorted by cost, some are soon there and the dear ones do not come last.
 
     What a call raises, and Ctrl-C, is raised here; the other calls under way are then ended.
     """
@@ -87,6 +87,7 @@ def carry_out(
         return
     context = multiprocessing.get_context("spawn")
     messages, places, left = context.Queue(), context.Queue(), deque(items)
+    cheap = len(items) // 2
     for place in range(jobs):
         places.put(place)
     under_way: dict[Future[Any], bool] = {}  # → whether its item is from the front
@@ -99,7 +100,8 @@ def carry_out(
         while left or under_way:
             # No more than can begin: what waits in the pool could not be taken back.
             while left and len(under_way) < jobs:
-                front = True not in under_way.values()
+                front = cheap > 0 and True not in under_way.values()
+                cheap -= front
                 item = left.popleft() if front else left.pop()
                 under_way[pool.submit(_call, function, item)] = front
             _show(messages, bars, console)
