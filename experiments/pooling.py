@@ -14,8 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from optjax.colourisation.networks import EncoderDecoder
-from optjax.colourisation.pictures import Pictures, demo_tiles, load_pictures
-from optjax.colourisation.sources import split_sixth
+from optjax.colourisation.pictures import demo_pictures, load_pictures
 from optjax.colourisation.task import Task, make_task
 from optjax.convnets.layers import BatchNorm, population_statistics
 from optjax.report.claims import Claim, mean_interval, verdict, with_interval
@@ -81,7 +80,12 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
         whole(name, getattr(config, name), least)
     if not config.learning_rate > 0:
         raise UserError(f"learning_rate is {config.learning_rate}: expected a number above 0")
-    data = _pictures(config)
+    if config.data is None:
+        data = demo_pictures(PHOTOGRAPHS, config.size, seed=config.seed)
+    else:
+        data = load_pictures(
+            config.data, class_name=config.class_name, size=config.size, seed=config.seed
+        )
     task = make_task(data, config.colours, config.palette, seed=config.seed)
     seeds = range(config.seed, config.seed + config.seeds)
     cells = [(down, up) for down in DOWN for up in UP]
@@ -126,18 +130,6 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
             "steps": config.steps,
         },
     )
-
-
-def _pictures(config: Config) -> Pictures:
-    """Load the pictures; without any, a sixth of the tiles of three photographs is held out."""
-    if config.data is not None:
-        return load_pictures(
-            config.data, class_name=config.class_name, size=config.size, seed=config.seed
-        )
-    tiles = demo_tiles(PHOTOGRAPHS, config.size, (1,))
-    train, validation = split_sixth(tiles, config.seed)
-    note = f"demo: {len(tiles)} tiles of {config.size} × {config.size}, a sixth of them held out"
-    return Pictures(train, validation, "demo", demo=True, note=note)
 
 
 def _params(task: Task, net: Module) -> PyTree:

@@ -278,6 +278,22 @@ def _scaling(words: list[str]) -> int:
     return scaling.scaling(words)
 
 
+def _colourise(words: list[str]) -> int:
+    from optjax.cli import colourise
+
+    if _help(words, colourise.USAGE):
+        return 0
+    return colourise.colourise(words)
+
+
+def _train_colouriser(words: list[str]) -> int:
+    from optjax.cli import colourise
+
+    if _help(words, colourise.TRAIN_USAGE):
+        return 0
+    return colourise.train(words)
+
+
 def _data(words: list[str]) -> int:
     from optjax.cli import data
 
@@ -346,6 +362,8 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "account": ("weights, outputs, connections and memory of a network, by layer", _account),
     "padding": ("the paddings that take one size to another", _padding),
     "convolutions": ("how convolutions of many runs were timed on your devices", _convolutions),
+    "colourise": ("colour photographs with a trained network", _colourise),
+    "train-colouriser": ("train that network, on your pictures or as a demo", _train_colouriser),
     "data": ("what data the claims need: make, fetch or check them", _data),
     "report": ("draw the figures and the report again from saved results", _report),
 }

@@ -65,6 +65,18 @@ def whole(name: str, word: str) -> int:
     return int(word)
 
 
+def real(groups: dict[str, list[str]], name: str, default: str, least: float) -> float:
+    """Take the one value of an option as a finite number of at least `least`."""
+    word = one(groups, name, default)
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and value >= least):
+        raise UserError(f"--{flag(name)} is {word!r}: expected a number of at least {least:g}")
+    return value
+
+
 def switch(groups: dict[str, list[str]], name: str) -> bool:
     """Take an option that has no value, and tell whether it was given."""
     if words := groups.get(name):

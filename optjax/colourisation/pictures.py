@@ -127,6 +127,23 @@ def demo_tiles(
     )
 
 
+def demo_pictures(
+    names: tuple[str, ...], size: int, scales: tuple[int, ...] = (1,), seed: int = 0
+) -> Pictures:
+    """Cut tiles of photographs and hold out a sixth of them, which show the same things.
+
+    Args:
+      names, size, scales: as of `demo_tiles`; at several scales tiles overlap.
+      seed: draws those held out.
+
+    >>> demo_pictures(("coffee",), 32).validation.shape
+    (36, 32, 32, 3)
+    """
+    tiles = demo_tiles(names, size, scales)
+    note = f"demo: {len(tiles)} tiles of {size} × {size} of {', '.join(names)}; a sixth held out"
+    return Pictures(*sources.split_sixth(tiles, seed), "demo", demo=True, note=note)
+
+
 def _demo(size: int) -> Pictures:
     train, validation = (demo_tiles(names, size) for names in (DEMO_TRAIN, DEMO_VALIDATION))
     if not len(train) or not len(validation):

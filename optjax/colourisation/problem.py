@@ -10,12 +10,15 @@ from optjax.run.problems import Problem
 from optjax.support.types import Array
 
 
-def pixelwise_cross_entropy(scores: Array, labels: Array) -> Array:
-    """Compute −(1/HW) Σ log softmax(scores)[label], nats a pixel, one value a picture.
+def pixelwise_cross_entropy(
+    scores: Array, labels: Array, weights: ArrayLike | None = None
+) -> Array:
+    """Compute −(1/HW) Σ w[label] log softmax(scores)[label], nats a pixel, one value a picture.
 
     Args:
       scores: (B, H, W, K).
       labels: (B, H, W) integers below K.
+      weights: w, (K,); None: 1.
 
     Returns:
       (B,).
@@ -27,8 +30,12 @@ def pixelwise_cross_entropy(scores: Array, labels: Array) -> Array:
     """
     # Compare with each colour: the gradient of a gather is a scatter, which is slow on the CPU.
     colours = jnp.arange(scores.shape[-1], dtype=labels.dtype).reshape(1, 1, 1, -1)
-    chosen = jnp.where(labels[..., None] == colours, scores, jnp.zeros_like(scores))
+    hit = labels[..., None] == colours
+    chosen = jnp.where(hit, scores, jnp.zeros_like(scores))
     loss = jax.nn.logsumexp(scores, axis=-1) - jnp.sum(chosen, axis=-1)
+    if weights is not None:
+        each = jnp.asarray(weights, scores.dtype).reshape(1, 1, 1, -1)
+        loss = loss * jnp.sum(jnp.where(hit, each, jnp.zeros_like(each)), axis=-1)
     return jnp.mean(loss, axis=(1, 2))
 
 

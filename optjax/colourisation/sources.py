@@ -14,6 +14,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
+from optjax.colourisation.photograph import SUFFIXES, read_photograph
 from optjax.support.errors import UserError
 
 ARRAY_LIMIT_BYTES = 4 * 2**30
@@ -21,9 +22,7 @@ ARRAY_LIMIT_BYTES = 4 * 2**30
 BOMB_RATIO = 200
 BOMB_FLOOR_BYTES = 64 * 2**20
 """A member larger than the floor that packs better than the ratio is refused as a zip bomb."""
-PICTURE_LIMIT_PIXELS = 64_000_000
 FOLDER_LIMIT_BYTES = 4 * 2**30
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 Split = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 
@@ -218,49 +217,19 @@ def one_line(error: BaseException) -> str:
 
 
 def _read_picture(path: Path, size: int) -> tuple[NDArray[np.uint8], bool]:
-    """Read a picture, and whether some of its pixels are transparent."""
+    """Read a picture's central square, and whether some of its pixels are transparent."""
     from PIL import Image, ImageOps
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=("PNG", "JPEG", "WEBP", "BMP")) as picture:
-                width, height = picture.size
-                if width * height > PICTURE_LIMIT_PIXELS:
-                    raise UserError(
-                        f"{str(path)!r}: {width} × {height} pixels, the limit is "
-                        f"{PICTURE_LIMIT_PIXELS}; shrink the picture"
-                    )
-                if picture.mode[0] in "IF":
-                    raise UserError(
-                        f"{str(path)!r}: mode {picture.mode!r} has more than 8 bits a channel; "
-                        "save it as 8-bit RGB"
-                    )
-                clear = picture.has_transparency_data
-                if clear:
-                    alpha = picture.convert("RGBA").getchannel("A").getextrema()
-                    clear = isinstance(alpha[0], int | float) and alpha[0] < 255
-                upright = ImageOps.exif_transpose(picture).convert("RGB")
-                square = ImageOps.fit(upright, (size, size), method=Image.Resampling.BOX)
-                return np.asarray(square, dtype=np.uint8), clear
-    except UserError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise UserError(
-            f"{str(path)!r}: more than the limit of {PICTURE_LIMIT_PIXELS} pixels; "
-            "shrink the picture"
-        ) from error
-    except Exception as error:  # a decoder fed with hostile bytes raises nearly anything
-        raise UserError(
-            f"{str(path)!r}: not a readable picture ({one_line(error)}); repair or remove it"
-        ) from error
+    found = read_photograph(path)
+    square = ImageOps.fit(Image.fromarray(found.pixels), (size, size), method=Image.Resampling.BOX)
+    return np.asarray(square, dtype=np.uint8), found.alpha is not None
 
 
 def read_folder(folder: Path, size: int = 32, seed: int = 0) -> tuple[Split, str]:
     """Read a folder's pictures: crop to the central square, resize, split by file.
 
     Args:
-      folder: its png, jpg, jpeg, webp and bmp files are read in the order of their names;
+      folder: its png, jpg, webp, tiff, bmp and gif files are read in the order of their names;
         hidden files and links that lead outside the folder are left out. A warning names what
         else is not read, and pictures with transparent pixels, whose colours are taken as stored.
       size: side of the square in pixels, a multiple of 4.
