@@ -85,8 +85,8 @@ class Config:
     """Pictures a step."""
     learning_rate: float = 1e-3
     """Adam's rate."""
-    filters: int = 32
-    """NF, channels of the first stage."""
+    filters: int | None = None
+    """NF, channels of the first stage; by default 32, 16 for the demo."""
     colours: int = 24
     """NC, colours of the palette."""
     kernel: int = 3
@@ -105,22 +105,28 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
         ("seeds", 1),
         ("pictures", 1),
         ("colours", 2),
+        ("filters", 1),
     ):
         value = getattr(config, name)
         if value is not None and value < least:
             raise UserError(f"{name} is {value}: expected at least {least}")
     if not config.learning_rate > 0:
         raise UserError(f"learning_rate is {config.learning_rate}: expected a number above 0")
+    progress("reading pictures", 0.0)
+    given = load_pictures(
+        config.data, class_name=config.class_name, size=config.size, seed=config.seed
+    )
+    config = replace(
+        config,
+        epochs=config.epochs or (4 if given.demo else PROTOCOL["epochs"]),
+        filters=config.filters or (16 if given.demo else PROTOCOL["filters"]),
+    )
     nets = {
         name: networks.model(
             name, filters=config.filters, colours=config.colours, kernel=config.kernel
         )
         for name in config.nets
     }
-    progress("reading pictures", 0.0)
-    given = load_pictures(
-        config.data, class_name=config.class_name, size=config.size, seed=config.seed
-    )
     most = config.pictures or (400 if given.demo else None)
     if given.demo:
         given = replace(given, validation=given.validation[::2])
@@ -129,7 +135,6 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
     n = len(data.train)
     if config.batch_size > n:
         raise UserError(f"batch_size is {config.batch_size}: expected 1 to {n}, the pictures")
-    config = replace(config, epochs=config.epochs or (4 if data.demo else PROTOCOL["epochs"]))
     seeds, epochs = config.seeds, config.epochs
     first = list(range(config.seed, config.seed + seeds))
     per_epoch = -(-n // config.batch_size)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -50,7 +50,7 @@ class Config:
     """Of SGD, momentum, Adam and preconditioned; the claims need the default two."""
     spectrum: int = 1000
     """d of the quadratic: curvatures 1, 1/2, …, 1/d, the gradient's variance the same."""
-    exponents: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
+    exponents: tuple[int, ...] = field(default=(1, 2, 3, 4, 5, 6, 7, 8), metadata={"least": 0})
     """k of the quadratic's batch sizes 4ᵏ; with momentum, every third."""
     risk: float = 0.01
     """Target of the quadratic, of a first risk of 4.9."""

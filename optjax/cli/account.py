@@ -7,7 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from optjax.cli.named_networks import find_model, model_fields
-from optjax.cli.words import number, one, switch
+from optjax.cli.words import grouped, number, one, switch
 from optjax.support.errors import UserError
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ _SYMBOLS = {"filters": "NF", "colours": "NC"}
 _COUNTS = ("weights", "biases", "outputs", "connections", "connections_exact", "multiply_adds")
 
 
-def account(model_words: list[str], groups: dict[str, list[str]]) -> int:
+def account(words: list[str]) -> int:
     """Print the table of a network's layers and totals."""
-    if len(model_words) != 1:
+    if not words or words[0].startswith("--"):
         raise UserError(
             "account needs one MODEL: pool-upsample, conv-transpose, unet or package.module:Class"
         )
-    model, ours = find_model(model_words[0])
+    (model, ours), groups = find_model(words[0]), grouped(words[1:])
     symbolic, as_json, latex, receptive = (
         switch(groups, name) for name in ("symbolic", "json", "latex", "receptive")
     )

@@ -3,21 +3,26 @@
 import glob
 import os
 import sys
-from collections.abc import Iterator
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from optjax.cli.words import grouped, number, one, real, switch
+from optjax.cli.words import flag, grouped, number, one, real, switch
 from optjax.support.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 USAGE = """\
 usage: optjax colourise PHOTO... --out DIR [--model FILE] [--work-size 256] [--saturation 1.0]
                         [--temperature 0.38] [--side-by-side] [--overwrite]
 
 Colour photographs. A picture keeps its size, its lightness and its detail; its own colours, where
-it has any, are not looked at. EXIF and transparency are kept.
+it has any, are not looked at. EXIF is kept, and transparency where the format has any.
 
 PHOTO          files, folders (with their subfolders), or patterns such as 'scans/*.jpg': JPEG, PNG,
-               WebP, TIFF, BMP, GIF; of an animation, the first frame
+               WebP, TIFF, BMP, GIF; of several pictures in a file, the first
 --out          the folder for the results, under the same names (GIF and BMP as PNG)
 --model        of train-colouriser (the one in the cache)
 --work-size    longer side in pixels at which colours are predicted, a multiple of 4 (256)
@@ -38,7 +43,7 @@ Train a network that colours photographs. Without --data, on the four photograph
 a demo, which knows the colours of little else.
 
 --data          pictures: FOLDER/, cifar10 or FILE.npz, uint8 (n, H, W, 3)
---out           the model (colouriser.safetensors in the cache, which colourise takes by default)
+--out           the model (in the cache, where colourise finds it)
 --net           pool-upsample, conv-transpose or unet
 --filters       channels of its first stage (32)
 --bins          bins of chroma, chosen by k-means (64)
@@ -55,34 +60,31 @@ def colourise(words: list[str]) -> int:
     given, groups = words[:count], grouped(words[count:])
     out, model = Path(one(groups, "out")), one(groups, "model") if "model" in groups else ""
     work_size = number(groups, "work_size", "256")
-    saturation = real(groups, "saturation", "1.0", 0.0)
-    temperature = real(groups, "temperature", "0.38", 0.01)
+    saturation = real(groups, "saturation", "1.0", 0.0, 10.0)
+    temperature = real(groups, "temperature", "0.38", 0.01, 100.0)
     beside, overwrite = switch(groups, "side_by_side"), switch(groups, "overwrite")
-    known = "out model work-size saturation temperature side-by-side overwrite".split()
-    for name in groups:
-        raise UserError(f"unknown option '--{name}'; {nearest(name.replace('_', '-'), known)}")
-    if work_size < 4 or work_size % 4 or work_size > 4096:
-        raise UserError(f"--work-size is {work_size}: expected a multiple of 4, 4 to 4096")
+    _unknown(groups, "out model work-size saturation temperature side-by-side overwrite")
+    if work_size < 4 or work_size % 4 or work_size > 1024:
+        raise UserError(f"--work-size is {work_size}: expected a multiple of 4, 4 to 1024")
     if not given:
-        raise UserError("colourise needs photographs: files, folders or patterns")
-    photographs = _found(given, out)
+        raise UserError("colourise needs photographs, before its options: files, folders, patterns")
+    photographs, failed = _found(given, out)
 
     from optjax.colourisation.colouriser import Colouriser, grey_picture
     from optjax.colourisation.photograph import Photograph, read_photograph, write_photograph
     from optjax.support.console import Console
 
     colouriser = Colouriser.load(_model(model))
-    failed = kept = 0
-    console = Console()
+    kept, console = 0, Console()
     with console.late("colourise") as progress:
         for i, (source, name) in enumerate(photographs):
             progress(f"{i} of {len(photographs)}, {source.name}", i / len(photographs))
             target = out / name
-            if target.exists() and not overwrite:
-                kept += 1
-                console.line(f"{source}: {target} is there already; --overwrite writes over it")
-                continue
             try:
+                if not overwrite and os.path.lexists(target):
+                    kept += 1
+                    console.line(f"{str(target)!r} is there already: --overwrite writes over it")
+                    continue
                 seen = read_photograph(source)
                 pixels = colouriser.colour(seen, work_size, temperature, saturation)
                 alpha = seen.alpha
@@ -94,13 +96,15 @@ def colourise(words: list[str]) -> int:
                 console.line(f"optjax: {error}")
                 continue
             for note in seen.notes:
-                console.line(f"{source}: {note}")
+                console.line(f"{str(source)!r}: {note}")
     done = len(photographs) - failed - kept
     print(f"{done} coloured, {kept} kept, {failed} failed: {out}")
     return 1 if failed else 0
 
 
-def _side_by_side(grey, pixels, alpha):
+def _side_by_side(
+    grey: "NDArray[np.uint8]", pixels: "NDArray[np.uint8]", alpha: "NDArray[np.uint8] | None"
+) -> "tuple[NDArray[np.uint8], NDArray[np.uint8] | None]":
     """Set the grey picture to the left of the coloured one."""
     import numpy as np
 
@@ -108,13 +112,22 @@ def _side_by_side(grey, pixels, alpha):
     return both, None if alpha is None else np.concatenate([alpha, alpha], axis=1)
 
 
-def _found(given: list[str], out: Path) -> list[tuple[Path, str]]:
-    """List the pictures that were asked for, each with its name among the results."""
+def _unknown(groups: dict[str, list[str]], known: str) -> None:
+    """Refuse an option that is left over."""
+    for name in groups:
+        raise UserError(f"unknown option '--{flag(name)}'; {nearest(flag(name), known.split())}")
+
+
+def _found(given: list[str], out: Path) -> tuple[list[tuple[Path, str]], int]:
+    """List the pictures asked for, each with its name among the results, and count failures."""
     from optjax.colourisation.photograph import written_name
 
     found: dict[str, Path] = {}
+    failed = 0
     for word in given:
-        for source, name in _of_word(word, out):
+        listed, broken = _of_word(word, out.resolve())
+        failed += broken
+        for source, name in listed:
             name = os.path.join(os.path.dirname(name), written_name(os.path.basename(name)))
             if name in found and found[name].resolve() != source.resolve():
                 raise UserError(
@@ -122,74 +135,97 @@ def _found(given: list[str], out: Path) -> list[tuple[Path, str]]:
                     "colour them into folders of their own"
                 )
             found[name] = source
-    return [(source, name) for name, source in found.items()]
+    own = {source.resolve() for source in found.values()}
+    for name in found:
+        if (out / name).resolve() in own:
+            raise UserError(f"--out holds the photograph {name!r} itself: take another folder")
+    return [(source, name) for name, source in found.items()], failed
 
 
-def _of_word(word: str, out: Path) -> Iterator[tuple[Path, str]]:
-    """Yield the pictures of a file, folder or pattern, with their names below its folder."""
-    from optjax.colourisation.photograph import SUFFIXES
-
+def _of_word(word: str, out: Path) -> tuple[list[tuple[Path, str]], int]:
+    """List the pictures of a file, folder or pattern, with their names; count unread folders."""
     path = Path(word)
     try:
         if path.is_dir():
-            inside = _walk(path, out.resolve())
-            taken = [file for file in inside if file.suffix.lower() in SUFFIXES]
+            inside, failed = _walk(path, out)
+            taken = _pictures(word, inside)
             if not taken:
-                raise UserError(f"{word!r}: no pictures in this folder ({', '.join(SUFFIXES)})")
-            left = sorted(
-                {file.suffix.lower() or "no ending" for file in inside if file not in taken}
-            )
-            if left:
-                print(f"{word}: not read: files ending in {', '.join(left)}", file=sys.stderr)
-            yield from ((file, str(file.relative_to(path))) for file in taken)
-        elif path.exists():
-            yield path, path.name
-        else:
-            matches = sorted(glob.glob(word, recursive=True)) if glob.has_magic(word) else []
-            if not matches:
-                raise UserError(f"{word!r}: no such file or folder")
-            for match in matches:
-                yield from _of_word(match, out)
+                raise UserError(f"{word!r}: no pictures in this folder")
+            return [(file, str(file.relative_to(path))) for file in taken], failed
+        if path.is_file():
+            return [(path, path.name)], 0
+        matches = sorted(glob.glob(word, recursive=True)) if glob.has_magic(word) else []
+        files = [Path(m) for m in matches if os.path.isfile(m)]
+        files = [file for file in files if not file.resolve().is_relative_to(out)]
+        if not files:
+            raise UserError(f"{word!r}: no such file or folder, and no pattern that any file fits")
+        return [(file, file.name) for file in _pictures(word, files)], 0
     except OSError as error:
         raise UserError(f"{word!r}: cannot be read ({error.strerror})") from error
 
 
-def _walk(folder: Path, out: Path) -> list[Path]:
-    """List the files below a folder that may be read, without hidden ones and the results."""
-    listed = []
+def _pictures(word: str, files: list[Path]) -> list[Path]:
+    """Keep the files whose endings are those of pictures; say which others there are."""
+    from optjax.colourisation.photograph import SUFFIXES
 
-    def refuse(error: OSError) -> None:
-        print(f"optjax: {error.filename!r}: cannot be read ({error.strerror})", file=sys.stderr)
+    taken = [file for file in files if file.suffix.lower() in SUFFIXES]
+    left = sorted({file.suffix.lower() or "no ending" for file in files if file not in taken})
+    if left:
+        print(f"{word!r}: not read: files ending in {', '.join(left)}", file=sys.stderr)
+    return taken
 
-    for where, folders, files in os.walk(folder, onerror=refuse):
+
+def _walk(folder: Path, out: Path) -> tuple[list[Path], int]:
+    """List the files below a folder, without hidden ones and the results; count what refuses."""
+    listed: list[Path] = []
+    refused: list[OSError] = []
+    for where, folders, files in os.walk(folder, onerror=refused.append):
         kept = [name for name in sorted(folders) if not name.startswith(".")]
         folders[:] = [name for name in kept if (Path(where) / name).resolve() != out]
-        listed += [Path(where) / name for name in sorted(files) if not name.startswith(".")]
-    return listed
+        named = [Path(where) / name for name in sorted(files) if not name.startswith(".")]
+        listed += [file for file in named if file.is_file()]
+    for error in refused:
+        print(f"optjax: {error.filename!r}: cannot be read ({error.strerror})", file=sys.stderr)
+    return listed, len(refused)
 
 
 def _model(given: str) -> Path:
     """Return the path of the model: the one given, or that in the cache."""
     path = Path(given) if given else _cached()
     if not given and not path.is_file():
+        path = _cached(demo=True)
+    if not given and not path.is_file():
         raise UserError(
-            "there is no model yet: 'optjax train-colouriser' makes a demo in two minutes, with "
-            "--data FOLDER/ one of your pictures; or give --model FILE"
+            "there is no model yet: 'optjax train-colouriser' makes a demo in a minute and a half, "
+            "with --data FOLDER/ one of your pictures; or give --model FILE"
         )
     return path
 
 
-def _cached() -> Path:
+def _writable(out: Path) -> None:
+    """Check that a file can be written, before it takes an hour to make it."""
+    try:
+        if out.is_dir():
+            raise UserError(f"--out {str(out)!r} is a folder: expected a file's name")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise UserError(f"--out {str(out)!r}: cannot be written ({error.strerror})") from error
+
+
+def _cached(demo: bool = False) -> Path:
+    """Return where a model is kept: the user's, or the demo, which stands in for it."""
     from optjax.support import cache
 
-    return cache.folder() / "colouriser.safetensors"
+    return cache.folder() / f"colouriser{'-demo' if demo else ''}.safetensors"
 
 
 def train(words: list[str]) -> int:
     """Train a model, and say how well it does."""
     groups = grouped(words)
     data = one(groups, "data") if "data" in groups else None
-    out = Path(one(groups, "out")) if "out" in groups else _cached()
+    out = Path(one(groups, "out")) if "out" in groups else _cached(demo=data is None)
     net = one(groups, "net", "unet")
     # The demo's four photographs are soon learned.
     names = {"filters": 32, "bins": 64, "size": 64, "steps": 2000, "batch_size": 32, "seed": 0}
@@ -198,9 +234,9 @@ def train(words: list[str]) -> int:
     rate = real(groups, "learning_rate", "0.003", 0.0)
     rebalance = switch(groups, "rebalance")
     folder = one(groups, "checkpoints") if "checkpoints" in groups else None
-    known = [*names, "data", "out", "net", "learning_rate", "rebalance", "checkpoints"]
-    for name in groups:
-        raise UserError(f"unknown option '--{name.replace('_', '-')}'; {nearest(name, known)}")
+    known = " ".join(map(flag, names))
+    _unknown(groups, f"{known} data out net learning-rate rebalance checkpoints")
+    _writable(out)
 
     from optjax.colourisation.pictures import (
         DEMO_SCALES,
@@ -233,6 +269,7 @@ def train(words: list[str]) -> int:
     print(
         f"validation: loss {scores['loss']:.3f} nats a pixel, {100 * scores['accuracy']:.1f} % of "
         f"the pixels in their bin; {pictures.note}"
+        + ("; tiles held out overlap those trained on" if pictures.demo else "")
     )
     print(out)
     return 0

@@ -2,7 +2,7 @@
 
 import json
 
-from optjax.cli.words import switch
+from optjax.cli.words import grouped, switch
 from optjax.support.errors import UserError, nearest
 
 USAGE = """\
@@ -16,10 +16,11 @@ the file that is named. On the CPU nothing is measured: runs are convolved one b
 """
 
 
-def convolutions(groups: dict[str, list[str]]) -> int:
+def convolutions(words: list[str]) -> int:
     """Print the table of what was measured."""
     from optjax.convnets import choice
 
+    groups = grouped(words)
     as_json = switch(groups, "json")
     for name in groups:
         raise UserError(f"unknown option '--{name}'; {nearest(name, ['json'])}")

@@ -7,6 +7,7 @@ that help and the list answer at once.
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import json
 import os
 import sys
@@ -237,76 +238,17 @@ def _run(words: list[str]) -> int:
     return 0
 
 
-def _account(words: list[str]) -> int:
-    from optjax.cli import account
+def _late(module: str, call: str = "", usage: str = "USAGE") -> Callable[[list[str]], int]:
+    """Make a command of the function in a file of its own, imported when it is called."""
 
-    if _help(words, account.USAGE):
-        return 0
-    model = [word for word in words[:1] if not word.startswith("--")]
-    return account.account(model, grouped(words[len(model) :]))
+    def command(words: list[str]) -> int:
+        found = importlib.import_module(f"optjax.cli.{module}")
+        if "-h" in words or "--help" in words:
+            print(getattr(found, usage), end="")
+            return 0
+        return getattr(found, call or module)(words)
 
-
-def _padding(words: list[str]) -> int:
-    from optjax.cli import padding
-
-    if _help(words, padding.USAGE):
-        return 0
-    return padding.padding(grouped(words))
-
-
-def _convolutions(words: list[str]) -> int:
-    from optjax.cli import convolutions
-
-    if _help(words, convolutions.USAGE):
-        return 0
-    return convolutions.convolutions(grouped(words))
-
-
-def _sweep(words: list[str]) -> int:
-    from optjax.cli import sweep
-
-    if _help(words, sweep.USAGE):
-        return 0
-    return sweep.sweep(words)
-
-
-def _scaling(words: list[str]) -> int:
-    from optjax.cli import scaling
-
-    if _help(words, scaling.USAGE):
-        return 0
-    return scaling.scaling(words)
-
-
-def _colourise(words: list[str]) -> int:
-    from optjax.cli import colourise
-
-    if _help(words, colourise.USAGE):
-        return 0
-    return colourise.colourise(words)
-
-
-def _train_colouriser(words: list[str]) -> int:
-    from optjax.cli import colourise
-
-    if _help(words, colourise.TRAIN_USAGE):
-        return 0
-    return colourise.train(words)
-
-
-def _data(words: list[str]) -> int:
-    from optjax.cli import data
-
-    if _help(words, data.USAGE):
-        return 0
-    return data.data(words)
-
-
-def _help(words: list[str], usage: str) -> bool:
-    asked = "-h" in words or "--help" in words
-    if asked:
-        print(usage, end="")
-    return asked
+    return command
 
 
 def _run_help(name: str, config: type) -> int:
@@ -357,14 +299,26 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "list": ("the experiments, what each asks and what it costs", _list),
     "run": ("run one experiment: optjax run NAME [--FIELD VALUE ...]", _run),
     "reproduce": ("run every experiment; write claims.json and the report", _reproduce),
-    "sweep": ("a grid of runs at once, kept in a folder: sweep, resume, show", _sweep),
-    "scaling": ("fit a scaling law to runs, or spend a budget by the published ones", _scaling),
-    "account": ("weights, outputs, connections and memory of a network, by layer", _account),
-    "padding": ("the paddings that take one size to another", _padding),
-    "convolutions": ("how convolutions of many runs were timed on your devices", _convolutions),
-    "colourise": ("colour photographs with a trained network", _colourise),
-    "train-colouriser": ("train that network, on your pictures or as a demo", _train_colouriser),
-    "data": ("what data the claims need: make, fetch or check them", _data),
+    "sweep": ("a grid of runs at once, kept in a folder: sweep, resume, show", _late("sweep")),
+    "scaling": (
+        "fit a scaling law to runs, or spend a budget by the published ones",
+        _late("scaling"),
+    ),
+    "account": (
+        "weights, outputs, connections and memory of a network, by layer",
+        _late("account"),
+    ),
+    "padding": ("the paddings that take one size to another", _late("padding")),
+    "convolutions": (
+        "how convolutions of many runs were timed on your devices",
+        _late("convolutions"),
+    ),
+    "colourise": ("colour photographs with a trained network", _late("colourise")),
+    "train-colouriser": (
+        "train that network, on your pictures or as a demo",
+        _late("colourise", "train", "TRAIN_USAGE"),
+    ),
+    "data": ("what data the claims need: make, fetch or check them", _late("data")),
     "report": ("draw the figures and the report again from saved results", _report),
 }
 

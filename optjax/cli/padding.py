@@ -3,7 +3,7 @@
 import json
 import re
 
-from optjax.cli.words import number, one, switch, whole
+from optjax.cli.words import grouped, number, one, switch, whole
 from optjax.support.errors import UserError, nearest
 
 USAGE = """\
@@ -19,10 +19,11 @@ Every (padding, output padding, dilation) that takes a size to another.
 """
 
 
-def padding(groups: dict[str, list[str]]) -> int:
+def padding(words: list[str]) -> int:
     """Print every padding that takes one size to another."""
     from optjax.convnets.geometry import solve_padding
 
+    groups = grouped(words)
     transposed, as_json = switch(groups, "transposed"), switch(groups, "json")
     missing = [name for name in ("kernel", "in", "out") if name not in groups]
     if missing:

@@ -45,7 +45,7 @@ def one(groups: dict[str, list[str]], name: str, default: str | None = None) -> 
     """
     words = groups.pop(name, [] if default is None else [default])
     if len(words) != 1 or not words[0]:
-        raise UserError(f"--{name} takes one value, got {' '.join(words) or 'none'!r}")
+        raise UserError(f"--{flag(name)} takes one value, got {' '.join(words) or 'none'!r}")
     return words[0]
 
 
@@ -65,22 +65,25 @@ def whole(name: str, word: str) -> int:
     return int(word)
 
 
-def real(groups: dict[str, list[str]], name: str, default: str, least: float) -> float:
-    """Take the one value of an option as a finite number of at least `least`."""
+def real(
+    groups: dict[str, list[str]], name: str, default: str, least: float, most: float = math.inf
+) -> float:
+    """Take the one value of an option as a finite number from `least` to `most`."""
     word = one(groups, name, default)
     try:
         value = float(word)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and value >= least):
-        raise UserError(f"--{flag(name)} is {word!r}: expected a number of at least {least:g}")
+    if not (math.isfinite(value) and least <= value <= most):
+        span = f"of at least {least:g}" if math.isinf(most) else f"from {least:g} to {most:g}"
+        raise UserError(f"--{flag(name)} is {word!r}: expected a number {span}")
     return value
 
 
 def switch(groups: dict[str, list[str]], name: str) -> bool:
     """Take an option that has no value, and tell whether it was given."""
     if words := groups.get(name):
-        raise UserError(f"--{name} takes no value, got {' '.join(words)!r}")
+        raise UserError(f"--{flag(name)} takes no value, got {' '.join(words)!r}")
     return groups.pop(name, None) is not None
 
 

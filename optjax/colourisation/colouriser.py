@@ -24,6 +24,7 @@ from optjax.support.files import write_bytes
 from optjax.support.types import PyTree
 
 MODEL_LIMIT_BYTES = 2**30
+MOST_FILTERS = 4096
 STRIP_PIXELS = 2**19
 _MARK = "optjax colouriser"
 
@@ -176,7 +177,6 @@ class Colouriser:
         Raises:
           UserError: not a model of `save`, damaged, too large, or of another architecture.
         """
-        from safetensors import SafetensorError
         from safetensors.numpy import load
 
         where = f"model {str(path)!r}"
@@ -189,28 +189,35 @@ class Colouriser:
             about = json.loads(header["__metadata__"][_MARK])
             net, filters, note = str(about["net"]), int(about["filters"]), str(about["note"])
             bins = tensors.pop("bins")
-            made = networks.model(net, filters=filters, colours=len(bins))
+            if not 1 <= filters <= MOST_FILTERS:
+                raise UserError(f"{where}: {filters} filters, expected 1 to {MOST_FILTERS}")
+            expected = variables_of(networks.model(net, filters=filters, colours=len(bins)))
+        except UserError:
+            raise
         except OSError as error:
             raise UserError(f"{where}: cannot be read ({error.strerror})") from error
-        except (SafetensorError, ValueError, KeyError, TypeError) as error:
-            if isinstance(error, UserError):
-                raise
+        except Exception as error:  # a header is JSON: nearly anything may come back
             raise UserError(
                 f"{where}: not a model of 'optjax train-colouriser', or damaged; train it again"
             ) from error
-        expected = jax.eval_shape(
-            lambda: made.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1), jnp.float32))
-        )
-        for name, leaf in _named(expected).items():
-            there = tensors[name].shape if name in tensors else "nothing"
-            if there != leaf.shape or not np.isfinite(tensors[name]).all():
-                raise UserError(f"{where}: {name} has {there}, {net} needs finite {leaf.shape}")
-        if bins.shape[1:] != (2,) or not np.isfinite(bins).all():
-            raise UserError(f"{where}: bins of shape {bins.shape}, expected finite (K, 2)")
-        leaves = [tensors[name] for name in _named(expected)]
+        needed = {name: leaf.shape for name, leaf in _named(expected).items()}
+        for name, shape in {**needed, "bins": (len(bins), 2)}.items():
+            there = bins if name == "bins" else tensors.get(name, np.zeros(0, np.float32))
+            if there.shape != shape or there.dtype != np.float32 or not np.isfinite(there).all():
+                raise UserError(
+                    f"{where}: {name} is {there.dtype} {there.shape}, {net} of {filters} filters "
+                    f"needs finite float32 {shape}"
+                )
+        leaves = [tensors[name] for name in needed]
         return cls(
             net, filters, bins, jax.tree.unflatten(jax.tree.structure(expected), leaves), note
         )
+
+
+def variables_of(net: Any) -> PyTree:
+    """Shapes and dtypes of a network's variables."""
+    picture = jnp.zeros((1, 4, 4, 1), jnp.float32)
+    return jax.eval_shape(lambda: net.init(jax.random.key(0), picture))
 
 
 def _named(variables: PyTree) -> dict[str, Any]:
@@ -223,14 +230,14 @@ def grey_picture(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Compute the grey of the same lightness, (H, W, 3) → (H, W), strip by strip."""
     height, width, _ = pixels.shape
     grey = np.empty((height, width), np.uint8)
-    for rows in _strips(height, width):
+    for rows in strips(height, width):
         light = to_lab(pixels[rows]).light
         grey[rows] = to_rgb(Lab(light, np.zeros((*light.shape, 2), np.float32)))[..., 0]
     return grey
 
 
-def _strips(height: int, width: int) -> list[slice]:
-    """Cut a picture into strips of whole rows."""
+def strips(height: int, width: int) -> list[slice]:
+    """Cut a picture into strips of whole rows, or pictures into parts, of half a million pixels."""
     step = max(1, STRIP_PIXELS // width)
     return [slice(top, min(top + step, height)) for top in range(0, height, step)]
 
@@ -282,7 +289,7 @@ def _joined(
     left, right, across = _between(np.arange(width), width, both.shape[1])
     wide = both[:, left] * (1 - across)[None, :, None] + both[:, right] * across[None, :, None]
     pixels = np.empty((height, width, 3), np.uint8)
-    for rows in _strips(height, width):
+    for rows in strips(height, width):
         top, bottom, down = _between(np.arange(rows.start, rows.stop), height, both.shape[0])
         at = wide[top] * (1 - down)[:, None, None] + wide[bottom] * down[:, None, None]
         light = to_lab(np.repeat(grey[rows][..., None], 3, axis=-1)).light
@@ -298,23 +305,21 @@ def _between(at: NDArray[Any], full: int, small: int) -> tuple[NDArray[Any], ...
 
 
 def chroma_bins(chroma: NDArray[np.float32], bins: int = 64, seed: int = 0) -> NDArray[np.float32]:
-    """Choose bins of chroma: the centres of k-means on a sample, (n, 2) → (K, 2).
+    """Choose bins of chroma: the centres of k-means, (n, 2) → (K, 2).
 
-    Being means of colours that there are, they lie in the gamut of the pictures.
+    They lie in the convex hull of the pictures' own chroma.
 
     Raises:
-      UserError: more bins than the sample has distinct colours.
+      UserError: more bins than there are distinct colours.
     """
     from sklearn.cluster import KMeans
 
-    rng = np.random.default_rng(seed)
-    sample = chroma[rng.choice(len(chroma), min(len(chroma), 20_000), replace=False)]
-    distinct = len(np.unique(np.round(sample, 1), axis=0))
+    distinct = len(np.unique(np.round(chroma, 1), axis=0))
     if distinct < bins:
         raise UserError(f"bins is {bins}: the pictures have {distinct} distinct colours; ask fewer")
     return (
         KMeans(bins, n_init="auto", random_state=seed)
-        .fit(sample)
+        .fit(chroma)
         .cluster_centers_.astype(np.float32)
     )
 

@@ -3,6 +3,7 @@
 Every byte read here may be hostile: a picture's size is checked before it is decoded.
 """
 
+import contextlib
 import io
 import warnings
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 FORMATS = ("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 LIMIT_PIXELS = 128_000_000
+LIMIT_SIDE = 65_535
 _WRITTEN: dict[str, tuple[str, dict[str, Any]]] = {
     ".jpg": ("JPEG", {"quality": 95, "subsampling": 0}),
     ".jpeg": ("JPEG", {"quality": 95, "subsampling": 0}),
@@ -72,10 +74,10 @@ def read_photograph(path: Path) -> Photograph:
             warnings.simplefilter("ignore")
             with Image.open(path, formats=FORMATS) as picture:
                 width, height = picture.size
-                if width * height > LIMIT_PIXELS:
+                if width * height > LIMIT_PIXELS or max(width, height) > LIMIT_SIDE:
                     raise UserError(
-                        f"{str(path)!r}: {width} × {height} pixels, the limit is {LIMIT_PIXELS}; "
-                        "shrink the picture"
+                        f"{str(path)!r}: {width} × {height} pixels, the limit is {LIMIT_PIXELS}, "
+                        f"{LIMIT_SIDE} a side; shrink the picture"
                     )
                 return _upright(picture)
     except UserError:
@@ -85,26 +87,29 @@ def read_photograph(path: Path) -> Photograph:
             f"{str(path)!r}: more than the limit of {LIMIT_PIXELS} pixels; shrink the picture"
         ) from None
     except Exception as error:  # a decoder fed with hostile bytes raises nearly anything
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
         raise UserError(
-            f"{str(path)!r}: not a readable picture ({reason or type(error).__name__}); repair or "
-            "remove it"
+            f"{str(path)!r}: not a readable picture ({_reason(error)}); repair or remove it"
         ) from error
+
+
+def _reason(error: BaseException) -> str:
+    """Return an error's text on one line of at most 200 characters, or its type's name."""
+    said = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
+    return said or type(error).__name__
 
 
 def _upright(picture: "Image") -> Photograph:
     """Convert an open picture."""
     from PIL import ImageOps
 
-    notes, dpi = [], picture.info.get("dpi")
-    try:
-        picture.seek(1)
-        notes.append("the first frame of an animation")
-    except EOFError:
-        pass
-    picture.seek(0)
+    notes: list[str] = []
+    several = False
+    with contextlib.suppress(Exception):  # a second picture may be broken
+        several = bool(getattr(picture, "is_animated", False))
+    if several:
+        notes.append("the first of several pictures")
+    exif = _exif(picture, notes)
     upright = ImageOps.exif_transpose(picture)
-    exif = upright.getexif()
     alpha = None
     if upright.mode[0] in "IF":
         upright = _eight_bits(upright)
@@ -113,16 +118,43 @@ def _upright(picture: "Image") -> Photograph:
         alpha = np.asarray(upright.getchannel("A"))
         alpha = None if alpha.min() == 255 else alpha
     pixels = np.asarray(_in_srgb(upright, picture.info.get("icc_profile"), notes))
-    return Photograph(pixels, alpha, exif.tobytes() if len(exif) else b"", dpi, tuple(notes))
+    dpi = picture.info.get("dpi", ())
+    sound = len(dpi) == 2 and all(1 <= float(number) <= 65_535 for number in dpi)
+    return Photograph(
+        pixels, alpha, exif, (float(dpi[0]), float(dpi[1])) if sound else None, tuple(notes)
+    )
+
+
+def _exif(picture: "Image", notes: list[str]) -> bytes:
+    """Return what a picture says of itself, but for how its pixels are stored and turned."""
+    from PIL import Image
+
+    kept = Image.Exif()
+    try:
+        kept.load(picture.getexif().tobytes())
+        for tag in [tag for tag in kept if tag in _OF_PIXELS]:
+            del kept[tag]
+        return kept.tobytes() if len(kept) else b""
+    except Exception:  # written by anybody
+        picture.info.pop("exif", None)
+        notes.append("EXIF that cannot be read was left out")
+        return b""
+
+
+_OF_PIXELS = frozenset(
+    (*range(254, 270), *range(273, 298), 301, *range(317, 340), 347, *range(512, 533), 34675)
+)
+"""TIFF's tags of how pixels are stored: size, strips, orientation, resolution, profile, …"""
 
 
 def _eight_bits(picture: "Image") -> "Image":
     """Convert grey of 16 bits to 8."""
     from PIL import Image
 
-    if picture.mode == "F":
-        raise ValueError("floats of unknown range: save it with 8 or 16 bits a channel")
-    values = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
+    tags: Any = getattr(picture, "tag_v2", {})
+    if not picture.mode.startswith("I;16") or tags.get(258, (16,)) != (16,) or tags.get(262) == 0:
+        raise ValueError("neither 8 nor 16 bits a channel: save it with one of them")
+    values = np.asarray(picture).astype(np.uint32)
     return Image.fromarray(((values + 128) // 257).astype(np.uint8))
 
 
@@ -156,7 +188,7 @@ def written_name(name: str) -> str:
 
 
 def write_photograph(photograph: Photograph, path: Path) -> None:
-    """Write a photograph in the format of the name's ending.
+    """Write a photograph in the format of the name's ending; JPEG has no transparency.
 
     Raises:
       UserError: the folder cannot be written to; a picture too large for its format.
@@ -164,14 +196,13 @@ def write_photograph(photograph: Photograph, path: Path) -> None:
     from PIL import Image
 
     picture = Image.fromarray(photograph.pixels)
-    if photograph.alpha is not None:
-        picture.putalpha(Image.fromarray(photograph.alpha))
     kind, options = _WRITTEN[path.suffix.lower()]
+    if photograph.alpha is not None and kind != "JPEG":
+        picture.putalpha(Image.fromarray(photograph.alpha))
     kept = {"exif": photograph.exif, "dpi": photograph.dpi}
     content = io.BytesIO()
     try:
         picture.save(content, kind, **options, **{k: v for k, v in kept.items() if v})
         write_bytes(path, content.getvalue())
-    except (OSError, ValueError) as error:  # a WebP has at most 16,383 pixels a side
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise UserError(f"{str(path)!r}: cannot be written ({reason})") from error
+    except Exception as error:  # an encoder, given metadata that anybody wrote
+        raise UserError(f"{str(path)!r}: cannot be written ({_reason(error)})") from error

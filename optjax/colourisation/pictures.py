@@ -127,6 +127,13 @@ def demo_tiles(
     )
 
 
+def _check_size(size: int) -> None:
+    if size < 4 or size % 4:
+        raise UserError(
+            f"size {size}: expected a positive multiple of 4 (the networks halve H and W twice)"
+        )
+
+
 def demo_pictures(
     names: tuple[str, ...], size: int, scales: tuple[int, ...] = (1,), seed: int = 0
 ) -> Pictures:
@@ -139,6 +146,7 @@ def demo_pictures(
     >>> demo_pictures(("coffee",), 32).validation.shape
     (36, 32, 32, 3)
     """
+    _check_size(size)
     tiles = demo_tiles(names, size, scales)
     note = f"demo: {len(tiles)} tiles of {size} × {size} of {', '.join(names)}; a sixth held out"
     return Pictures(*sources.split_sixth(tiles, seed), "demo", demo=True, note=note)
@@ -177,10 +185,7 @@ def load_pictures(
     >>> demo.train.shape, demo.validation.shape, demo.demo
     ((1604, 32, 32, 3), (538, 32, 32, 3), True)
     """
-    if size < 4 or size % 4:
-        raise UserError(
-            f"size {size}: expected a positive multiple of 4 (the networks halve H and W twice)"
-        )
+    _check_size(size)
     if data is None:
         return _demo(size)
     if data == "cifar10":

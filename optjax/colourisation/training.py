@@ -17,7 +17,9 @@ from optjax.colourisation.colouriser import (
     chroma_bins,
     nearest_bin,
     rebalanced,
+    strips,
     to_lab,
+    variables_of,
 )
 from optjax.colourisation.pictures import Pictures
 from optjax.colourisation.problem import pixel_accuracy, pixelwise_cross_entropy
@@ -94,23 +96,23 @@ def train_colouriser(
         )
     if not learning_rate > 0:
         raise UserError(f"learning_rate is {learning_rate}: expected a number above 0")
-    lab = to_lab(pictures.train)
-    centres = chroma_bins(lab.chroma.reshape(-1, 2), bins, seed)
-
-    def labelled(part: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        found = to_lab(part)
-        return found.light[..., None] / np.float32(100), nearest_bin(found.chroma, centres)
-
-    train, held_out = (labelled(part) for part in (pictures.train, pictures.validation))
+    model = networks.model(net, filters=filters, colours=bins)
+    pixels = pictures.train.reshape(-1, 3)
+    drawn = np.random.default_rng(seed).integers(0, len(pixels), min(len(pixels), 20_000))
+    centres = chroma_bins(to_lab(pixels[drawn][None]).chroma[0], bins, seed)
+    train, held_out = (_labelled(part, centres) for part in (pictures.train, pictures.validation))
     weights = rebalanced(train[1], bins) if rebalance else None
     grey, labels = (np.concatenate([part, part[:, :, ::-1]]) for part in train)
 
     def loss(scores: Array, labels: Array) -> Array:
         return pixelwise_cross_entropy(scores, labels, weights)
 
-    model = networks.model(net, filters=filters, colours=bins)
-    problem = flax_problem(model, grey, labels, loss, validation=held_out, score=pixel_accuracy)
-    every = max(n for n in range(1, max(1, steps // 20) + 1) if steps % n == 0)
+    def score(scores: Array, labels: Array) -> dict[str, Array]:
+        plain = {"cross_entropy": pixelwise_cross_entropy(scores, labels)}
+        return {**pixel_accuracy(scores, labels), **plain}
+
+    problem = flax_problem(model, grey, labels, loss, validation=held_out, score=score)
+    every = next(n for n in range(max(1, steps // 20), steps + 1) if steps % n == 0)
     run = make_run(
         problem, optax.adam, steps,
         sampler="epochs", max_batch_size=batch_size, record_every=every,
@@ -128,12 +130,24 @@ def train_colouriser(
     ended = found.isel(learning_rate=0, seed=0)
     if not np.isfinite(ended["weights"]).all():
         raise UserError(f"the training diverged: take a learning_rate below {learning_rate:g}")
-    shapes = jax.eval_shape(
-        lambda: model.init(jax.random.key(0), jnp.zeros((1, 4, 4, 1), jnp.float32))
-    )
-    empty = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-    empty = {"params": empty["params"], "batch_stats": empty["batch_stats"]}
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables_of(model))
     variables = jax.tree.map(np.asarray, ravel_pytree(empty)[1](jnp.asarray(ended["weights"])))
-    scores = {name: float(ended[f"final_validation_{name}"]) for name in ("loss", "accuracy")}
+    scores = {
+        "loss": float(ended["final_validation_cross_entropy"]),
+        "accuracy": float(ended["final_validation_accuracy"]),
+    }
     note = f"{pictures.name}: {pictures.note}"
     return Colouriser(net, filters, centres, variables, note), scores
+
+
+def _labelled(
+    part: NDArray[np.uint8], centres: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Return the light of pictures, in [0, 1], and the bin of every pixel; some at a time."""
+    light = np.empty((*part.shape[:3], 1), np.float32)
+    labels = np.empty(part.shape[:3], np.int32)
+    for some in strips(len(part), part.shape[1] * part.shape[2]):
+        lab = to_lab(part[some])
+        light[some, ..., 0] = lab.light / 100
+        labels[some] = nearest_bin(lab.chroma, centres)
+    return light, labels

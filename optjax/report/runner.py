@@ -362,6 +362,8 @@ def _identity(experiment: Experiment, config: Any) -> dict[str, str]:
 def _check_numbers(config: Any) -> None:
     """Check a config's whole numbers: from 0 where a default is 0, as a seed's, else from 1.
 
+    A field's metadata may give another ``least``.
+
     Raises:
         UserError: one is less.
     """
@@ -372,7 +374,7 @@ def _check_numbers(config: Any) -> None:
         )
         if not default or any(type(v) is not int or v < 0 for v in default):
             continue
-        least = 0 if 0 in default else 1
+        least = field.metadata.get("least", 0 if 0 in default else 1)
         for item in value:
             whole(field.name, item, least)
 

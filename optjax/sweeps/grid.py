@@ -287,7 +287,10 @@ def _axis(name: str, given: Any) -> list[Any]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float | np.number) and not isinstance(value, bool)
+    """Tell whether a value is one number; what a tuning has found is an array of no axes."""
+    if isinstance(value, int | float):
+        return not isinstance(value, bool)
+    return getattr(value, "ndim", None) == 0 and np.asarray(value).dtype.kind in "iuf"
 
 
 def _is_tree(value: Any) -> bool:

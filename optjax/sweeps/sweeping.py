@@ -83,7 +83,8 @@ def sweep(
         "auto", guessed, tried where it pays, and remembered for the next sweep of the kind.
       vmap_chunk: runs that are vmapped together.
       devices: all by default; the runs are laid over them.
-      memory: bytes of a device that may be used; by default what is free, less a reserve.
+      memory: bytes of a device that may be used; by default half of what is free on a CPU, 80 % on
+        an accelerator.
       chunk_steps, chunk_seconds: how long the devices run between two looks at the records.
       checkpoint_seconds: at least so long between two checkpoints.
       progress: called with (text, fraction); a bar or lines on stderr by default.

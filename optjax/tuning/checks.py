@@ -1,5 +1,6 @@
 """What a tuning is asked for, checked before anything is traced."""
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import optax
 
 from optjax.support.errors import UserError
-from optjax.support.types import HParams
+from optjax.support.types import Better, HParams
 from optjax.sweeps.checks import chosen_seeds
 from optjax.tuning.space import named_leaves
 
@@ -48,6 +49,18 @@ def constraints_and_progress(constraints: Any, progress: Any) -> None:
         raise UserError(f"constraints is {constraints!r}: expected a dict, name → (low, high)")
     if progress is not None and not callable(progress):
         raise UserError(f"progress is {progress!r}: expected a function (text, fraction)")
+
+
+def directed(rule: Any, better: Better) -> Any:
+    """Return a stop rule for which the same is better as for the tuning.
+
+    Raises:
+      UserError: the rule says high, the tuning low.
+    """
+    own = getattr(rule, "better", better)
+    if own == "high" != better:
+        raise UserError(f"{rule.name} has better='high', the tuning 'low': give tune better='high'")
+    return rule if own == better else dataclasses.replace(rule, better=better)
 
 
 _COLUMNS = frozenset("value finite diverged gradient_norm value_error restart outer_step".split())

@@ -124,7 +124,8 @@ def tune(
       restarts: starts, all at once: the given one, and others drawn about it in u.
       spread: their standard deviation in u: 1 is a factor of e.
       seed: of these draws.
-      stop: rules by which it ends early, by the best value so far: `Target`, `Plateau`.
+      stop: rules by which it ends early, by the best value so far: `Target`, `Plateau`; low or
+        high is better in them as here.
       out: a folder that keeps the path and the state; the same call again resumes the tuning, or
         takes more outer steps.
       overwrite: drop what the folder holds.
@@ -171,9 +172,7 @@ def tune(
     )  # fmt: skip
     given = {"start": starts(space.outside(theta), restarts, spread, seed), **rest}
     own_rules, halving = stop_rules.checked(stop, {BEST}, 1, BEST)
-    own_rules = tuple(
-        dataclasses.replace(r, better=better) if hasattr(r, "better") else r for r in own_rules
-    )
+    own_rules = tuple(checks.directed(rule, better) for rule in own_rules)
     if halving is not None:
         raise UserError("Halving compares runs with each other: a tuning is one; leave it out")
     own = {

@@ -28,7 +28,7 @@ def picture(path: "xarray.Dataset", most: int = 7) -> Figure:
     columns = min(3, panels)
     rows = -(-panels // columns)
     fig, axes = figure("wide", rows, columns, squeeze=False)
-    values, sign = path.value.values, sign_of(path.attrs["better"])
+    values, sign = path.value.values, sign_of(path.attrs.get("better", "low"))
     seen = bool(np.isfinite(values).any())
     place = int(np.nanargmin(sign * values)) if seen else values.size - 1
     restart, step = (int(i) for i in np.unravel_index(place, values.shape))

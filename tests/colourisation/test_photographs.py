@@ -58,7 +58,33 @@ def _animated(path):
     frames[0].save(path, save_all=True, append_images=frames[1:])
 
 
+def _tagged(path):
+    tags = Image.Exif()
+    tags[0x010E] = "a cat"
+    Image.fromarray(_gradient(3)).save(path, exif=tags)
+
+
+def _mirrored(path):
+    exif = Image.Exif()
+    exif[0x0112] = 2
+    half = np.zeros((*SIZE[::-1], 3), np.uint8)
+    half[:, :9] = 255
+    Image.fromarray(half).save(path, exif=exif)
+
+
+def _black_cmyk(path):
+    Image.new("CMYK", SIZE, (0, 0, 0, 255)).save(path)
+
+
+def _jpeg_with_alpha(path):
+    Image.fromarray(_gradient(4)).save(path, "PNG")
+
+
 KINDS = {
+    "tagged.tif": _tagged,
+    "mirrored.png": _mirrored,
+    "black.jpg": _black_cmyk,
+    "named.jpg": _jpeg_with_alpha,
     "rgb.jpg": lambda p: Image.fromarray(_gradient(3)).save(p, quality=95),
     "rotated.jpg": _rotated,
     "cmyk.jpg": lambda p: Image.fromarray(_gradient(4), "CMYK").save(p),
@@ -76,15 +102,15 @@ KINDS = {
 }
 
 
-def _bomb():
-    """A PNG of 30,000 × 30,000 in a few bytes."""
+def _bomb(width=30_000, height=30_000):
+    """A PNG that says it is large, in a few bytes."""
 
     def chunk(kind, data):
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
         )
 
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 8, 2, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
 
@@ -99,10 +125,11 @@ def test_every_kind_keeps_its_size_and_its_lightness(model, tmp_path, capsys):
     words = [str(photos), "--out", str(out), "--model", str(model), "--work-size", "32"]
     assert main(["colourise", *words]) == 0
     said = capsys.readouterr()
-    assert "15 coloured, 0 kept, 0 failed" in said.out
+    assert "19 coloured, 0 kept, 0 failed" in said.out
     assert "not read: files ending in .txt" in said.err
-    assert "animated.gif: the first frame of an animation" in said.err
-    assert "badprofile.png: a colour profile that does not fit was left out" in said.err
+    assert "tagged.tif': " not in said.err
+    assert "animated.gif': the first of several pictures" in said.err
+    assert "badprofile.png': a colour profile that does not fit was left out" in said.err
     assert (out / "below/deep.jpg").is_file()
     for name in KINDS:
         stem, ending = name.split(".")
@@ -112,8 +139,18 @@ def test_every_kind_keeps_its_size_and_its_lightness(model, tmp_path, capsys):
         light = [to_lab(p.pixels).light for p in (before, after)]
         # JPEG and WebP round.
         assert np.median(np.abs(light[0] - light[1])) < 1.5, name
-        if before.alpha is not None:
+        if before.alpha is not None and ending != "jpg":
             np.testing.assert_array_equal(after.alpha, before.alpha)
+    # By other means than ours: which side is white, what is black, how light 16 bits are.
+    white = np.asarray(Image.open(photos / "mirrored.png").convert("L"))
+    assert white[0, 0] == 255
+    seen = read_photograph(out / "mirrored.png").pixels.astype(int)
+    assert seen[:, -5:].mean() > 200 > 60 > seen[:, :5].mean()
+    assert read_photograph(photos / "black.jpg").pixels.max() < 40
+    deep = np.asarray(Image.open(photos / "sixteen.tif")).astype(float) / 257
+    assert np.abs(read_photograph(photos / "sixteen.tif").pixels[..., 1] - deep).max() <= 1
+    with Image.open(out / "tagged.tif") as tagged:
+        assert tagged.getexif()[0x010E] == "a cat"
     with Image.open(out / "rotated.jpg") as turned:
         assert turned.size == SIZE[::-1]
         assert (turned.getexif()[0x010E], turned.getexif().get(0x0112)) == ("a cat", None)
@@ -133,8 +170,21 @@ def test_what_is_there_stays_and_one_beside_the_other(model, tmp_path, capsys):
     assert read_photograph(tmp_path / "out/a.webp").pixels.shape == (SIZE[1], 2 * SIZE[0], 3)
 
 
+def test_the_photographs_themselves_are_never_written_over(model, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    KINDS["rgb.jpg"](photos / "a.jpg")
+    before = (photos / "a.jpg").read_bytes()
+    for given in (photos, photos / "a.jpg"):
+        words = ["colourise", str(given), "--out", str(photos), "--model", str(model)]
+        assert main([*words, "--overwrite"]) == 2
+        assert "--out holds the photograph 'a.jpg' itself" in capsys.readouterr().err
+    assert (photos / "a.jpg").read_bytes() == before
+
+
 BROKEN = {
     "zero.png": b"",
+    "long.png": _bomb(100_000, 1),
     "text.jpg": b"not a picture",
     "bomb.png": _bomb(),
 }
@@ -153,9 +203,9 @@ def test_a_broken_picture_is_one_line_and_the_others_are_done(model, tmp_path, c
     words = [str(photos), "--out", str(tmp_path / "out"), "--model", str(model)]
     assert main(["colourise", *words, "--work-size", "16"]) == 1
     said = capsys.readouterr()
-    assert "1 coloured, 0 kept, 4 failed" in said.out
+    assert "1 coloured, 0 kept, 5 failed" in said.out
     lines = [line for line in said.err.splitlines() if line.startswith("optjax: ")]
-    assert len(lines) == 4
+    assert len(lines) == 5
     for name in (*BROKEN, "cut.png"):
         assert sum(name in line for line in lines) == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.jpg"]
@@ -171,6 +221,9 @@ def test_a_broken_picture_is_one_line_and_the_others_are_done(model, tmp_path, c
         (["a.png", "--out", "o"], "there is no model yet: 'optjax train-colouriser'"),
         (["a.png", "--out", "o", "--model", "a.png"], "not a model of 'optjax train-colouriser'"),
         (["a.png", "--out", "o", "--model", "gone"], "cannot be read (No such file"),
+        (["a.png", "--out", "o", "--work-size", "2048"], "--work-size is 2048: expected a multip"),
+        (["a.png", "--out", "o", "--saturation", "1e9"], "expected a number from 0 to 10"),
+        (["--side-by-side", "a.png", "--out", "o"], "--side-by-side takes no value, got 'a.png'"),
         (["a.png", "--out", "o", "--work-size", "30"], "--work-size is 30: expected a multiple"),
         (["a.png", "--out", "o", "--temperature", "0"], "--temperature is '0': expected a number"),
         (["a.png", "--out", "o", "--tint", "1"], "unknown option '--tint'"),
@@ -189,11 +242,13 @@ def test_a_mistake_is_one_line(words, says, tmp_path, monkeypatch, capsys):
     assert not (tmp_path / "o").exists()
 
 
-@pytest.mark.parametrize("change", ["filters", "net", "cut", "flip"])
+@pytest.mark.parametrize("change", ["filters", "many", "endless", "net", "cut", "flip"])
 def test_a_model_of_another_architecture_or_damaged_is_one_line(model, change, tmp_path, capsys):
     KINDS["grey.png"](tmp_path / "a.png")
     content = model.read_bytes()
     swaps = {"filters": (b'filters\\": 2', b'filters\\": 4'), "net": (b"conv-transpose", b"unet")}
+    swaps |= {"many": (swaps["filters"][0], b'filters\\": 999999999')}
+    swaps |= {"endless": (swaps["filters"][0], b'filters\\": Infinity')}
     if change in swaps:
         old, new = swaps[change]
         assert old in content
@@ -242,3 +297,23 @@ def test_a_model_is_trained_on_a_folder_and_used(tmp_path, capsys, float32):
     words = [str(folder / "0.png"), "--out", str(tmp_path / "o"), "--model", str(tmp_path / "m")]
     assert main(["colourise", *words]) == 0
     assert to_lab(read_photograph(tmp_path / "o/0.png").pixels).chroma.mean() > 5  # reddish
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--size", "0"], "size 0: expected a positive multiple of 4"),
+        (["--net", "vgg"], "unknown net 'vgg'"),
+        (["--out", "."], "is a folder: expected a file's name"),
+        (["--bins", "1"], "bins is 1: expected a whole number of at least 2"),
+        (["--learning-rate", "0"], "learning_rate is 0.0: expected a number above 0"),
+        (["--batch-size", "99999"], "batch_size is 99999: expected 1 to"),
+        (["--tint", "1"], "unknown option '--tint'"),
+    ],
+)
+def test_a_mistake_in_a_training_is_one_line(words, says, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["train-colouriser", *words]) == 2
+    error = capsys.readouterr().err
+    assert says in error
+    assert error.count("\n") == 1

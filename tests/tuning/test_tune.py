@@ -63,6 +63,10 @@ def test_a_score_that_is_to_be_high_is_its_negative_made_low():
     assert (high.value, high.hparams) == (-low.value, low.hparams)
     np.testing.assert_array_equal(high.path.value, -low.path.value)
     high.figure()
+    with pytest.raises(oj.UserError, match="target has better='high', the tuning 'low'"):
+        tune("final_loss", stop=oj.Target(goal, better="high"))
+    found = oj.sweep(_run(), high.hparams, 2, progress=_quiet)  # what was found, as it comes
+    assert dict(found.sizes) == {"seed": 2, "step": 12}
     with pytest.raises(oj.UserError, match="better is 'max': expected 'low' or 'high'"):
         tune("final_loss", better="max")
 
