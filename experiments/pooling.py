@@ -256,12 +256,6 @@ def _two_by_two(dataset: xr.Dataset) -> Figure:
     loss = dataset["loss_population"]
     for i, up in enumerate(UP):
         _with_intervals(left, loss.sel(up=up).values, 0.05 * (2 * i - 1), i, f"{up}, up")
-    left.axhline(
-        float(dataset["baseline_loss"]),
-        color="#555555",
-        ls="--",
-        label="majority colour of the grey",
-    )
     left.set(ylabel="validation loss (nats a pixel)", xlabel="down")
     left.set_xticks([0, 1], DOWN)
     left.legend(fontsize=8)
@@ -274,7 +268,8 @@ def _two_by_two(dataset: xr.Dataset) -> Figure:
         fig,
         f"Four networks of {dataset.attrs['parameters']:,} parameters on {_data(dataset)}, "
         f"{dataset.sizes['seed']} seeds each: mean and 95 % interval of the loss, and of what each "
-        "change adds to it. Population statistics.",
+        "change adds to it. Population statistics. The majority colour of each grey level has "
+        f"{float(dataset['baseline_loss']):.3f}.",
     )
 
 

@@ -104,11 +104,62 @@ class UNet(nn.Module):
         return conv(self.colours)(jnp.concatenate([y, x.astype(y.dtype)], axis=-1)).astype(x.dtype)
 
 
+class ResidualNet(nn.Module):
+    """Residual blocks on half and quarter size, and each pixel's own grey level in the scores.
+
+    The scores are a table's, linear between grey levels, plus those of a U: so the network begins
+    as the baseline that asks for a pixel's grey level alone, and adds what its surroundings say.
+
+    Attributes:
+      filters: NF, channels at half size.
+      colours, kernel, dtype: as of the others.
+      blocks: residual blocks at each of the two sizes.
+      levels: of the table; 0: no table.
+    """
+
+    filters: int = 32
+    colours: int = 24
+    kernel: int = 3
+    dtype: DTypeLike | None = None
+    blocks: int = 1
+    levels: int = 64
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
+        """Score the colours, (B, H, W, 1) → (B, H, W, K); mask (B,) bool or None."""
+        nf, (conv, up, norm) = self.filters, _layers(self.kernel, self.dtype)
+
+        def block(y: Array, features: int) -> Array:
+            z = conv(features)(nn.relu(norm()(y, train, mask)))
+            return y + conv(features)(nn.relu(norm()(z, train, mask)))
+
+        full = nn.relu(norm()(conv(nf // 2)(x), train, mask))
+        half = conv(nf, stride=2)(full)
+        for _ in range(self.blocks):
+            half = block(half, nf)
+        y = conv(2 * nf, stride=2)(nn.relu(norm()(half, train, mask)))
+        for _ in range(self.blocks):
+            y = block(y, 2 * nf)
+        y = half + up(nf)(nn.relu(norm()(y, train, mask)))
+        y = nn.relu(norm()(up(nf // 2)(nn.relu(norm()(y, train, mask))), train, mask))
+        scores = conv(self.colours)(jnp.concatenate([y, full], axis=-1)).astype(x.dtype)
+        if not self.levels:
+            return scores
+        at = jnp.arange(self.levels + 1, dtype=x.dtype).reshape(1, 1, 1, -1)
+        hats = jnp.maximum(1 - jnp.abs(x * self.levels - at), jnp.zeros((), x.dtype))
+        shape = (self.levels + 1, self.colours)
+        return scores + hats @ self.param("table", nn.initializers.zeros, shape, x.dtype)
+
+
 MODELS: dict[str, type[EncoderDecoder] | type[UNet]] = {
     "pool-upsample": PoolUpsampleNet,
     "conv-transpose": ConvTransposeNet,
     "unet": UNet,
 }
+"""The source's networks."""
+
+NETWORKS: dict[str, Any] = {**MODELS, "residual": ResidualNet}
+"""Those and ours."""
 
 
 def model(
@@ -122,7 +173,7 @@ def model(
     """Make a network by its name.
 
     Args:
-      name: one of `MODELS`.
+      name: one of `NETWORKS`.
       filters: channels of the first layer.
       colours: K.
       kernel: k of every layer.
@@ -134,11 +185,11 @@ def model(
     >>> type(model("unet")).__name__
     'UNet'
     """
-    if name not in MODELS:
-        raise UserError(f"unknown net {name!r}: {nearest(name, MODELS)}")
+    if name not in NETWORKS:
+        raise UserError(f"unknown net {name!r}: {nearest(name, NETWORKS)}")
     for setting, value in (("filters", filters), ("colours", colours)):
         if value < 1:
             raise UserError(f"{setting} is {value}: expected at least 1")
     if kernel not in (3, 4, 5, 7):
         raise UserError(f"kernel is {kernel}: expected 3, 4, 5 or 7")
-    return MODELS[name](filters=filters, colours=colours, kernel=kernel, dtype=dtype)
+    return NETWORKS[name](filters=filters, colours=colours, kernel=kernel, dtype=dtype)

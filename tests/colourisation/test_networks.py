@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import optjax as oj
-from optjax.colourisation.networks import model
+from optjax.colourisation.networks import ResidualNet, model
 from optjax.colourisation.problem import colourisation_problem
 from optjax.convnets.layers import (
     BatchNorm,
@@ -32,12 +32,22 @@ def test_parameters_are_the_sources(name, count):
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes["params"])) == count
 
 
-@pytest.mark.parametrize("name", ["pool-upsample", "conv-transpose", "unet"])
+@pytest.mark.parametrize("name", ["pool-upsample", "conv-transpose", "unet", "residual"])
 @pytest.mark.parametrize("kernel", [3, 4, 5, 7])
 def test_every_kernel_keeps_the_picture_size(name, kernel):
     net = model(name, filters=2, colours=3, kernel=kernel)
     out, _ = jax.eval_shape(net.init_with_output, KEY, jnp.zeros((2, 16, 24, 1)))
     assert out.shape == (2, 16, 24, 3)
+
+
+def test_a_residual_net_adds_a_table_of_the_grey_level():
+    net = ResidualNet(filters=2, colours=3, levels=4)
+    grey = jnp.full((1, 8, 8, 1), 0.375)  # half-way between levels 1 and 2
+    variables = net.init(KEY, grey)
+    table = jnp.arange(15.0).reshape(5, 3)
+    with_table = {**variables, "params": {**variables["params"], "table": table}}
+    added = net.apply(with_table, grey) - net.apply(variables, grey)
+    np.testing.assert_allclose(added, np.broadcast_to([4.5, 5.5, 6.5], (1, 8, 8, 3)), rtol=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -383,6 +383,7 @@ print("sum", repr(float(found.loss.sum())), len(jax.devices()))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_sweep_and_take_it_up_again(tmp_path, run):
     import socket
 
