@@ -6,14 +6,16 @@ from pathlib import Path
 
 # Most of a test's time is compilation: the programs run briefly, and need no optimised code. Set
 # before jax is imported; a test that wants other flags gives them to a process of its own.
-_OLD = metadata.version("jax").startswith("0.10.")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
     "--xla_cpu_parallel_codegen_split_count=1 "
     # The emitters of fusions take half of the time; newer versions have no others.
-    + ("--xla_cpu_use_fusion_emitters=false" if _OLD else "")
-    + ("" if _OLD else "--xla_disable_hlo_passes=cpu-instruction-fusion"),
+    + (
+        "--xla_cpu_use_fusion_emitters=false"
+        if metadata.version("jax").startswith("0.10.")
+        else "--xla_disable_hlo_passes=cpu-instruction-fusion"
+    ),
 )
 
 import jax
