@@ -37,7 +37,7 @@ MOST = {"statistics": 640, "probe": 400}
 """Pictures, spread over those that there are, for population statistics and for either part of the
 probe, at most."""
 
-FULL = {"filters": 16, "colours": 24, "size": 32, "batch_size": 50, "steps": 300}
+FULL = {"batch_size": 16, "colours": 12, "steps": 300}
 
 
 @dataclass(frozen=True)
