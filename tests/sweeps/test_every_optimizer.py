@@ -36,8 +36,9 @@ def test_alone_masked_and_static_agree(name):
     run = oj.make_run(oj.least_squares(X, T), factory, 6, max_batch_size=4, record_every=3)
     grid = {**{k: [v] for k, v in own.items()}, "batch_size": [2, 4]}
     if name in REFUSED:
-        with pytest.raises(UserError, match=rf"^[^\n]*{REFUSED[name]}[^\n]*$"):
+        with pytest.raises(UserError, match=REFUSED[name]) as raised:
             run({**own, "batch_size": 2}, jax.random.key(0))
+        assert "\n" not in str(raised.value)  # JAX may add a note of its traceback
         return
     alone = [
         [run({**own, "batch_size": b}, jax.random.key(s)).final_loss for s in range(2)]
