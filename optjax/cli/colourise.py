@@ -44,7 +44,7 @@ a demo, which knows the colours of little else.
 
 --data          pictures: FOLDER/, cifar10 or FILE.npz, uint8 (n, H, W, 3)
 --out           the model (in the cache, where colourise finds it)
---net           pool-upsample, conv-transpose or unet
+--net           pool-upsample, conv-transpose, unet (the default) or residual
 --filters       channels of its first stage (32)
 --bins          bins of chroma, chosen by k-means (64)
 --size          side of the pictures in pixels, a multiple of 4 (64)
@@ -75,7 +75,7 @@ def colourise(words: list[str]) -> int:
     from optjax.support.console import Console
 
     colouriser = Colouriser.load(_model(model))
-    kept, console = 0, Console()
+    done, kept, console = 0, 0, Console()
     with console.late("colourise") as progress:
         for i, (source, name) in enumerate(photographs):
             progress(f"{i} of {len(photographs)}, {source.name}", i / len(photographs))
@@ -95,9 +95,9 @@ def colourise(words: list[str]) -> int:
                 failed += 1
                 console.line(f"optjax: {error}")
                 continue
+            done += 1
             for note in seen.notes:
                 console.line(f"{str(source)!r}: {note}")
-    done = len(photographs) - failed - kept
     print(f"{done} coloured, {kept} kept, {failed} failed: {out}")
     return 1 if failed else 0
 
