@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from optjax.colourisation.sources import Split, one_line
+from optjax.colourisation.photograph import one_line
+from optjax.colourisation.sources import Split
 from optjax.support import cache
 from optjax.support.console import silent
 from optjax.support.errors import UserError, nearest

@@ -88,14 +88,13 @@ def read_photograph(path: Path) -> Photograph:
         ) from None
     except Exception as error:  # a decoder fed with hostile bytes raises nearly anything
         raise UserError(
-            f"{str(path)!r}: not a readable picture ({_reason(error)}); repair or remove it"
+            f"{str(path)!r}: not a readable picture ({one_line(error)}); repair or remove it"
         ) from error
 
 
-def _reason(error: BaseException) -> str:
-    """Return an error's text on one line of at most 200 characters, or its type's name."""
-    said = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
-    return said or type(error).__name__
+def one_line(error: BaseException) -> str:
+    """Return an exception's text on one line of at most 200 characters, or its type's name."""
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _upright(picture: "Image") -> Photograph:
@@ -205,4 +204,4 @@ def write_photograph(photograph: Photograph, path: Path) -> None:
         picture.save(content, kind, **options, **{k: v for k, v in kept.items() if v})
         write_bytes(path, content.getvalue())
     except Exception as error:  # an encoder, given metadata that anybody wrote
-        raise UserError(f"{str(path)!r}: cannot be written ({_reason(error)})") from error
+        raise UserError(f"{str(path)!r}: cannot be written ({one_line(error)})") from error

@@ -14,7 +14,7 @@ from typing import IO
 import numpy as np
 from numpy.typing import NDArray
 
-from optjax.colourisation.photograph import SUFFIXES, read_photograph
+from optjax.colourisation.photograph import SUFFIXES, one_line, read_photograph
 from optjax.support.errors import UserError
 
 ARRAY_LIMIT_BYTES = 4 * 2**30
@@ -209,11 +209,6 @@ def read_npz(path: Path, seed: int = 0) -> tuple[Split, str]:
             "expected the same H and W"
         )
     return (train, held_out), f"arrays {first!r} and {second!r} as the file splits them"
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception's text on one line of at most 200 characters, or its type's name."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _read_picture(path: Path, size: int) -> tuple[NDArray[np.uint8], bool]:
