@@ -85,12 +85,17 @@ class UNet(nn.Module):
     """ConvTransposeNet with skip connections from stage 1 and from the input.
 
     Source: Ronneberger et al. (2015); the source document, section 4, part C. 56,856 parameters.
+
+    Attributes:
+      filters, colours, kernel, dtype: as of `EncoderDecoder`.
+      skips: which connections there are, of ``"stage"`` and ``"input"``.
     """
 
     filters: int = 32
     colours: int = 24
     kernel: int = 3
     dtype: DTypeLike | None = None
+    skips: tuple[str, ...] = ("stage", "input")
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
@@ -99,9 +104,12 @@ class UNet(nn.Module):
         first = nn.relu(norm()(conv(nf, stride=2)(x), train, mask))
         y = nn.relu(norm()(conv(2 * nf, stride=2)(first), train, mask))
         y = nn.relu(norm()(up(nf)(y), train, mask))
-        y = jnp.concatenate([y, first], axis=-1)
+        if "stage" in self.skips:
+            y = jnp.concatenate([y, first], axis=-1)
         y = nn.relu(norm()(up(self.colours)(y), train, mask))
-        return conv(self.colours)(jnp.concatenate([y, x.astype(y.dtype)], axis=-1)).astype(x.dtype)
+        if "input" in self.skips:
+            y = jnp.concatenate([y, x.astype(y.dtype)], axis=-1)
+        return conv(self.colours)(y).astype(x.dtype)
 
 
 class ResidualNet(nn.Module):

@@ -50,6 +50,7 @@ def colourisation_problem(
     train: tuple[ArrayLike, ArrayLike],
     validation: tuple[ArrayLike, ArrayLike] | None = None,
     chunk: int = 100,
+    weights: ArrayLike | None = None,
 ) -> Problem:
     """Make the problem of training a model to give each pixel's colour; see `flax_problem`.
 
@@ -60,12 +61,15 @@ def colourisation_problem(
       train: (grey (n, H, W, 1), labels (n, H, W)).
       validation: the same, held out; None: no metrics.
       chunk: pictures evaluated at once.
+      weights: of the colours in the loss, (K,); None: 1. With them, it also records
+        ``validation_cross_entropy``, which does not weigh.
     """
-    return flax_problem(
-        model,
-        *train,
-        pixelwise_cross_entropy,
-        validation=validation,
-        score=pixel_accuracy,
-        chunk=chunk,
-    )
+
+    def loss(scores: Array, labels: Array) -> Array:
+        return pixelwise_cross_entropy(scores, labels, weights)
+
+    def score(scores: Array, labels: Array) -> dict[str, Array]:
+        plain = {"cross_entropy": pixelwise_cross_entropy(scores, labels)}
+        return pixel_accuracy(scores, labels) | ({} if weights is None else plain)
+
+    return flax_problem(model, *train, loss, validation=validation, score=score, chunk=chunk)

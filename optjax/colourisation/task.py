@@ -24,7 +24,8 @@ class Task:
     palette: NDArray[np.float64]  # (K, 3)
     train: Labelled
     validation: Labelled
-    baseline: BaselineResult  # on the validation pictures
+    grey_levels: GreyLevelBaseline
+    baseline: BaselineResult  # that of the grey levels, on the validation pictures
 
     def problem(self, net: Module) -> Problem:
         """Make the problem of training a network on it; see `colourisation_problem`."""
@@ -67,4 +68,4 @@ def make_task(
     )
     baseline = GreyLevelBaseline.fit(pictures.train, train[1], colours)
     judged = baseline.evaluate(pictures.validation, validation[1])
-    return Task(pictures, found, train, validation, judged)
+    return Task(pictures, found, train, validation, baseline, judged)

@@ -22,9 +22,8 @@ from optjax.colourisation.colouriser import (
     variables_of,
 )
 from optjax.colourisation.pictures import Pictures
-from optjax.colourisation.problem import pixel_accuracy, pixelwise_cross_entropy
+from optjax.colourisation.problem import colourisation_problem
 from optjax.convnets.layers import population_statistics
-from optjax.run.flax_models import flax_problem
 from optjax.run.problems import Data, Problem
 from optjax.run.trajectory import make_run
 from optjax.support.errors import UserError, whole
@@ -45,13 +44,18 @@ def population_metrics(net: Module, problem: Problem, batch: int) -> Callable:
     """
 
     def metrics(variables: tuple, data: Data) -> dict[str, jax.Array]:
-        params, state = variables
-        stats = population_statistics(
-            net, {"params": params, **state}, data.examples["inputs"], batch
-        )
-        return problem.metrics(params, {"batch_stats": stats}, data, {})
+        settled = settle(net, *variables, data, batch)
+        params, state = settled["params"], {"batch_stats": settled["batch_stats"]}
+        return problem.metrics(params, state, data, {})
 
     return metrics
+
+
+def settle(net: Module, params: PyTree, state: PyTree, data: Data, batch: int) -> dict[str, PyTree]:
+    """Return the variables of a trained network, "params" and "batch_stats" of the population."""
+    variables = {"params": params, **state}
+    stats = population_statistics(net, variables, data.examples["inputs"], batch)
+    return {"params": params, "batch_stats": stats}
 
 
 def train_colouriser(
@@ -102,16 +106,7 @@ def train_colouriser(
     centres = chroma_bins(to_lab(pixels[drawn][None]).chroma[0], bins, seed)
     train, held_out = (_labelled(part, centres) for part in (pictures.train, pictures.validation))
     weights = rebalanced(train[1], bins) if rebalance else None
-    grey, labels = (np.concatenate([part, part[:, :, ::-1]]) for part in train)
-
-    def loss(scores: Array, labels: Array) -> Array:
-        return pixelwise_cross_entropy(scores, labels, weights)
-
-    def score(scores: Array, labels: Array) -> dict[str, Array]:
-        plain = {"cross_entropy": pixelwise_cross_entropy(scores, labels)}
-        return {**pixel_accuracy(scores, labels), **plain}
-
-    problem = flax_problem(model, grey, labels, loss, validation=held_out, score=score)
+    problem = colourisation_problem(model, mirrored(train), held_out, weights=weights)
     every = next(n for n in range(max(1, steps // 20), steps + 1) if steps % n == 0)
     run = make_run(
         problem, optax.adam, steps,
@@ -119,25 +114,35 @@ def train_colouriser(
     )  # fmt: skip
 
     def final(params: PyTree, state: PyTree, data: Data) -> dict[str, Array]:
-        variables = {"params": params, **state}
-        stats = population_statistics(model, variables, data.examples["inputs"], batch_size)
-        metrics = problem.metrics(params, {"batch_stats": stats}, data, {})
-        kept = ravel_pytree({"params": params, "batch_stats": stats})[0]
-        return {"weights": kept, **{f"final_{name}": value for name, value in metrics.items()}}
+        settled = settle(model, params, state, data, batch_size)
+        metrics = problem.metrics(params, {"batch_stats": settled["batch_stats"]}, data, {})
+        final = {f"final_{name}": value for name, value in metrics.items()}
+        return {"weights": ravel_pytree(settled)[0], **final}
 
     rate = optax.cosine_decay_schedule(learning_rate, steps)
     found = sweep(run, {"learning_rate": [rate]}, [seed], final=final, out=out, progress=progress)
     ended = found.isel(learning_rate=0, seed=0)
     if not np.isfinite(ended["weights"]).all():
         raise UserError(f"the training diverged: take a learning_rate below {learning_rate:g}")
-    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables_of(model))
-    variables = jax.tree.map(np.asarray, ravel_pytree(empty)[1](jnp.asarray(ended["weights"])))
+    variables = unravel(model, ended["weights"].values)
     scores = {
-        "loss": float(ended["final_validation_cross_entropy"]),
+        "loss": float(ended[f"final_validation_{'cross_entropy' if rebalance else 'loss'}"]),
         "accuracy": float(ended["final_validation_accuracy"]),
     }
     note = f"{pictures.name}: {pictures.note}"
     return Colouriser(net, filters, centres, variables, note), scores
+
+
+def mirrored(part: tuple[NDArray, NDArray]) -> tuple[NDArray, NDArray]:
+    """Add the mirror images of pictures (n, H, W, 1) and of their labels (n, H, W)."""
+    grey, labels = (np.concatenate([each, each[:, :, ::-1]]) for each in part)
+    return grey, labels
+
+
+def unravel(net: Module, weights: NDArray) -> PyTree:
+    """Return the variables of a network, of NumPy's arrays, from their ravelled numbers."""
+    empty = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), variables_of(net))
+    return jax.tree.map(np.asarray, ravel_pytree(empty)[1](jnp.asarray(weights)))
 
 
 def _labelled(

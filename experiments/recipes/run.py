@@ -1,0 +1,269 @@
+"""What makes a network better at the source's task, at the source's budget?"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import xarray as xr
+from flax.linen import Module
+from jax.flatten_util import ravel_pytree
+
+from optjax.colourisation.colouriser import rebalanced
+from optjax.colourisation.metrics import (
+    calibration,
+    coloured,
+    colourfulness,
+    confusion,
+    label_scores,
+    psnr,
+    ssim,
+)
+from optjax.colourisation.pictures import Pictures, demo_pictures, load_pictures
+from optjax.colourisation.problem import colourisation_problem
+from optjax.colourisation.task import Task, make_task
+from optjax.colourisation.training import mirrored, settle, unravel
+from optjax.convnets.layers import BatchNorm
+from optjax.experiments.pooling import PHOTOGRAPHS, missed_by_a_probe
+from optjax.experiments.recipes.claims import claims as claims
+from optjax.experiments.recipes.figures import figures as figures
+from optjax.experiments.recipes.studies import OPTIMISERS, STUDIES, Recipe
+from optjax.run.problems import Data, Problem
+from optjax.run.trajectory import make_run
+from optjax.support.console import silent
+from optjax.support.errors import UserError, nearest, whole
+from optjax.support.types import PyTree
+from optjax.sweeps import sweep
+
+TEMPERATURES = (0.05, 0.2, 0.38, 0.6, 1.0)
+RECORDS = 10
+"""Records along a run, at most."""
+SHOWN = 8
+PROBED = 300
+"""Pictures for either part of the probe, at most."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Which recipes colour pictures best, and which of their parts does it?
+
+    A recipe is a network and the way it is trained. Scores are of population statistics.
+
+    Command: optjax run recipes --study comparison --data cifar10 (or FILE.npz, FOLDER/).
+    Studies: ours (the default), comparison, ablation, rebalancing, skips, kernels, batches, widths.
+    Cost: 30 s on two cores for the demo; 5 minutes a seed and recipe for the horses.
+    Expect: with a table of each pixel's own grey level a small residual network beats the majority
+    colour of that level; no network of the source does.
+    """
+
+    data: str | None = None
+    """FILE.npz, FOLDER/ or cifar10; without it, tiles of scikit-image's photographs."""
+    palette: str | None = None
+    """FILE.npy with the palette's colours; without it, k-means of the training pictures."""
+    study: str = "ours"
+    """Which recipes: a name of STUDIES."""
+    class_name: str = "horse"
+    """The class of cifar10."""
+    seeds: int = 3
+    """Runs a recipe."""
+    steps: int | None = None
+    """Steps; by default 1250, the source's, and 120 of the demo."""
+    batch_size: int | None = None
+    """Pictures a step where the study says 100; by default 100, and 16 of the demo."""
+    shrink: int | None = None
+    """Divides the filters of every recipe; by default 1, and 2 of the demo."""
+    colours: int = 24
+    """NC, colours of the palette."""
+    size: int = 16
+    """Side in pixels of the demo's tiles and of a folder's pictures."""
+    seed: int = 0
+    """First seed of the runs, and that of the palette."""
+
+
+FULL = {"steps": 300}
+
+
+def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
+    """Train every recipe from every seed, and score it on pictures held out."""
+    for name, least in (("seeds", 1), ("colours", 6), ("seed", 0), ("size", 8)):
+        whole(name, getattr(config, name), least)
+    demo = config.data is None
+    steps = whole("steps", config.steps or (120 if demo else 1250), 1)
+    batch = whole("batch_size", config.batch_size or (16 if demo else 100), 1)
+    shrink = whole("shrink", config.shrink or (2 if demo else 1), 1)
+    if config.study not in STUDIES:
+        raise UserError(f"unknown study {config.study!r}: {nearest(config.study, STUDIES)}")
+    recipes = {
+        name: replace(recipe, batch_size=max(1, recipe.batch_size * batch // 100))
+        for name, recipe in STUDIES[config.study].items()
+    }
+    task = make_task(_pictures(config), config.colours, config.palette, seed=config.seed)
+    most, count = max(r.batch_size for r in recipes.values()), len(task.train[0])
+    if most > count:
+        raise UserError(f"{count} training pictures: study {config.study!r} needs {most} or more")
+    seeds = range(config.seed, config.seed + config.seeds)
+    found = []
+    for i, (name, recipe) in enumerate(recipes.items()):
+        net = recipe.network(config.colours, shrink)
+        runs = _trained(
+            recipe, net, task, max(1, round(recipe.share * steps)), seeds,
+            lambda text, f, i=i, name=name: progress(f"{name}: {text}", (i + f) / len(recipes)),
+        )  # fmt: skip
+        found.append(_judged(net, runs, task, probe=config.study == "skips"))
+    data = task.pictures
+    shown = _spread(data.validation, SHOWN)
+    dataset = xr.concat(found, "recipe", coords="minimal", compat="override")
+    return dataset.assign(
+        baseline_accuracy=task.baseline.accuracy,
+        baseline_loss=task.baseline.loss,
+        true_colourfulness=colourfulness(data.validation),
+        palette=(("colour", "channel"), task.palette),
+        share=(("colour",), np.bincount(task.validation[1].ravel(), minlength=config.colours)
+               / task.validation[1].size),
+        true=(("picture", "y", "x", "channel"), shown),
+    ).assign_coords(recipe=list(recipes), seed=list(seeds)).assign_attrs(
+        demo=int(demo), data=data.name, note=data.note, study=config.study, steps=steps,
+    )  # fmt: skip
+
+
+def _pictures(config: Config) -> Pictures:
+    if config.data is None:
+        return demo_pictures(PHOTOGRAPHS, config.size, seed=config.seed)
+    return load_pictures(
+        config.data, class_name=config.class_name, size=config.size, seed=config.seed
+    )
+
+
+def _trained(
+    recipe: Recipe,
+    net: Module,
+    task: Task,
+    steps: int,
+    seeds: range,
+    progress: Callable[[str, float], None],
+) -> xr.Dataset:
+    """Train a recipe from every seed; the runs keep their variables of population statistics."""
+    train = mirrored(task.train) if recipe.mirrored else task.train
+    weights = rebalanced(task.train[1], len(task.palette)) if recipe.rebalance else None
+    problem = colourisation_problem(net, train, task.validation, weights=weights)
+    if recipe.counted:
+        problem = _begun_at_the_counts(problem, task)
+    learn = make_run(
+        problem,
+        OPTIMISERS[recipe.optimiser],
+        steps,
+        sampler="epochs",
+        max_batch_size=recipe.batch_size,
+        record_every=next(n for n in range(-(-steps // RECORDS), steps + 1) if steps % n == 0),
+    )
+    rate: Any = recipe.learning_rate
+    if recipe.cosine:
+        rate = optax.cosine_decay_schedule(recipe.learning_rate, steps)
+
+    def final(params: PyTree, state: PyTree, data: Data) -> dict[str, jax.Array]:
+        settled = settle(net, params, state, data, recipe.batch_size)
+        return {"weights": ravel_pytree(settled)[0]}
+
+    runs = sweep(
+        learn, {"learning_rate": [rate]}, seeds, keep_diverged=True, final=final, progress=progress
+    )
+    return runs.isel(learning_rate=0, drop=True)
+
+
+def _begun_at_the_counts(problem: Problem, task: Task) -> Problem:
+    """Begin the table of a residual network at the log-frequencies of each grey level."""
+    log_p = np.log(task.grey_levels.probabilities).astype(np.float32)
+
+    def init(key: jax.Array, data: Data) -> tuple[PyTree, PyTree]:
+        params, state = problem.init(key, data)
+        at = np.linspace(0, len(log_p) - 1, len(params["table"])).round().astype(int)
+        return {**params, "table": jnp.asarray(log_p[at])}, state
+
+    return replace(problem, init=init)
+
+
+def _judged(net: Module, runs: xr.Dataset, task: Task, probe: bool) -> xr.Dataset:
+    """Score the runs of a recipe on the validation pictures; probe its last features if asked."""
+    apply: Any = jax.jit(lambda variables, x: jax.nn.softmax(net.apply(variables, x, train=False)))
+    (grey, labels), true = task.validation, task.pictures.validation
+    colours, missed = len(task.palette), _probe(net)
+    probed = [_spread(part[0], PROBED) for part in (task.train, task.validation)]
+    rows: list[dict[str, Any]] = []
+    for weights in runs["weights"].values:
+        variables = unravel(net, weights)
+        parts = (grey[at : at + 100] for at in range(0, len(grey), 100))
+        p = np.concatenate([np.asarray(apply(variables, part)) for part in parts])
+        best = p.argmax(-1)
+        found = [coloured(p, task.palette, grey, t) for t in TEMPERATURES]
+        at = TEMPERATURES.index(0.38)
+        shown = _spread(p, SHOWN)
+        rows.append(
+            {
+                **label_scores(p, labels),
+                "ssim": ssim(true, found[at]),
+                "psnr": [psnr(true, each) for each in found],
+                "colourfulness": [colourfulness(each) for each in found],
+                "confusion": confusion(labels, best, colours),
+                "reliability": np.array(calibration(p.max(-1).ravel(), (best == labels).ravel())),
+                "found": _spread(found[at], SHOWN),
+                "right": _spread(best == labels, SHOWN),
+                "entropy": -(shown * np.log(np.maximum(shown, 1e-30))).sum(-1),
+                **({"missed": missed(variables, *probed)} if probe else {}),
+            }
+        )
+    dims = {
+        "psnr": ("temperature",),
+        "colourfulness": ("temperature",),
+        "confusion": ("colour", "given"),
+        "reliability": ("kind", "range"),
+        "found": ("picture", "y", "x", "channel"),
+        "right": ("picture", "y", "x"),
+        "entropy": ("picture", "y", "x"),
+    }
+    table = {
+        name: (("seed", *dims.get(name, ())), np.stack([row[name] for row in rows]))
+        for name in rows[0]
+    }
+    sizes = jax.tree.leaves(unravel(net, runs["weights"].values[0])["params"])
+    # Runs of other lengths have their records at other steps: by record, then.
+    records = np.linspace(0, runs.sizes["step"] - 1, RECORDS).round().astype(int)
+    curve = runs["validation_loss"].transpose("seed", "step").values[:, records]
+    dataset = xr.Dataset(
+        {
+            **table,
+            "curve": (("seed", "record"), curve),
+            "curve_step": ("record", runs["step"].values[records]),
+            "parameters": sum(leaf.size for leaf in sizes),
+            "seconds_a_run": runs.attrs["seconds"] / len(rows),
+        },
+        {"temperature": list(TEMPERATURES), "kind": ["confidence", "accuracy", "share"]},
+    )
+    first = dataset[["found", "right", "entropy"]].isel(seed=0)  # of pictures one seed is enough
+    return dataset.assign(first)
+
+
+def _probe(net: Module) -> Any:
+    """Make the program of what a probe misses of the grey picture in the last features.
+
+    These are the features of the source's networks at full size before the input joins them.
+    """
+
+    @jax.jit
+    def missed(variables: PyTree, fitted: jax.Array, judged: jax.Array) -> jax.Array:
+        seen: Any = net.apply(
+            variables, jnp.concatenate([fitted, judged]), train=False,
+            capture_intermediates=lambda layer, _: isinstance(layer, BatchNorm),
+        )[1]  # fmt: skip
+        features = jax.nn.relu(seen["intermediates"]["BatchNorm_3"]["__call__"][0])
+        cut = len(fitted)
+        return missed_by_a_probe(features[:cut], fitted, features[cut:], judged)
+
+    return missed
+
+
+def _spread(values: np.ndarray, most: int) -> np.ndarray:
+    """Take at most so many, evenly spaced."""
+    return values[np.linspace(0, len(values) - 1, min(most, len(values))).astype(int)]
