@@ -40,7 +40,7 @@ from optjax.sweeps import sweep
 
 TEMPERATURES = (0.05, 0.2, 0.38, 0.6, 1.0)
 RECORDS = 10
-"""Records along a run, at most."""
+"""Records along a run, at most, and one in 40 steps: each is as dear as three steps."""
 SHOWN = 8
 PROBED = 300
 """Pictures for either part of the probe, at most."""
@@ -148,6 +148,7 @@ def _trained(
     """Train a recipe from every seed; the runs keep their variables of population statistics."""
     train = mirrored(task.train) if recipe.mirrored else task.train
     weights = rebalanced(task.train[1], len(task.palette)) if recipe.rebalance else None
+    least = -(-steps // max(1, min(RECORDS, steps // 40)))
     problem = colourisation_problem(net, train, task.validation, weights=weights)
     if recipe.counted:
         problem = _begun_at_the_counts(problem, task)
@@ -157,7 +158,7 @@ def _trained(
         steps,
         sampler="epochs",
         max_batch_size=recipe.batch_size,
-        record_every=next(n for n in range(-(-steps // RECORDS), steps + 1) if steps % n == 0),
+        record_every=next(n for n in range(least, steps + 1) if steps % n == 0),
     )
     rate: Any = recipe.learning_rate
     if recipe.cosine:

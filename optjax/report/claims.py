@@ -173,6 +173,21 @@ def mean_interval(values: Any) -> list[float] | None:
     return [float(values.mean() - half), float(values.mean() + half)]
 
 
+def prediction_interval(values: Any) -> list[float] | None:
+    """Compute the 95 % interval of one further value; None for fewer than two values.
+
+    m ± t₀.₉₇₅,ₙ₋₁ · s √(1 + 1/n)
+
+    >>> [round(end, 3) for end in prediction_interval([1.0, 2.0, 3.0])]
+    [-2.968, 6.968]
+    """
+    ends = mean_interval(values)
+    if ends is None:
+        return None
+    middle, wider = sum(ends) / 2, (len(values) + 1) ** 0.5
+    return [middle + wider * (end - middle) for end in ends]
+
+
 def with_interval(value: float, interval: Any, digits: int = 3, unit: str = "") -> str:
     """Write a value in short, and its interval in brackets where there is one.
 
