@@ -180,8 +180,7 @@ def _begun_at_the_counts(problem: Problem, task: Task) -> Problem:
 
     def init(key: jax.Array, data: Data) -> tuple[PyTree, PyTree]:
         params, state = problem.init(key, data)
-        at = np.linspace(0, len(log_p) - 1, len(params["table"])).round().astype(int)
-        return {**params, "table": jnp.asarray(log_p[at])}, state
+        return {**params, "table": jnp.asarray(log_p)}, state
 
     return replace(problem, init=init)
 

@@ -115,14 +115,14 @@ class UNet(nn.Module):
 class ResidualNet(nn.Module):
     """Residual blocks on half and quarter size, and each pixel's own grey level in the scores.
 
-    The scores are a table's, linear between grey levels, plus those of a U: so the network begins
-    as the baseline that asks for a pixel's grey level alone, and adds what its surroundings say.
+    The scores are a table's, of the pixel's grey level, plus those of a U: so the table can be the
+    baseline that asks for a pixel's grey level alone, and the U adds what its surroundings say.
 
     Attributes:
       filters: NF, channels at half size.
       colours, kernel, dtype: as of the others.
       blocks: residual blocks at each of the two sizes.
-      levels: of the table; 0: no table.
+      levels: of the table, over [0, 1]; 0: no table.
     """
 
     filters: int = 32
@@ -130,7 +130,7 @@ class ResidualNet(nn.Module):
     kernel: int = 3
     dtype: DTypeLike | None = None
     blocks: int = 1
-    levels: int = 64
+    levels: int = 256
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, mask: Array | None = None) -> Array:
@@ -153,10 +153,11 @@ class ResidualNet(nn.Module):
         scores = conv(self.colours)(jnp.concatenate([y, full], axis=-1)).astype(x.dtype)
         if not self.levels:
             return scores
-        at = jnp.arange(self.levels + 1, dtype=x.dtype).reshape(1, 1, 1, -1)
-        hats = jnp.maximum(1 - jnp.abs(x * self.levels - at), jnp.zeros((), x.dtype))
-        shape = (self.levels + 1, self.colours)
-        return scores + hats @ self.param("table", nn.initializers.zeros, shape, x.dtype)
+        # Grey is in thirds of 1/255: the thousandth keeps whole levels from rounding down.
+        level = jnp.floor(x[..., 0] * (self.levels - 1) + 1e-3).astype(jnp.int32)
+        shape = (self.levels, self.colours)
+        table = self.param("table", nn.initializers.zeros, shape, x.dtype)
+        return scores + table[jnp.clip(level, 0, self.levels - 1)]
 
 
 MODELS: dict[str, type[EncoderDecoder] | type[UNet]] = {
