@@ -84,9 +84,9 @@ class Config:
     seeds: int | None = None
     """Runs a network; by default 5, three of the demo."""
     epochs: int | None = None
-    """Passes over the training pictures; by default 25, four for the demo."""
+    """Passes over the training pictures; by default 25, two for the demo."""
     pictures: int | None = None
-    """Training pictures, drawn from those that there are; by default all, 400 for the demo."""
+    """Training pictures, drawn from those that there are; by default all, 200 for the demo."""
     batch_size: int | None = None
     """Pictures a step; by default 100, 20 for the demo."""
     learning_rate: float = 1e-3
@@ -125,7 +125,7 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
     config = replace(
         config,
         seeds=config.seeds or (3 if given.demo else LEAST_SEEDS),
-        epochs=config.epochs or (4 if given.demo else PROTOCOL["epochs"]),
+        epochs=config.epochs or (2 if given.demo else PROTOCOL["epochs"]),
         filters=config.filters or (16 if given.demo else PROTOCOL["filters"]),
         batch_size=config.batch_size or (20 if given.demo else PROTOCOL["batch_size"]),
     )
@@ -135,7 +135,7 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
         )
         for name in config.nets
     }
-    most = config.pictures or (400 if given.demo else None)
+    most = config.pictures or (200 if given.demo else None)
     if given.demo:
         given = replace(given, validation=given.validation[::2])
     task = make_task(given, config.colours, config.palette, most, config.seed)

@@ -64,6 +64,7 @@ def _scores(dataset: xr.Dataset) -> Figure:
 
 def _listed(ax: Axes, values: np.ndarray) -> None:
     """Draw each seed, the mean and its interval, a line for each recipe; values (recipe, seed)."""
+    ax.set_ylim(-0.6, len(values) - 0.4)
     for i, row in enumerate(values):
         ax.plot(row, np.full(len(row), i), ".", color=COLOURS[5], markersize=5)
         half = row.mean() - (mean_interval(row) or [np.nan])[0]

@@ -54,7 +54,7 @@ class Config:
 
     Command: optjax run recipes --study comparison --data cifar10 (or FILE.npz, FOLDER/).
     Studies: ours (the default), comparison, ablation, rebalancing, skips, kernels, batches, widths.
-    Cost: 30 s on two cores for the demo; 5 minutes a seed and recipe for the horses.
+    Cost: 30 s on two cores for the demo; 5 min a seed and recipe for the horses.
     Expect: with a table of each pixel's own grey level a small residual network beats the majority
     colour of that level; no network of the source does.
     """
@@ -70,44 +70,45 @@ class Config:
     seeds: int = 3
     """Runs a recipe."""
     steps: int | None = None
-    """Steps; by default 1250, the source's, and 120 of the demo."""
+    """Steps; by default 1250, the source's, and 400 of the demo."""
     batch_size: int | None = None
-    """Pictures a step where the study says 100; by default 100, and 16 of the demo."""
+    """Pictures a step where the study says 100; by default 100, and 32 of the demo."""
     shrink: int | None = None
     """Divides the filters of every recipe; by default 1, and 2 of the demo."""
-    colours: int = 24
-    """NC, colours of the palette."""
+    colours: int | None = None
+    """NC, colours of the palette; by default 24, and 12 of the demo."""
     size: int = 16
     """Side in pixels of the demo's tiles and of a folder's pictures."""
     seed: int = 0
     """First seed of the runs, and that of the palette."""
 
 
-FULL = {"steps": 300}
+FULL = {"study": "comparison"}
 
 
 def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
     """Train every recipe from every seed, and score it on pictures held out."""
-    for name, least in (("seeds", 1), ("colours", 6), ("seed", 0), ("size", 8)):
+    for name, least in (("seeds", 1), ("seed", 0), ("size", 8)):
         whole(name, getattr(config, name), least)
     demo = config.data is None
-    steps = whole("steps", config.steps or (120 if demo else 1250), 1)
-    batch = whole("batch_size", config.batch_size or (16 if demo else 100), 1)
+    steps = whole("steps", config.steps or (400 if demo else 1250), 1)
+    batch = whole("batch_size", config.batch_size or (32 if demo else 100), 1)
     shrink = whole("shrink", config.shrink or (2 if demo else 1), 1)
+    colours = whole("colours", config.colours or (12 if demo else 24), 6)
     if config.study not in STUDIES:
         raise UserError(f"unknown study {config.study!r}: {nearest(config.study, STUDIES)}")
     recipes = {
         name: replace(recipe, batch_size=max(1, recipe.batch_size * batch // 100))
         for name, recipe in STUDIES[config.study].items()
     }
-    task = make_task(_pictures(config), config.colours, config.palette, seed=config.seed)
+    task = make_task(_pictures(config), colours, config.palette, seed=config.seed)
     most, count = max(r.batch_size for r in recipes.values()), len(task.train[0])
     if most > count:
         raise UserError(f"{count} training pictures: study {config.study!r} needs {most} or more")
     seeds = range(config.seed, config.seed + config.seeds)
     found = []
     for i, (name, recipe) in enumerate(recipes.items()):
-        net = recipe.network(config.colours, shrink)
+        net = recipe.network(colours, shrink)
         runs = _trained(
             recipe, net, task, max(1, round(recipe.share * steps)), seeds,
             lambda text, f, i=i, name=name: progress(f"{name}: {text}", (i + f) / len(recipes)),
@@ -121,7 +122,7 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
         baseline_loss=task.baseline.loss,
         true_colourfulness=colourfulness(data.validation),
         palette=(("colour", "channel"), task.palette),
-        share=(("colour",), np.bincount(task.validation[1].ravel(), minlength=config.colours)
+        share=(("colour",), np.bincount(task.validation[1].ravel(), minlength=colours)
                / task.validation[1].size),
         true=(("picture", "y", "x", "channel"), shown),
     ).assign_coords(recipe=list(recipes), seed=list(seeds)).assign_attrs(

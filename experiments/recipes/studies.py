@@ -85,7 +85,7 @@ STUDIES: dict[str, dict[str, Recipe]] = {
         "unet": UNET,
         "ours": OURS,
     },
-    "ours": {"unet": UNET, "ours": OURS},
+    "ours": {"ours": OURS},
     "ablation": {
         **_one_after_another(),
         "ours, rate 3e-3": replace(OURS, learning_rate=3e-3),
