@@ -1,0 +1,106 @@
+"""The studies of recipes: every recipe trains, scores are kept, the verdict follows from them."""
+
+from dataclasses import replace
+
+import jax
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from optjax.colourisation.colouriser import variables_of
+from optjax.experiments.recipes import run as recipes
+from optjax.experiments.recipes.studies import OPTIMISERS, OURS, STUDIES, UNET
+from optjax.support.errors import UserError
+
+SMALL = {"steps": 2, "batch_size": 4, "shrink": 16, "colours": 6, "size": 8}
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """Pictures whose colour follows from their grey level alone."""
+    light = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1))
+    images = np.concatenate([light, light, 255 - light // 2], axis=-1).astype(np.uint8)
+    path = tmp_path_factory.mktemp("pictures") / "some.npz"
+    np.savez(path, train=images[:20], test=images[20:])
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def dataset(pictures):
+    few = {"unet": UNET, "ours": replace(OURS, optimiser="schedule-free Adam", rebalance=True)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(STUDIES, "skips", few | {"unet": replace(UNET, batch_size=50, share=2)})
+        patch.setattr(recipes, "_probe", lambda net: lambda *given: 0.5)
+        return recipes.run(recipes.Config(data=pictures, seeds=2, study="skips", **SMALL))
+
+
+@pytest.mark.parametrize("study", STUDIES)
+def test_every_recipe_is_a_network_and_a_way_to_train_it(study):
+    for recipe in STUDIES[study].values():
+        net = recipe.network(12, shrink=8)
+        picture = jax.ShapeDtypeStruct((2, 16, 16, 1), np.float32)
+        scores = jax.eval_shape(lambda v, x, net=net: net.apply(v, x), variables_of(net), picture)
+        assert scores.shape == (2, 16, 16, 12)
+        assert recipe.optimiser in OPTIMISERS
+        assert not recipe.counted or "table" in variables_of(net)["params"]
+
+
+def test_the_ablation_goes_from_the_sources_network_to_ours():
+    names = list(STUDIES["ablation"])
+    assert STUDIES["ablation"][names[0]] == UNET
+    assert OURS in STUDIES["ablation"].values()
+    assert len(names) >= 8
+
+
+def test_scores_of_every_seed_are_kept(dataset):
+    assert dataset.sizes["seed"] == 2
+    for name in ("accuracy", "top_5", "balanced_accuracy", "loss", "ssim", "calibration_error"):
+        assert dataset[name].dims == ("recipe", "seed")
+        assert np.all(np.isfinite(dataset[name])), name
+    assert dataset["psnr"].dims == ("recipe", "seed", "temperature")
+    assert dataset["curve_step"].sel(recipe="unet")[-1] == 4  # twice the steps, of two pictures
+    assert dataset["curve_step"].sel(recipe="ours")[-1] == 2
+    # The table knows these pictures; the other network has seen 8 of them.
+    assert np.all(dataset["accuracy"].sel(recipe="ours") > dataset["accuracy"].sel(recipe="unet"))
+
+
+def test_every_figure_is_drawn(dataset):
+    for study in ("comparison", "ablation"):
+        many = dataset.isel(recipe=[0, 1, 0, 1, 0] if study == "ablation" else [0, 1])
+        many = many.assign_coords(recipe=[f"r{i}" for i in range(many.sizes["recipe"])])
+        for fig in recipes.figures(many).values():
+            fig.canvas.draw()
+            plt.close(fig)
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "loss", "verdict"),
+    [
+        ([0.70, 0.71], [0.80, 0.81], "holds"),
+        ([0.70, 0.71], [0.80, 0.99], "corrected"),  # the interval of the loss holds the table's
+        ([0.50, 0.51], [0.99, 0.98], "refuted"),
+        ([0.70, np.nan], [0.80, np.nan], "not run"),
+    ],
+)
+def test_the_verdict_follows_from_both_scores(dataset, accuracy, loss, verdict):
+    told = dataset.assign(baseline_accuracy=0.62, baseline_loss=0.92)
+    for name, values in (("accuracy", accuracy), ("loss", loss)):
+        told[name] = (("recipe", "seed"), [values, values])
+    (claim,) = recipes.claims(told)
+    assert claim.verdict == verdict
+    assert recipes.claims(told.sel(recipe=["unet"])) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"study": "ablations"}, "did you mean 'ablation'"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"steps": -1}, "steps is -1"),
+        ({"colours": 3}, "colours is 3"),
+        ({"batch_size": 30}, "20 training pictures: study 'ours' needs 30 or more"),
+    ],
+)
+def test_refusals(pictures, wrong, words):
+    with pytest.raises(UserError, match=words):
+        recipes.run(recipes.Config(data=pictures, **SMALL | wrong))
