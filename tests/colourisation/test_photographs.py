@@ -1,6 +1,7 @@
 """Photographs of every kind through `optjax colourise`, and files that are none."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -80,7 +81,21 @@ def _jpeg_with_alpha(path):
     Image.fromarray(_gradient(4)).save(path, "PNG")
 
 
+def _two_in_one(path):
+    """An MPO, as cameras write with a preview."""
+    first, second = (Image.fromarray(_gradient(3) + i) for i in (0, 9))
+    first.save(path, "MPO", save_all=True, append_images=[second])
+
+
+def _endless_dots(path):
+    tags = Image.Exif()
+    tags[282], tags[283], tags[296] = 1e300, 0.0, 2
+    Image.fromarray(_gradient(3)).save(path, exif=tags)
+
+
 KINDS = {
+    "camera.jpg": _two_in_one,
+    "dots.tif": _endless_dots,
     "tagged.tif": _tagged,
     "mirrored.png": _mirrored,
     "black.jpg": _black_cmyk,
@@ -122,12 +137,14 @@ def test_every_kind_keeps_its_size_and_its_lightness(model, tmp_path, capsys):
         write(photos / name)
     KINDS["rgb.jpg"](photos / "below/deep.jpg")
     (photos / "notes.txt").write_text("no picture")
+    os.mkfifo(photos / "pipe.jpg")  # whoever opens it waits for ever
     words = [str(photos), "--out", str(out), "--model", str(model), "--work-size", "32"]
     assert main(["colourise", *words]) == 0
     said = capsys.readouterr()
-    assert "19 coloured, 0 kept, 0 failed" in said.out
+    assert "21 coloured, 0 kept, 0 failed" in said.out
     assert "not read: files ending in .txt" in said.err
     assert "tagged.tif': " not in said.err
+    assert "camera.jpg': the first of several pictures" in said.err
     assert "animated.gif': the first of several pictures" in said.err
     assert "badprofile.png': a colour profile that does not fit was left out" in said.err
     assert (out / "below/deep.jpg").is_file()
@@ -217,7 +234,7 @@ def test_a_broken_picture_is_one_line_and_the_others_are_done(model, tmp_path, c
         ([], "--out takes one value"),
         (["--out", "o"], "needs photographs"),
         (["none.jpg", "--out", "o"], "no such file or folder"),
-        (["*.jpg", "--out", "o"], "no such file or folder"),
+        (["/dev/null", "--out", "o"], "no such file or folder"),
         (["a.png", "--out", "o"], "there is no model yet: 'optjax train-colouriser'"),
         (["a.png", "--out", "o", "--model", "a.png"], "not a model of 'optjax train-colouriser'"),
         (["a.png", "--out", "o", "--model", "gone"], "cannot be read (No such file"),
@@ -288,7 +305,7 @@ def test_a_model_is_trained_on_a_folder_and_used(tmp_path, capsys, float32):
         )
     words = ["--data", str(folder), "--size", "16", "--filters", "4", "--bins", "4"]
     words += ["--steps", "40", "--batch-size", "4", "--out", str(tmp_path / "m")]
-    words += ["--checkpoints", str(tmp_path / "kept")]
+    words += ["--checkpoints", str(tmp_path / "kept"), "--rebalance"]
     assert main(["train-colouriser", *words]) == 0
     first = (tmp_path / "m").read_bytes()
     assert main(["train-colouriser", *words]) == 0  # from the folder

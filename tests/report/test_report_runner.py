@@ -228,7 +228,7 @@ def test_claims_merge_by_id_in_the_source_order(tmp_path):
     ("words", "expected"),
     [
         (["1"], ["minimum_norm", "rmsprop_counterexample"]),
-        (["4–5"], ["accounting", "colourisation", "padding", "pooling"]),
+        (["4–5"], ["accounting", "colourisation", "padding", "pooling", "recipes"]),
         (["5", "One-Step"], None),
         (["colourisation"], ["colourisation"]),
         (["2", "padding"], ["one_step", "weight_decay", "padding"]),
