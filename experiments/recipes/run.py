@@ -13,15 +13,6 @@ from flax.linen import Module
 from jax.flatten_util import ravel_pytree
 
 from optjax.colourisation.colouriser import rebalanced
-from optjax.colourisation.metrics import (
-    calibration,
-    coloured,
-    colourfulness,
-    confusion,
-    label_scores,
-    psnr,
-    ssim,
-)
 from optjax.colourisation.pictures import Pictures, demo_pictures, load_pictures
 from optjax.colourisation.problem import colourisation_problem
 from optjax.colourisation.task import Task, make_task
@@ -30,6 +21,15 @@ from optjax.convnets.layers import BatchNorm
 from optjax.experiments.pooling import PHOTOGRAPHS, missed_by_a_probe
 from optjax.experiments.recipes.claims import claims as claims
 from optjax.experiments.recipes.figures import figures as figures
+from optjax.experiments.recipes.metrics import (
+    calibration,
+    coloured,
+    colourfulness,
+    confusion,
+    label_scores,
+    psnr,
+    ssim,
+)
 from optjax.experiments.recipes.studies import OPTIMISERS, STUDIES, Recipe
 from optjax.run.problems import Data, Problem
 from optjax.run.trajectory import make_run

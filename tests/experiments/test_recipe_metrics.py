@@ -10,7 +10,7 @@ from sklearn.metrics import (
     top_k_accuracy_score,
 )
 
-from optjax.colourisation.metrics import (
+from optjax.experiments.recipes.metrics import (
     calibration,
     coloured,
     colourfulness,
