@@ -1,7 +1,7 @@
 """What makes a network better at the source's task, at the source's budget?"""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -38,10 +38,18 @@ from optjax.support.errors import UserError, nearest, whole
 from optjax.support.types import PyTree
 from optjax.sweeps import sweep
 
+SOURCES = {"steps": 1250, "batch_size": 100, "shrink": 1, "colours": 24}
+DEMO = {"steps": 400, "batch_size": 32, "shrink": 2, "colours": 12}
 TEMPERATURES = (0.05, 0.2, 0.38, 0.6, 1.0)
 RECORDS = 10
 """Records along a run, at most, and one in 40 steps: each is as dear as three steps."""
 SHOWN = 8
+PICTURES = {
+    "found": ("picture", "y", "x", "channel"),
+    "right": ("picture", "y", "x"),
+    "entropy": ("picture", "y", "x"),
+}
+"""What is kept of the pictures shown, of the first seed, and its axes."""
 PROBED = 300
 """Pictures for either part of the probe, at most."""
 
@@ -88,13 +96,14 @@ FULL = {"study": "comparison"}
 
 def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
     """Train every recipe from every seed, and score it on pictures held out."""
-    for name, least in (("seeds", 1), ("seed", 0), ("size", 8)):
-        whole(name, getattr(config, name), least)
     demo = config.data is None
-    steps = whole("steps", config.steps or (400 if demo else 1250), 1)
-    batch = whole("batch_size", config.batch_size or (32 if demo else 100), 1)
-    shrink = whole("shrink", config.shrink or (2 if demo else 1), 1)
-    colours = whole("colours", config.colours or (12 if demo else 24), 6)
+    defaults = DEMO if demo else SOURCES
+    chosen = asdict(config)
+    chosen |= {name: value for name, value in defaults.items() if chosen[name] is None}
+    least = {"colours": 6, "size": 8, "seed": 0}
+    for name in ("seeds", "seed", "size", *defaults):
+        whole(name, chosen[name], least.get(name, 1))
+    steps, batch, shrink, colours = (chosen[name] for name in defaults)
     if config.study not in STUDIES:
         raise UserError(f"unknown study {config.study!r}: {nearest(config.study, STUDIES)}")
     recipes = {
@@ -193,8 +202,12 @@ def _judged(net: Module, runs: xr.Dataset, task: Task, probe: bool) -> xr.Datase
     colours, missed = len(task.palette), _probe(net)
     probed = [_spread(part[0], PROBED) for part in (task.train, task.validation)]
     rows: list[dict[str, Any]] = []
-    for weights in runs["weights"].values:
-        variables = unravel(net, weights)
+    weights = runs["weights"].values
+    sound = np.isfinite(weights).all(-1)
+    if not sound.any():
+        raise UserError("every run of a recipe diverged: take pictures that differ more")
+    for each in weights[sound]:
+        variables = unravel(net, each)
         parts = (grey[at : at + 100] for at in range(0, len(grey), 100))
         p = np.concatenate([np.asarray(apply(variables, part)) for part in parts])
         best = p.argmax(-1)
@@ -215,35 +228,36 @@ def _judged(net: Module, runs: xr.Dataset, task: Task, probe: bool) -> xr.Datase
                 **({"missed": missed(variables, *probed)} if probe else {}),
             }
         )
-    dims = {
+    dims = PICTURES | {
         "psnr": ("temperature",),
         "colourfulness": ("temperature",),
         "confusion": ("colour", "given"),
         "reliability": ("kind", "range"),
-        "found": ("picture", "y", "x", "channel"),
-        "right": ("picture", "y", "x"),
-        "entropy": ("picture", "y", "x"),
     }
-    table = {
-        name: (("seed", *dims.get(name, ())), np.stack([row[name] for row in rows]))
-        for name in rows[0]
-    }
-    sizes = jax.tree.leaves(unravel(net, runs["weights"].values[0])["params"])
+    table = {}
+    for name in rows[0]:
+        values = np.stack([row[name] for row in rows])
+        if name in PICTURES:  # of one seed
+            table[name] = (dims[name], values[0])
+            continue
+        filled = np.full((len(sound), *values.shape[1:]), np.nan)  # where a run diverged
+        filled[sound] = values
+        table[name] = (("seed", *dims.get(name, ())), filled)
+    sizes = jax.tree.leaves(variables["params"])
     # Runs of other lengths have their records at other steps: by record, then.
     records = np.linspace(0, runs.sizes["step"] - 1, RECORDS).round().astype(int)
-    curve = runs["validation_loss"].transpose("seed", "step").values[:, records]
-    dataset = xr.Dataset(
+    plain = runs.get("validation_cross_entropy", runs["validation_loss"])
+    curve = plain.transpose("seed", "step").values[:, records]
+    return xr.Dataset(
         {
             **table,
             "curve": (("seed", "record"), curve),
             "curve_step": ("record", runs["step"].values[records]),
             "parameters": sum(leaf.size for leaf in sizes),
-            "seconds_a_run": runs.attrs["seconds"] / len(rows),
+            "seconds_a_run": runs.attrs["seconds"] / len(sound),
         },
         {"temperature": list(TEMPERATURES), "kind": ["confidence", "accuracy", "share"]},
     )
-    first = dataset[["found", "right", "entropy"]].isel(seed=0)  # of pictures one seed is enough
-    return dataset.assign(first)
 
 
 def _probe(net: Module) -> Any:

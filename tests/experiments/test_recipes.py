@@ -6,8 +6,12 @@ import jax
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import xarray as xr
+from jax.flatten_util import ravel_pytree
 
 from optjax.colourisation.colouriser import variables_of
+from optjax.colourisation.pictures import load_pictures
+from optjax.colourisation.task import make_task
 from optjax.experiments.recipes import run as recipes
 from optjax.experiments.recipes.studies import OPTIMISERS, OURS, STUDIES, UNET
 from optjax.support.errors import UserError
@@ -64,6 +68,29 @@ def test_scores_of_every_seed_are_kept(dataset):
     assert np.all(dataset["accuracy"].sel(recipe="ours") > dataset["accuracy"].sel(recipe="unet"))
 
 
+@pytest.mark.parametrize("sound", [[True, False], [False, True], [False, False]])
+def test_a_run_that_diverged_is_missing_and_the_others_are_judged(pictures, sound):
+    task = make_task(load_pictures(pictures, size=8), 6)
+    net = OURS.network(6, shrink=16)
+    weights = ravel_pytree(net.init(jax.random.key(0), task.train[0][:1]))[0]
+    runs = xr.Dataset(
+        {
+            "weights": (("seed", "i"), [weights if good else np.nan * weights for good in sound]),
+            "validation_loss": (("seed", "step"), np.zeros((2, 1))),
+        },
+        {"step": [1]},
+        {"seconds": 1.0},
+    )
+    if not any(sound):
+        with pytest.raises(UserError, match="every run of a recipe diverged"):
+            recipes._judged(net, runs, task, probe=False)
+        return
+    found = recipes._judged(net, runs, task, probe=False)
+    for name in ("accuracy", "psnr", "confusion"):
+        assert np.isfinite(found[name].values).any((*range(1, found[name].ndim),)).tolist() == sound
+    assert np.isfinite(found["entropy"]).all()
+
+
 def test_every_figure_is_drawn(dataset):
     for study in ("comparison", "ablation"):
         many = dataset.isel(recipe=[0, 1, 0, 1, 0] if study == "ablation" else [0, 1])
@@ -96,7 +123,7 @@ def test_the_verdict_follows_from_both_scores(dataset, accuracy, loss, verdict):
     [
         ({"study": "ablations"}, "did you mean 'ablation'"),
         ({"seeds": 0}, "seeds is 0"),
-        ({"steps": -1}, "steps is -1"),
+        ({"steps": 0}, "steps is 0"),
         ({"colours": 3}, "colours is 3"),
         ({"batch_size": 30}, "20 training pictures: study 'ours' needs 30 or more"),
     ],
