@@ -112,8 +112,7 @@ STUDIES: dict[str, dict[str, Recipe]] = {
         **{f"batch {b}, equal steps": replace(UNET, batch_size=b) for b in (32, 64, 128, 256, 512)},
     },
     "widths": {
-        f"{name}, {f} filters": replace(recipe, filters=f)
-        for name, recipe in (("unet", UNET), ("ours", OURS))
-        for f in (8, 16, 32)
+        **{f"unet, {f} filters": replace(UNET, filters=f) for f in (8, 16, 32)},
+        **{f"ours, {f} filters": replace(OURS, filters=f) for f in (8, 16, 24)},
     },
 }
