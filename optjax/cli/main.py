@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from optjax.cli.words import flag, grouped, one, switch, typed, whole
+from optjax.cli.words import flag, grouped, interrupted, one, switch, typed, whole
 from optjax.support.errors import UserError, nearest
 
 
@@ -27,7 +27,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `optjax`; those of the process if None.
 
     Returns:
-        0 if all went well, 1 if an experiment broke, 2 for a user's mistake, 130 if interrupted.
+        0 if all went well, 1 if an experiment broke, 2 for a user's mistake; 130 if
+        interrupted, 143 if a sweep was ended by SIGTERM, 129 by SIGHUP.
 
     >>> main(["rnu"])
     2
@@ -39,9 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"optjax: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("optjax: interrupted; what was finished stays in the results folder", file=sys.stderr)
-        return 130
+        return interrupted(error)
     except BrokenPipeError:
         # The reader of a pipe (head, less) has left; Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from optjax.cli import named_problems
-from optjax.cli.words import flag, grouped, number, one, switch, typed
+from optjax.cli.words import flag, grouped, interrupted, number, one, switch, typed
 from optjax.support.errors import UserError, nearest
 
 USAGE = """\
@@ -117,10 +117,10 @@ def _sweep(name: str, groups: dict[str, list[str]], words: list[str]) -> int:
     run, grid = _built(name, groups)
     try:
         dataset = sweep(run, grid, out=out, about={"command": _without_out(words)}, **how)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         line = f"optjax: interrupted; resume with: optjax sweep --resume {shlex.quote(out)}"
         print(line, file=sys.stderr)
-        return 130
+        return interrupted(error)
     return _shown(dataset, Path(out), judged)
 
 

@@ -5,6 +5,7 @@ import importlib
 import io
 import math
 import re
+import signal
 import sys
 import types
 import typing
@@ -166,3 +167,13 @@ def module_of(what: str, name: str) -> tuple[types.ModuleType, str]:
         raise UserError(
             f"{what} {name!r}: {module_name} does not import ({type(error).__name__}: {line})"
         ) from None
+
+
+def interrupted(error: KeyboardInterrupt) -> int:
+    """Return the exit status of an interruption: 128 and the signal's number, by default SIGINT's.
+
+    >>> interrupted(KeyboardInterrupt()), interrupted(KeyboardInterrupt(15))
+    (130, 143)
+    """
+    number = error.args[0] if error.args else None
+    return 128 + (number if isinstance(number, int) else signal.SIGINT)

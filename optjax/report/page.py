@@ -8,6 +8,8 @@ from typing import Any
 
 from optjax.report.claims import SYMBOLS, Claim, by_section, in_order, origins
 from optjax.report.rendering import anchor, data_uri, render
+from optjax.support.console import Console
+from optjax.support.errors import UserError
 from optjax.support.files import write_text
 
 HEAD_FIGURE = ("rmsprop_counterexample", "plane")
@@ -15,11 +17,26 @@ HEAD_FIGURE = ("rmsprop_counterexample", "plane")
 
 
 def read_records(results: Path, names: Collection[str]) -> list[dict[str, Any]]:
-    """Read what these experiments left for the report (figures/NAME/record.json), in order."""
-    files = sorted(results.glob("figures/*/record.json"))
-    return [
-        json.loads(file.read_text(encoding="utf-8")) for file in files if file.parent.name in names
-    ]
+    """Read what these experiments left for the report (figures/NAME/record.json), in order.
+
+    One that is damaged is named and left out.
+    """
+    found = []
+    for file in sorted(results.glob("figures/*/record.json")):
+        if file.parent.name not in names:
+            continue
+        try:
+            record = json.loads(file.read_text(encoding="utf-8"))
+            for row in record["claims"]:
+                Claim(**row)
+            found.append(record)
+        except (ValueError, KeyError, TypeError, OSError, UserError) as error:
+            name = file.parent.name
+            Console().line(
+                f"optjax: {file} is damaged ({type(error).__name__}) and left out of the report: "
+                f"'optjax run {name} --force' writes it again"
+            )
+    return found
 
 
 def write_page(

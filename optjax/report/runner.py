@@ -236,6 +236,8 @@ def record_of(result: ExperimentResult) -> dict[str, Any]:
 def redraw(results: str | Path = "results", folder: Path | None = None) -> Path:
     """Draw every figure and judge every claim again from the saved datasets.
 
+    A dataset that is damaged is named, and its experiment left as it was drawn before.
+
     Returns:
         The page's file.
 
@@ -251,7 +253,10 @@ def redraw(results: str | Path = "results", folder: Path | None = None) -> Path:
     for experiment in saved:
         _check_writable(results, experiment.name)
         with _jax_options_kept():
-            draw(experiment, results)
+            try:
+                draw(experiment, results)
+            except UserError as error:
+                Console().line(f"optjax: {experiment.name} is not drawn again: {error}")
     return rebuild(results, folder)
 
 

@@ -1,5 +1,6 @@
 """Files written whole or not at all: datasets as netCDF, values as JSON, text."""
 
+import io
 import json
 import math
 import os
@@ -17,6 +18,14 @@ if TYPE_CHECKING:
 
 def save_dataset(dataset: "xarray.Dataset", path: Path) -> None:
     """Write a dataset as netCDF, whole or not at all."""
+    try:
+        write_bytes(path, netcdf(dataset))
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def netcdf(dataset: "xarray.Dataset") -> bytes:
+    """Return a dataset as netCDF, made in memory: HDF5 ends the process where a disk is full."""
     dataset = dataset.copy()
     dataset.attrs = {key: _attr(value) for key, value in dataset.attrs.items() if value is not None}
     encoding = {
@@ -24,25 +33,36 @@ def save_dataset(dataset: "xarray.Dataset", path: Path) -> None:
         for name, variable in dataset.variables.items()
         if variable.dtype.kind in "fiu" and variable.size > 10_000
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=".nc")
-    os.close(handle)
-    try:
-        dataset.to_netcdf(name, engine="h5netcdf", encoding=encoding)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
-    finally:
-        Path(name).unlink(missing_ok=True)
+    return bytes(dataset.to_netcdf(engine="h5netcdf", encoding=encoding))
 
 
-def read_dataset(path: Path) -> "xarray.Dataset":
-    """Read a saved dataset wholly into memory."""
+def read_dataset(path: Path, content: bytes | None = None) -> "xarray.Dataset":
+    """Read a saved dataset wholly into memory.
+
+    Args:
+      path: its file. content: the bytes of the file, where they have been read.
+
+    Raises:
+      UserError: not a netCDF dataset, or one that does not fit into the memory.
+    """
     import xarray
 
-    with xarray.open_dataset(path, engine="h5netcdf") as dataset:
-        return dataset.load()
+    from optjax.support.machine import free_memory
+
+    try:
+        source = path if content is None else io.BytesIO(content)
+        with xarray.open_dataset(source, engine="h5netcdf") as dataset:
+            if dataset.nbytes > free_memory():
+                raise UserError(
+                    f"{path} says that it holds {dataset.nbytes / 1e9:.3g} GB, more than the free "
+                    "memory: expected a file that optjax wrote"
+                )
+            return dataset.load()
+    except UserError:
+        raise
+    except Exception as error:  # HDF5, given bytes of anybody
+        said = " ".join(str(error).split())[:120]
+        raise UserError(f"{path} is not a readable dataset ({said}): remove it") from error
 
 
 def read_attrs(path: Path) -> Mapping[str, Any]:
@@ -52,7 +72,7 @@ def read_attrs(path: Path) -> Mapping[str, Any]:
     try:
         with h5netcdf.File(path, "r") as file:
             return dict(file.attrs)
-    except (OSError, ValueError, KeyError):
+    except Exception:  # HDF5, given bytes of anybody
         return {}
 
 
@@ -104,18 +124,33 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all; it is on the disk when this returns."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f"{_UNDER_WAY}{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         # mkstemp makes files that only their owner can read.
         os.chmod(name, 0o644)
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+_UNDER_WAY = ".writing-"
+
+
+def is_under_way(path: Path) -> bool:
+    """Whether a file is one that `write_bytes` has not finished: its process works, or died."""
+    return path.name.startswith(_UNDER_WAY)
 
 
 def plainly(value: Any) -> str:

@@ -85,8 +85,9 @@ class Executor:
         """Read the states of runs; return the files they were in, each with its runs."""
         if self.store is None:
             return {}
-        found, files = self.store.states(), {}
-        for name, (facts, arrays) in found.items():
+        found = self.store.states()
+        files: dict[str, list[int]] = {}
+        for name, facts, arrays in found:
             try:
                 step = int(facts["step"])
                 leaves = [arrays[f"leaf{i}"] for i in range(len(arrays) - 1)]
@@ -103,8 +104,8 @@ class Executor:
                 if run != NONE and self.at[run] < step <= self.results.done[run]:
                     self.at[run] = step
                     self.saved[run] = [leaf[row] for leaf in leaves]
-            files[name] = runs
-        self._named = 1 + max((int(name) for name in found), default=-1)
+            files[name] = files.get(name, []) + runs
+        self._named = 1 + max(map(int, files), default=-1)
         agreed(0)  # no process writes before all have read
         return files
 
@@ -249,7 +250,7 @@ class Executor:
                 saved = time.perf_counter()
                 cost = saved - begin
             if stop:
-                raise KeyboardInterrupt
+                raise self.interrupt.error()
         self._clear(active)
         if active.batches:
             self._checkpoint(active)

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 import jax
 import numpy as np
 
-from optjax.support import files
 from optjax.support.errors import UserError
 from optjax.support.fingerprint import difference
 from optjax.support.machine import free_memory
@@ -28,7 +27,7 @@ def opened(
     halving: Any,
     overwrite: bool,
 ) -> Store:
-    """Open the store of the sweep, in every process; its `spec` is None where all is computed.
+    """Open the store of the sweep, in every process; it has a `dataset` where all is computed.
 
     Raises:
       UserError: as `sweep` says, in every process.
@@ -50,8 +49,8 @@ def opened(
     if failed:
         raise UserError(f"the sweep in {str(out)!r} was refused: the first process says why")
     store = Store(out, writer=False) if store is None else store
-    if complete:
-        store.spec = None
+    if complete and store.dataset is None:
+        store.dataset = store.read_result()
     return store
 
 
@@ -97,7 +96,8 @@ def _continued(
     had = np.repeat(old["steps"], len(old["seeds"]))
     if spec["kind"] == "sweep" and np.any(had > results.steps[results.find(before)]):
         raise UserError(f"{where}: its runs have {had.max()} steps; ask for at least as many")
-    if same and store.result.is_file():
+    store.dataset = store.read_result() if same else None
+    if store.dataset is not None:
         return True
     store.result.unlink(missing_ok=True)
     store.begin(spec, overwrite=False)
@@ -112,8 +112,8 @@ def load_sweep(folder: str | os.PathLike[str]) -> "xarray.Dataset":
     """
     spec = read_spec(folder)
     store = Store(folder, writer=False)
-    if store.result.is_file():
-        return result(store)
+    if (whole := store.read_result()) is not None:
+        return whole
     try:
         runs = int(np.prod([int(n) for n in spec["axes"].values()])) * len(spec["seeds"])
         every, steps = int(spec["record_every"]), [int(t) for t in spec["steps"]]
@@ -155,21 +155,6 @@ def restore(store: Store, results: Results) -> None:
                 f"the log in {str(store.folder)!r} is damaged ({error!r}): start over "
                 "(overwrite=True, --overwrite)"
             ) from None
-
-
-def result(store: Store) -> "xarray.Dataset":
-    """Read the dataset of a complete sweep.
-
-    Raises:
-      UserError: it is not readable.
-    """
-    try:
-        return files.read_dataset(store.result)
-    except (OSError, *_DAMAGE) as error:
-        said = " ".join(str(error).split())[:120]
-        raise UserError(
-            f"{store.result} is not readable ({said}): remove it, and call the sweep again"
-        ) from None
 
 
 def _ids_of(spec: Mapping[str, Any]) -> np.ndarray:

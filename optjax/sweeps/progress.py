@@ -59,18 +59,21 @@ _RECENT = 7
 
 
 class Interrupt:
-    """The first Ctrl-C is obeyed after the chunk under way, a second one at once."""
+    """The first Ctrl-C, SIGTERM or SIGHUP is obeyed after the chunk under way, a second at once."""
 
     def __init__(self) -> None:
         self.asked = False
+        self.number = int(signal.SIGINT)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Catch SIGINT and SIGTERM, in the main thread; the handlers before are put back."""
+        """Catch them in the main thread, unless ignored; the handlers before are put back."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {name: signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)}
+        asking = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        found = {name: signal.getsignal(name) for name in asking}
+        before = {name: old for name, old in found.items() if old != signal.SIG_IGN}
         for name in before:
             signal.signal(name, self._obey)
         try:
@@ -79,9 +82,14 @@ class Interrupt:
             for name, handler in before.items():
                 signal.signal(name, handler)
 
+    def error(self) -> KeyboardInterrupt:
+        """Return what to raise, with the number of the signal."""
+        return KeyboardInterrupt(self.number)
+
     def _obey(self, number: int, frame: Any) -> None:
+        self.number = number
         if self.asked:
-            raise KeyboardInterrupt
+            raise self.error()
         self.asked = True
         os.write(2, b"\noptjax: stopping after the chunk under way; once more: at once\n")
 

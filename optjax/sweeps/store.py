@@ -4,12 +4,15 @@
 
   DIR/sweep.json                what is swept: problem, optimiser, points, seeds, code, versions
   DIR/records.log               append-only: frames of length, checksum and safetensors bytes
-  DIR/state-N.safetensors         the state of the runs under way, replaced whole
+  DIR/state-N.frame             the state of the runs under way, replaced whole
+  DIR/state-N.before            the one before it
   DIR/result.nc                 the dataset, once it is complete
   DIR/lock                      held by the process that writes
 
-A frame that was cut off (a killed process, a full disk) fails its checksum and is dropped with all
-that follows it; the state under way is never older than the records it needs.
+Every byte has a checksum. A frame that was cut off (a killed process, a full disk) fails its own
+and is dropped with all that follows it. A damaged state is set aside and the one before it used:
+records that come again are the same. A damaged result is made again from the log; a damaged
+sweep.json is read from the log, too.
 """
 
 import errno
@@ -21,19 +24,24 @@ import struct
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax.numpy as jnp
 import numpy as np
 
+from optjax.support.console import Console
 from optjax.support.errors import UserError
-from optjax.support.files import write_text
+from optjax.support.files import is_under_way, netcdf, read_dataset, write_bytes, write_text
 
-FORMAT = 2
+if TYPE_CHECKING:
+    import xarray
+
+FORMAT = 3
 _HEAD = struct.Struct("<4sIQ")
 _MAGIC = b"oj1\n"
 _LARGEST = 4 << 30
-_STATE = re.compile(r"state-\d{4,9}\.(safetensors|part)")
+_STATE = re.compile(r"state-(\d{4,9})\.(frame|before)")
+_DAMAGED = "damaged-"
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -58,6 +66,7 @@ class Store:
             self.folder, self.writer = Path(folder), writer
         except TypeError:
             raise UserError(f"out is {folder!r}: expected the name of a folder") from None
+        self.dataset: xarray.Dataset | None = None  # of a sweep that is complete
         self._log: Any = None
         self._lock = filelock.FileLock(self.folder / "lock")
         if not writer:
@@ -76,6 +85,8 @@ class Store:
                 f"cannot write to the folder {str(self.folder)!r} ({_why(error)}); give another"
             ) from None
         try:
+            for path in filter(is_under_way, self.folder.iterdir()):
+                path.unlink()  # of a process that was killed
             self.spec = self._read_spec(overwrite)
             others = [p.name for p in self.folder.iterdir() if p.name != "lock"]
             if self.spec is None and others and "sweep.json" not in others:
@@ -104,10 +115,17 @@ class Store:
             if overwrite:
                 self.close_log()
                 for path in self.folder.iterdir():
-                    if path.name in ("records.log", "result.nc") or _STATE.fullmatch(path.name):
+                    name = path.name.removeprefix(_DAMAGED)
+                    if name in ("records.log", "result.nc") or _STATE.fullmatch(name):
                         path.unlink()
-            write_text(self.folder / "sweep.json", json.dumps({"format": FORMAT, **spec}, indent=1))
-            self.spec = dict(spec)
+        self._write_spec(spec)
+        self._append(_packed({}, {"kind": "spec", "spec": json.dumps(self.spec)}))
+
+    def _write_spec(self, spec: Mapping[str, Any]) -> None:
+        with self._writing():
+            told = {"format": FORMAT, "crc32": _crc(spec), **spec}
+            write_text(self.folder / "sweep.json", json.dumps(told, indent=1))
+        self.spec = dict(spec)
 
     def append(self, kind: str, arrays: Arrays, **facts: int) -> None:
         """Append a frame of records, on the disk when this returns."""
@@ -118,13 +136,15 @@ class Store:
             for part in (slice(count // 2), slice(count // 2, None)):
                 self.append(kind, {name: a[part] for name, a in arrays.items()}, **facts)
             return
-        payload = _packed(arrays, {"kind": kind, **facts})
+        self._append(_packed(arrays, {"kind": kind, **facts}))
+
+    def _append(self, payload: bytes) -> None:
         with self._writing():
             if self._log is None:
                 self._log = (self.folder / "records.log").open("ab")
             at = self._log.tell()
             try:
-                self._log.write(_HEAD.pack(_MAGIC, zlib.crc32(payload), len(payload)) + payload)
+                self._log.write(_framed(payload))
                 self._log.flush()
                 os.fsync(self._log.fileno())
             except OSError:
@@ -132,56 +152,72 @@ class Store:
                 raise
 
     def frames(self) -> Iterator[tuple[dict[str, str], dict[str, np.ndarray]]]:
-        """Read (facts, arrays) of every whole frame, the oldest first; cut off a torn end."""
-        path = self.folder / "records.log"
-        if not path.is_file():
-            return
-        size, good = path.stat().st_size, 0
-        with path.open("rb") as file:
-            while good + _HEAD.size <= size:
-                magic, crc, length = _HEAD.unpack(file.read(_HEAD.size))
-                if magic != _MAGIC or length > min(_LARGEST, size - good - _HEAD.size):
-                    break
-                payload = file.read(length)
-                if zlib.crc32(payload) != crc:
-                    break
-                yield _parsed(payload, path)
-                good += _HEAD.size + length
-        if good < size and self.writer:
+        """Read (facts, arrays) of all whole frames of runs, in order; cut off a torn end."""
+        path, good = self.folder / "records.log", 0
+        for facts, arrays, end in _frames(path):
+            good = end
+            if facts.get("kind") != "spec":
+                yield facts, arrays
+        if self.writer and path.is_file() and good < path.stat().st_size:
             with self._writing():
                 os.truncate(path, good)
 
     def save_state(self, name: str, arrays: Arrays, **facts: int) -> None:
-        """Write where runs under way stand, in place of where they stood."""
+        """Write where runs under way stand; where they stood is kept, in case of damage."""
         if not self.writer:
             return
-        payload = _packed(arrays, facts)
-        path = self.folder / f"state-{name}.safetensors"
-        part = path.with_suffix(".part")
+        path = self.folder / f"state-{name}.frame"
         with self._writing():
-            try:
-                with part.open("wb") as file:
-                    file.write(payload)
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(part, path)
-            finally:
-                part.unlink(missing_ok=True)
+            if path.is_file():
+                os.replace(path, path.with_suffix(".before"))
+            write_bytes(path, _framed(_packed(arrays, facts)))
 
-    def states(self) -> dict[str, tuple[dict[str, str], dict[str, np.ndarray]]]:
-        """Read the states of the runs under way, by name."""
-        found = {}
-        for path in sorted(self.folder.glob("state-*.safetensors")):
-            if not _STATE.fullmatch(path.name):
+    def states(self) -> list[tuple[str, dict[str, str], dict[str, np.ndarray]]]:
+        """Read the states of the runs under way, each with its name; set damaged ones aside."""
+        found = []
+        for path in sorted(self.folder.glob("state-*")):
+            if (named := _STATE.fullmatch(path.name)) is None:
                 continue
-            found[path.stem.removeprefix("state-")] = _parsed(path.read_bytes(), path)
+            content = path.read_bytes()
+            magic, crc, length = _HEAD.unpack(content[: _HEAD.size].ljust(_HEAD.size, b"\0"))
+            payload = content[_HEAD.size :]
+            if magic != _MAGIC or length != len(payload) or zlib.crc32(payload) != crc:
+                self._set_aside(path, "the state before it is used, or its runs start again")
+                continue
+            found.append((named[1], *_parsed(payload, path)))
         return found
 
     def drop_state(self, name: str) -> None:
-        """Remove a state whose runs have ended."""
-        if not self.writer:
-            return
-        (self.folder / f"state-{name}.safetensors").unlink(missing_ok=True)
+        """Remove a state whose runs have ended, and the one before it."""
+        if self.writer:
+            for kind in ("frame", "before"):
+                (self.folder / f"state-{name}.{kind}").unlink(missing_ok=True)
+
+    def save_result(self, dataset: "xarray.Dataset") -> None:
+        """Write the dataset of a complete sweep, and its checksum into sweep.json."""
+        content = netcdf(dataset)
+        with self._writing():
+            write_bytes(self.result, content)
+        self._write_spec({**(self.spec or {}), "result": zlib.crc32(content)})
+
+    def read_result(self) -> "xarray.Dataset | None":
+        """Read the dataset of a complete sweep; None where there is none that is whole."""
+        if self.spec is None or not self.result.is_file():
+            return None
+        content = self.result.read_bytes()
+        if zlib.crc32(content) != self.spec.get("result"):
+            self._set_aside(self.result, "it is made again from the log")
+            return None
+        return read_dataset(self.result, content)
+
+    def _set_aside(self, path: Path, then: str) -> None:
+        """Say that a file is damaged; rename it, where this process writes."""
+        kept = path.with_name(_DAMAGED + path.name)
+        if self.writer:
+            with self._writing():
+                os.replace(path, kept)
+        where = f", kept as {kept.name}" if self.writer else ""
+        Console().line(f"optjax: {path} is damaged{where}: {then}")
 
     def free(self) -> int:
         """Bytes that are free on its disk."""
@@ -193,24 +229,47 @@ class Store:
         return self.folder / "result.nc"
 
     def _read_spec(self, overwrite: bool = False) -> dict[str, Any] | None:
-        path = self.folder / "sweep.json"
-        if not path.is_file():
+        if not (self.folder / "sweep.json").is_file() and not _specs(self.folder / "records.log"):
             return None
         try:
-            spec = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(spec, dict) or spec.pop("format", None) != FORMAT:
-                raise ValueError("another format")
-        except (ValueError, OSError) as error:
+            return read_spec(self.folder)
+        except UserError:
             if overwrite:
                 return None
-            raise UserError(
-                f"{path} is not readable as a sweep ({error}): start over (overwrite=True, "
-                "--overwrite)"
-            ) from None
-        return spec
+            raise
 
     def _writing(self) -> "_Writing":
         return _Writing(self.folder)
+
+
+def _framed(payload: bytes) -> bytes:
+    return _HEAD.pack(_MAGIC, zlib.crc32(payload), len(payload)) + payload
+
+
+def _crc(spec: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(spec, sort_keys=True).encode())
+
+
+def _specs(log: Path) -> list[str]:
+    """What is swept, as a log says it, the latest last."""
+    return [facts["spec"] for facts, *_ in _frames(log) if facts.get("kind") == "spec"]
+
+
+def _frames(path: Path) -> Iterator[tuple[dict[str, str], dict[str, np.ndarray], int]]:
+    """Read facts and arrays of every whole frame of a log, and where the frame ends."""
+    if not path.is_file():
+        return
+    size, good = path.stat().st_size, 0
+    with path.open("rb") as file:
+        while good + _HEAD.size <= size:
+            magic, crc, length = _HEAD.unpack(file.read(_HEAD.size))
+            if magic != _MAGIC or length > min(_LARGEST, size - good - _HEAD.size):
+                return
+            payload = file.read(length)
+            if zlib.crc32(payload) != crc:
+                return
+            good += _HEAD.size + length
+            yield *_parsed(payload, path), good
 
 
 class _Writing:
@@ -269,23 +328,36 @@ def _parsed(payload: bytes, path: Path) -> tuple[dict[str, str], dict[str, np.nd
 
 
 def read_spec(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read the spec of the sweep in a folder, without a lock.
+    """Read the spec of the sweep in a folder, without a lock; from the log, if its file is damaged.
 
     Raises:
-      UserError: no sweep is there.
+      UserError: no sweep is there, or one of another format.
     """
     try:
-        path = Path(folder) / "sweep.json"
+        path, log = Path(folder) / "sweep.json", Path(folder) / "records.log"
     except TypeError:
         raise UserError(f"the folder is {folder!r}: expected its name") from None
-    if not path.is_file():
+    if not path.is_file() and not log.is_file():
         raise UserError(f"no sweep in {str(folder)!r}: expected the folder that --out named")
     try:
         spec = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise UserError(f"{path} is not readable as a sweep ({error})") from None
-    if not isinstance(spec, dict) or spec.get("format") != FORMAT:
-        raise UserError(f"{path} is of another format: expected format {FORMAT}")
+        other = spec.pop("format", None) != FORMAT
+        if not other and spec.pop("crc32", None) != _crc(spec):
+            raise ValueError("its checksum is another")
+    except (ValueError, OSError, AttributeError, TypeError) as error:
+        kept = _specs(log)
+        if not kept:
+            raise UserError(
+                f"{path} is not readable as a sweep ({error}): start over (overwrite=True, "
+                "--overwrite)"
+            ) from None
+        Console().line(f"optjax: {path} is damaged: the log says what is swept")
+        return json.loads(kept[-1])
+    if other:
+        raise UserError(
+            f"{path} is of another format, of another version of optjax: expected format {FORMAT}; "
+            "read it with that version, or start over (overwrite=True, --overwrite)"
+        )
     return spec
 
 

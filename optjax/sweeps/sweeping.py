@@ -10,14 +10,14 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from optjax.support import files, provenance
+from optjax.support import provenance
 from optjax.support.console import Console
 from optjax.support.errors import UserError
 from optjax.support.machine import free_memory
 from optjax.sweeps import checks, stop_rules
 from optjax.sweeps.checks import Final
 from optjax.sweeps.executor import Executor
-from optjax.sweeps.folder import opened, restore, result
+from optjax.sweeps.folder import opened, restore
 from optjax.sweeps.grid import Grid, Labelled, as_grid, label
 from optjax.sweeps.groups import Batching, Point, grouped, resolve
 from optjax.sweeps.identity import identity, run_ids
@@ -187,10 +187,10 @@ def carry_out(
         }
         store = opened(out, spec, results, work.bytes, work.halving, overwrite)
     try:
-        if store is not None and store.spec is None:
+        if store is not None and store.dataset is not None:
             if work.keep_states:
                 restore(store, results)
-            return result(store)
+            return store.dataset
         if store is not None:
             restore(store, results)
             results.reopen()
@@ -206,9 +206,9 @@ def carry_out(
         dataset = results.dataset()
         dataset.attrs.update(sweep=digest, groups=json.dumps(executor.notes), **work.attrs())
         if store is not None and store.writer:
-            files.save_dataset(dataset, store.result)
+            store.save_result(dataset)
         if executor.interrupt.asked:
-            raise KeyboardInterrupt
+            raise executor.interrupt.error()
         return dataset
     finally:
         if store is not None:

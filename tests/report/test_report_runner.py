@@ -259,3 +259,31 @@ def test_a_broken_experiment_does_not_stop_the_others(folder, tmp_path):
     assert runner.reproduce(results="out", console=console) == ["abroken"]
     assert (tmp_path / "out/tiny.nc").is_file()
     assert "ZeroDivisionError" in (tmp_path / "out/abroken.error.txt").read_text()
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[1]", b"\x89HDF\r\n\x1a\n" + bytes(200), None])
+@pytest.mark.parametrize("what", ["one.nc", "figures/one/record.json"])
+def test_damage_of_one_experiment_is_named_and_the_others_are_shown(
+    folder, tmp_path, capsys, what, damage
+):
+    for name in ("one", "two"):
+        write(folder, name, tmp_path)
+    (folder / "tiny.py").unlink()
+    for name in ("one", "two"):
+        runner.run_experiment(name, results=tmp_path / "results", console=Console(quiet=True))
+    file = tmp_path / "results" / what
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    assert cli.main(["report"]) == 0
+    said = capsys.readouterr().err
+    if what == "one.nc":
+        assert re.search(r"optjax: one is not drawn again: .*one\.nc is not a readable data", said)
+        assert said.count("\n") == 1
+    page = (tmp_path / "results/report/index.html").read_text()
+    assert "tiny/two" in page
+    if what != "one.nc":  # drawn again from the dataset
+        assert "tiny/one" in page
+        file.write_bytes(content[: len(content) // 2] if damage is None else damage)
+    assert cli.main(["run", "two"]) == 0
+    said = capsys.readouterr().err
+    assert ("'optjax run one --force' writes it again" in said) == (what != "one.nc")

@@ -1,9 +1,11 @@
 """What a sweep leaves on disk: continued, extended, refused; nothing that was computed is lost."""
 
+import contextlib
 import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +17,7 @@ import pytest
 import xarray as xr
 
 import optjax as oj
+from optjax.cli.words import interrupted
 from optjax.sweeps.active_runs import ActiveRuns
 from optjax.sweeps.store import Store
 
@@ -30,6 +33,11 @@ def run():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(6, 4))
     return oj.make_run(oj.least_squares(X, rng.normal(size=6)), optax.adam, 40, record_every=2)
+
+
+@pytest.fixture(scope="module")
+def whole(run):
+    return oj.sweep(run, GRID, 2)
 
 
 def _killer(after):
@@ -123,23 +131,26 @@ def test_more_points_and_seeds_compute_only_the_new_ones(run, tmp_path, monkeypa
     np.testing.assert_array_equal(found.loss.sel(first.coords), first.loss)
 
 
-def test_an_interrupt_ends_after_the_chunk_and_keeps_it(run, tmp_path):
-    import signal
-
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_an_interrupt_ends_after_the_chunk_and_keeps_it(run, whole, tmp_path, number):
     asked = []
 
     def progress(text, fraction):
         if fraction > 0.2 and not asked:
             asked.append(fraction)
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
-    out, before = tmp_path / "a", signal.getsignal(signal.SIGINT)
-    with pytest.raises(KeyboardInterrupt):
-        oj.sweep(run, GRID, 2, out=out, chunk_steps=4, progress=progress)
-    assert signal.getsignal(signal.SIGINT) is before
-    assert list(out.glob("state-*.safetensors"))
+    out, before = tmp_path / "a", signal.signal(number, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as raised:
+            oj.sweep(run, GRID, 2, out=out, chunk_steps=4, progress=progress)
+        assert signal.getsignal(number) is signal.default_int_handler
+        assert interrupted(raised.value) == 128 + number
+    finally:
+        signal.signal(number, before)
+    assert list(out.glob("state-*.frame"))
     found = oj.sweep(run, GRID, 2, out=out, chunk_steps=4)
-    xr.testing.assert_allclose(found, oj.sweep(run, GRID, 2), rtol=1e-12)
+    xr.testing.assert_allclose(found, whole, rtol=1e-12)
 
 
 def test_another_sweep_is_refused_with_the_difference(run, tmp_path):
@@ -211,12 +222,13 @@ def test_a_folder_of_something_else_is_left_alone(run, tmp_path):
         oj.sweep(run, GRID, out="/dev/null/a")
 
 
-def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path, monkeypatch):
+@pytest.mark.parametrize("after", range(8))
+def test_a_full_disk_is_one_line_and_loses_nothing(run, whole, tmp_path, monkeypatch, after):
     out, fsync, calls = tmp_path / "a", os.fsync, [0]
 
     def full(number):
         calls[0] += 1
-        if calls[0] > 3:
+        if calls[0] > after:
             raise OSError(errno.ENOSPC, "No space left on device")
         fsync(number)
 
@@ -225,10 +237,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(run, tmp_path, monkeypatch):
     with pytest.raises(oj.UserError, match=r"no space left on device\): make room and start"):
         oj.sweep(run, GRID, 2, out=out, **how)
     monkeypatch.setattr(os, "fsync", fsync)
-    kept = list(Store(out).frames())
-    assert kept
+    with contextlib.closing(Store(out)) as store:
+        assert len(list(store.frames())) == (after > 3) + (after > 6)  # of records
     found = oj.sweep(run, GRID, 2, out=out, **how)
-    xr.testing.assert_allclose(found, oj.sweep(run, GRID, 2, **how), rtol=1e-12)
+    xr.testing.assert_allclose(found, whole, rtol=1e-12)
 
 
 def test_a_disk_too_small_is_refused_beforehand(run, tmp_path, monkeypatch):
@@ -257,19 +269,86 @@ def test_a_damaged_log_is_cut_at_its_last_whole_frame(run, tmp_path, damage):
         np.testing.assert_allclose(found[name], whole[name], rtol=1e-12)
 
 
-def test_a_hostile_state_is_one_line(run, tmp_path):
+def _flip(data, at=0.5):
+    data = bytearray(data)
+    data[int(at * (len(data) - 1))] ^= 1
+    return bytes(data)
+
+
+DAMAGE = {
+    "flipped": _flip,
+    "first byte": lambda data: _flip(data, 0),
+    "last byte": lambda data: _flip(data, 1),
+    "cut": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "zeros": lambda data: data[:-64] + bytes(64),
+    "another number": lambda data: data.replace(b"2", b"3", 1),
+    "hostile": lambda data: b"oj1\n\0\0\0\0" + (1 << 40).to_bytes(8, "little") + b"{}",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_state_is_set_aside_and_the_one_before_it_used(
+    run, whole, tmp_path, damage, capsys, monkeypatch
+):
     out = tmp_path / "a"
+    how = {"chunk_steps": 8, "checkpoint_seconds": 0}
     with pytest.raises(Killed):
-        oj.sweep(run, GRID, 2, out=out, chunk_steps=8, checkpoint_seconds=0, progress=_killer(2))
-    active = next(out.glob("state-*"))
-    active.write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
-    with pytest.raises(oj.UserError, match="is damaged"):
-        oj.sweep(run, GRID, 2, out=out)
-    active.unlink()
-    xr.testing.assert_allclose(oj.sweep(run, GRID, 2, out=out), oj.sweep(run, GRID, 2), rtol=1e-12)
-    (out / "sweep.json").write_text("[1]")
-    with pytest.raises(oj.UserError, match="not readable as a sweep"):
-        oj.sweep(run, GRID, 2, out=out)
+        oj.sweep(run, GRID, 2, out=out, progress=_killer(3), **how)
+    newest = sorted(out.glob("state-*.frame"))
+    assert newest
+    assert [path.with_suffix(".before").is_file() for path in newest] == [True] * len(newest)
+    for path in newest:
+        path.write_bytes(DAMAGE[damage](path.read_bytes()))
+    done = _counted(monkeypatch)
+    found = oj.sweep(run, GRID, 2, out=out, **how)
+    said = capsys.readouterr().err
+    assert (
+        f"{newest[0].name} is damaged, kept as damaged-{newest[0].name}: the state before" in said
+    )
+    assert (out / f"damaged-{newest[0].name}").is_file()
+    assert done[0] < 40 * 12  # not from the start
+    xr.testing.assert_allclose(found, oj.sweep(run, GRID, 2, **how), rtol=1e-12)
+
+
+@pytest.fixture(scope="module")
+def folder(run, tmp_path_factory):
+    """The folder of a complete sweep."""
+    out = tmp_path_factory.mktemp("sweep") / "a"
+    oj.sweep(run, GRID, 2, out=out)
+    return out
+
+
+@pytest.mark.parametrize("damage", [*DAMAGE, "gone"])
+@pytest.mark.parametrize("name", ["result.nc", "sweep.json"])
+def test_a_damaged_result_or_spec_is_made_again_from_the_log(
+    run, folder, tmp_path, name, damage, capsys
+):
+    whole, out = oj.load_sweep(folder), tmp_path / "a"
+    shutil.copytree(folder, out)
+    file = out / name
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(DAMAGE[damage](file.read_bytes()))
+    for again in (lambda: oj.load_sweep(out), lambda: oj.sweep(run, GRID, 2, out=out)):
+        xr.testing.assert_equal(again(), whole)
+    if name == "sweep.json":
+        assert "sweep.json is damaged: the log says what is swept" in capsys.readouterr().err
+
+
+def test_what_killed_writers_left_is_cleared_away(run, tmp_path):
+    out = tmp_path / "a"
+    out.mkdir()
+    (out / ".writing-sweep.json.abc").write_text("{")  # killed while it was first written
+    found = oj.sweep(run, GRID, 2, out=out)
+    assert not list(out.glob(".writing-*"))
+    xr.testing.assert_equal(oj.load_sweep(out), found)
+    spec = json.loads((out / "sweep.json").read_text())
+    (out / "sweep.json").write_text(json.dumps({**spec, "format": 2}))
+    for reader in (lambda: oj.load_sweep(out), lambda: oj.sweep(run, GRID, 2, out=out)):
+        with pytest.raises(oj.UserError, match="another version of optjax: expected format 3"):
+            reader()
 
 
 def test_a_killed_process_goes_on(tmp_path):
@@ -287,7 +366,7 @@ def test_a_killed_process_goes_on(tmp_path):
         [sys.executable, "-c", code, tmp_path / "a"], stderr=subprocess.DEVNULL
     )
     for _ in range(600):
-        if list((tmp_path / "a").glob("state-*.safetensors")) or first.poll() is not None:
+        if list((tmp_path / "a").glob("state-*.frame")) or first.poll() is not None:
             break
         time.sleep(0.05)
     first.kill()

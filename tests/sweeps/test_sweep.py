@@ -401,7 +401,7 @@ def test_two_processes_share_a_sweep_and_take_it_up_again(tmp_path, run):
         ]  # fmt: skip
         said = [one.communicate(timeout=120) for one in both]
         if after:
-            assert list((tmp_path / "a").glob("state-*.safetensors"))
+            assert list((tmp_path / "a").glob("state-*.frame"))
             continue
         assert [one.returncode for one in both] == [0, 0], said[0][1][-2000:]
     rng = np.random.default_rng(0)
