@@ -202,10 +202,10 @@ class Store:
 
     def read_result(self) -> "xarray.Dataset | None":
         """Read the dataset of a complete sweep; None where there is none that is whole."""
-        if self.spec is None or not self.result.is_file():
+        if self.spec is None or "result" not in self.spec or not self.result.is_file():
             return None
         content = self.result.read_bytes()
-        if zlib.crc32(content) != self.spec.get("result"):
+        if zlib.crc32(content) != self.spec["result"]:
             self._set_aside(self.result, "it is made again from the log")
             return None
         return read_dataset(self.result, content)

@@ -121,6 +121,7 @@ def test_a_damaged_folder_is_overwritten(problem, tmp_path):
     run = oj.make_run(problem, optax.sgd, T)
     oj.sweep(run, {"learning_rate": [0.1]}, out=tmp_path / "s")
     (tmp_path / "s" / "sweep.json").write_text("{")
+    (tmp_path / "s" / "records.log").write_bytes(b"")
     with pytest.raises(oj.UserError, match="start over"):
         oj.sweep(run, {"learning_rate": [0.1]}, out=tmp_path / "s")
     oj.sweep(run, {"learning_rate": [0.1]}, out=tmp_path / "s", overwrite=True)

@@ -1,5 +1,6 @@
 """Sweeps at the edges: half precision, odd metrics, names, damaged folders, other generators."""
 
+import contextlib
 import dataclasses
 import functools
 import gc
@@ -17,6 +18,7 @@ import xarray as xr
 
 import optjax as oj
 from optjax.run.problems import Data, Problem
+from optjax.sweeps.store import Store
 
 
 @pytest.fixture(scope="module")
@@ -184,24 +186,22 @@ def test_a_state_whose_records_were_lost_starts_over(problem, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("file", "text"),
+    "spec",
     [
-        ("sweep.json", '{"format": 2}'),
-        ("sweep.json", '{"format": 2, "identity": [], "axes": {}, "columns": {}, "seeds": [0]}'),
-        ("result.nc", "garbage"),
+        {"kind": "sweep"},
+        {"kind": "sweep", "identity": [], "axes": {}, "columns": {}, "seeds": [0]},
     ],
 )
-def test_a_damaged_folder_is_one_line(problem, tmp_path, file, text):
+def test_a_spec_that_makes_no_sense_is_one_line(problem, tmp_path, spec):
     run = oj.make_run(problem, optax.sgd, 4)
     oj.sweep(run, {"learning_rate": [0.1]}, out=tmp_path / "a")
-    if file == "sweep.json":
-        (tmp_path / "a" / "result.nc").unlink()
-    (tmp_path / "a" / file).write_text(text)
+    with contextlib.closing(Store(tmp_path / "a")) as store:
+        store._write_spec(spec)
     for call in (
         lambda: oj.sweep(run, {"learning_rate": [0.1]}, out=tmp_path / "a"),
         lambda: oj.load_sweep(tmp_path / "a"),
     ):
-        with pytest.raises(oj.UserError, match=r"damaged|not readable") as caught:
+        with pytest.raises(oj.UserError, match=r"is damaged \(") as caught:
             call()
         assert "\n" not in str(caught.value)
 
