@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -349,36 +348,6 @@ def test_what_killed_writers_left_is_cleared_away(run, tmp_path):
     for reader in (lambda: oj.load_sweep(out), lambda: oj.sweep(run, GRID, 2, out=out)):
         with pytest.raises(oj.UserError, match="another version of optjax: expected format 3"):
             reader()
-
-
-def test_a_killed_process_goes_on(tmp_path):
-    """A real process, killed at a moment of its own, and its folder taken up by another."""
-    code = (
-        "import numpy as np, optax, optjax as oj, sys\n"
-        "rng = np.random.default_rng(0); X = rng.normal(size=(40, 30))\n"
-        "p = oj.least_squares(X, rng.normal(size=40))\n"
-        "run = oj.make_run(p, optax.sgd, 40000, record_every=100)\n"
-        "d = oj.sweep(run, {'learning_rate': [1e-4, 1e-3]}, 4, out=sys.argv[1], chunk_steps=400,\n"
-        "             checkpoint_seconds=0)\n"
-        "print(float(d.final_loss.sum()))\n"
-    )
-    first = subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path / "a"], stderr=subprocess.DEVNULL
-    )
-    for _ in range(600):
-        if list((tmp_path / "a").glob("state-*.frame")) or first.poll() is not None:
-            break
-        time.sleep(0.05)
-    first.kill()
-    assert first.wait() != 0
-    outputs = []
-    for folder in ("a", "b"):
-        done = subprocess.run(
-            [sys.executable, "-c", code, tmp_path / folder], capture_output=True, text=True
-        )
-        assert done.returncode == 0, done.stderr
-        outputs.append(float(done.stdout))
-    assert outputs[0] == pytest.approx(outputs[1], rel=1e-6)  # float32
 
 
 def test_the_spec_is_readable_json(run, tmp_path):

@@ -1,0 +1,62 @@
+"""Processes are killed at random moments and resumed; the end is that of one nobody killed.
+
+All of it: ``pytest -m slow tests/faults``, which prints a line for each kind of program.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+# Those whose runs keep their layout. Where runs end early, a sweep that resumes regroups those that
+# are left; their numbers then agree to rounding (tests/sweeps/test_store.py), not to the bit.
+KINDS = ("static", "masked", "gradients")
+PROGRAM = Path(__file__).with_name("program.py")
+
+
+def _start(kind, folder, seconds):
+    """Return the exit status, and (seconds it took, digest) of one that was not killed."""
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), kind, str(folder), str(seconds)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "JAX_ENABLE_X64": "0"},
+    )
+    assert done.returncode in (0, -9), done.stderr
+    took, digest = done.stdout.split() if done.returncode == 0 else (None, None)
+    return done.returncode, took, digest, done.stderr
+
+
+def _killed(kind, tmp_path, kills, seed):
+    """Kill programs of a kind so many times; return how often one that was killed ended."""
+    _, took, expected, _ = _start(kind, tmp_path / "whole", 0)
+    rng = np.random.default_rng(seed)
+    count, ends = 0, 0
+    while count < kills:
+        folder = tmp_path / f"{ends}"
+        status, *_ = _start(kind, folder, rng.uniform(0, 1.2 * float(took)))
+        count += status != 0
+        if status != 0 and rng.uniform() < 0.7:
+            continue  # kill it again
+        _, _, digest, said = _start(kind, folder, 0)
+        assert digest == expected, (kind, folder, said)
+        shutil.rmtree(folder)
+        ends += 1
+    return ends
+
+
+def test_a_killed_sweep_ends_as_if_nobody_had(tmp_path):
+    _killed("masked", tmp_path, 2, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_kind_of_sweep_ends_as_if_nobody_had_killed_it(kind, tmp_path, capsys):
+    ends = _killed(kind, tmp_path, 25, 1)
+    with capsys.disabled():
+        print(f"\n{kind}: killed 25 times, {ends} ends, each to the bit")
