@@ -1,5 +1,6 @@
 """Files written whole or not at all: datasets as netCDF, values as JSON, text."""
 
+import errno
 import io
 import json
 import math
@@ -141,6 +142,9 @@ def write_bytes(path: Path, content: bytes) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # a file system that has no such thing for folders
+            raise
     finally:
         os.close(folder)
 

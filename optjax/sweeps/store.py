@@ -178,7 +178,10 @@ class Store:
         for path in sorted(self.folder.glob("state-*")):
             if (named := _STATE.fullmatch(path.name)) is None:
                 continue
-            content = path.read_bytes()
+            try:
+                content = path.read_bytes()
+            except FileNotFoundError:  # the process that writes has set it aside
+                continue
             magic, crc, length = _HEAD.unpack(content[: _HEAD.size].ljust(_HEAD.size, b"\0"))
             payload = content[_HEAD.size :]
             if magic != _MAGIC or length != len(payload) or zlib.crc32(payload) != crc:
