@@ -92,7 +92,8 @@ def coloured(
     Σ_k q_k c_k with q ∝ p^(1/T), moved along the grey axis to the pixel's own (R + G + B)/3.
 
     Args:
-      probabilities: p, (n, H, W, K). palette: c, (K, 3) in [0, 1]. grey: (n, H, W, 1) in [0, 1].
+      probabilities: p, (n, H, W, K).
+      palette: c, (K, 3), and grey: (n, H, W, 1), of pixels / 256.
       temperature: T > 0; towards 0 the most probable colour.
 
     Returns:
@@ -107,7 +108,7 @@ def coloured(
     powers = (probabilities / probabilities.max(-1, keepdims=True)) ** (1 / temperature)
     mean = powers @ palette / powers.sum(-1, keepdims=True)
     moved = mean + grey - mean.mean(-1, keepdims=True)
-    return np.rint(255 * np.clip(moved, 0, 1)).astype(np.uint8)
+    return np.rint(np.clip(256 * moved, 0, 255)).astype(np.uint8)
 
 
 def psnr(pictures: NDArray[np.uint8], found: NDArray[np.uint8]) -> float:

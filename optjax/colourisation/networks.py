@@ -122,7 +122,7 @@ class ResidualNet(nn.Module):
       filters: NF, channels at half size.
       colours, kernel, dtype: as of the others.
       blocks: residual blocks at each of the two sizes.
-      levels: of the table, over [0, 1]; 0: no table.
+      levels: of the table, in equal parts of [0, 1]; 0: no table.
     """
 
     filters: int = 32
@@ -153,8 +153,8 @@ class ResidualNet(nn.Module):
         scores = conv(self.colours)(jnp.concatenate([y, full], axis=-1)).astype(x.dtype)
         if not self.levels:
             return scores
-        # Grey is in thirds of 1/255: the thousandth keeps whole levels from rounding down.
-        level = jnp.floor(x[..., 0] * (self.levels - 1) + 1e-3).astype(jnp.int32)
+        # Grey is in thirds of 1/256: the thousandth keeps whole levels from rounding down.
+        level = jnp.floor(x[..., 0] * self.levels + 1e-3).astype(jnp.int32)
         shape = (self.levels, self.colours)
         table = self.param("table", nn.initializers.zeros, shape, x.dtype)
         return scores + table[jnp.clip(level, 0, self.levels - 1)]

@@ -9,7 +9,9 @@ import optax
 import pytest
 
 import optjax as oj
+from optjax.colourisation.baseline import grey_level
 from optjax.colourisation.networks import ResidualNet, model
+from optjax.colourisation.palette import grey
 from optjax.colourisation.problem import colourisation_problem
 from optjax.convnets.layers import (
     BatchNorm,
@@ -40,14 +42,18 @@ def test_every_kernel_keeps_the_picture_size(name, kernel):
     assert out.shape == (2, 16, 24, 3)
 
 
-def test_a_residual_net_adds_a_table_of_the_grey_level():
-    net = ResidualNet(filters=2, colours=3, levels=4)
-    grey = jnp.full((1, 8, 8, 1), 0.375)  # half-way between levels 1 and 2
-    variables = net.init(KEY, grey)
-    table = jnp.arange(15.0).reshape(5, 3)
-    with_table = {**variables, "params": {**variables["params"], "table": table}}
-    added = net.apply(with_table, grey) - net.apply(variables, grey)
-    np.testing.assert_allclose(added, np.broadcast_to([4.5, 5.5, 6.5], (1, 8, 8, 3)), rtol=1e-12)
+def test_a_residual_net_adds_what_its_table_has_of_the_baselines_grey_level():
+    sums = np.arange(766)  # of R, G and B
+    pixels = np.stack([(sums + i) // 3 for i in range(3)], axis=-1).astype(np.uint8)
+    pictures = np.zeros((1, 28, 28, 3), np.uint8)
+    pictures.reshape(-1, 3)[: len(sums)] = pixels
+    np.testing.assert_array_equal(pixels.sum(-1), sums)
+    net, seen = ResidualNet(filters=2, colours=3), grey(pictures)
+    variables = net.init(KEY, seen)
+    table = np.arange(768.0, dtype=np.float32).reshape(256, 3)
+    with_table = {**variables, "params": {**variables["params"], "table": jnp.asarray(table)}}
+    added = net.apply(with_table, seen) - net.apply(variables, seen)
+    np.testing.assert_allclose(added, table[grey_level(pictures)], atol=1e-3)
 
 
 @pytest.mark.parametrize(

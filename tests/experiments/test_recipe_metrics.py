@@ -71,15 +71,15 @@ def test_colours_keep_the_grey_level_that_is_known(scored, temperature):
     palette = np.random.default_rng(2).uniform(0.4, 0.6, (COLOURS, 3))
     grey = np.full((3, 8, 8, 1), 0.5)
     found = coloured(scored[0], palette, grey, temperature)
-    assert np.abs(found.mean(-1) / 255 - 0.5).max() < 1 / 255
+    assert np.abs(found.mean(-1) / 256 - 0.5).max() < 1 / 256
     if temperature == 0.01:
         nearest = palette[scored[0].argmax(-1)]
         nearest = nearest + 0.5 - nearest.mean(-1, keepdims=True)
-        assert np.mean(np.abs(found / 255 - nearest)) < 1e-2
+        assert np.mean(np.abs(found / 256 - nearest)) < 1e-2
     if temperature == 1.0:
         mean = scored[0] @ palette
         moved = mean + 0.5 - mean.mean(-1, keepdims=True)
-        np.testing.assert_allclose(found / 255, moved, atol=0.51 / 255)
+        np.testing.assert_allclose(found / 256, moved, atol=0.51 / 256)
 
 
 def test_scores_of_pictures():
