@@ -82,8 +82,8 @@ def _probe(dataset: xr.Dataset) -> Figure:
     return caption(
         fig,
         "Of the variance of the grey picture, what a linear probe does not find in the last "
-        "features, before the input joins them: each seed, the mean and its 95 % interval. A "
-        "skip connection brings the detail back that the way down has lost.",
+        "features, before the input joins them: each seed, the mean and its 95 % interval. What a "
+        "skip connection brings back of the detail that the way down has lost, is not missed.",
     )
 
 

@@ -159,16 +159,17 @@ def _trained(
     train = mirrored(task.train) if recipe.mirrored else task.train
     weights = rebalanced(task.train[1], len(task.palette)) if recipe.rebalance else None
     least = -(-steps // max(1, min(RECORDS, steps // 40)))
+    every = next((n for n in range(least, 2 * least) if steps % n == 0), least)
     problem = colourisation_problem(net, train, task.validation, weights=weights)
     if recipe.counted:
         problem = _begun_at_the_counts(problem, task)
     learn = make_run(
         problem,
         OPTIMISERS[recipe.optimiser],
-        steps,
+        every * round(steps / every),
         sampler="epochs",
         max_batch_size=recipe.batch_size,
-        record_every=next(n for n in range(least, steps + 1) if steps % n == 0),
+        record_every=every,
     )
     rate: Any = recipe.learning_rate
     if recipe.cosine:

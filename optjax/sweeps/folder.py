@@ -99,7 +99,6 @@ def _continued(
     store.dataset = store.read_result() if same else None
     if store.dataset is not None:
         return True
-    store.result.unlink(missing_ok=True)
     store.begin(spec, overwrite=False)
     return False
 
@@ -110,10 +109,10 @@ def load_sweep(folder: str | os.PathLike[str]) -> "xarray.Dataset":
     Raises:
       UserError: no sweep is there, or it is damaged.
     """
-    spec = read_spec(folder)
     store = Store(folder, writer=False)
     if (whole := store.read_result()) is not None:
         return whole
+    spec = store.spec or read_spec(folder)
     try:
         runs = int(np.prod([int(n) for n in spec["axes"].values()])) * len(spec["seeds"])
         every, steps = int(spec["record_every"]), [int(t) for t in spec["steps"]]

@@ -15,6 +15,7 @@ records that come again are the same. A damaged result is made again from the lo
 sweep.json is read from the log, too.
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -88,8 +89,9 @@ class Store:
             for path in filter(is_under_way, self.folder.iterdir()):
                 path.unlink()  # of a process that was killed
             self.spec = self._read_spec(overwrite)
-            others = [p.name for p in self.folder.iterdir() if p.name != "lock"]
-            if self.spec is None and others and "sweep.json" not in others:
+            names = [p.name for p in self.folder.iterdir() if p.name != "lock"]
+            others = [name for name in names if not (overwrite and _is_ours(name))]
+            if self.spec is None and others and "sweep.json" not in names:
                 raise UserError(
                     f"the folder {str(self.folder)!r} holds {others[0]!r} and no sweep: give an "
                     "empty or a new one"
@@ -100,8 +102,10 @@ class Store:
 
     def close(self) -> None:
         """Let other processes write."""
-        self.close_log()
-        self._lock.release()
+        try:
+            self.close_log()
+        finally:
+            self._lock.release()
 
     def close_log(self) -> None:
         """Write no more to the log that was open."""
@@ -115,17 +119,15 @@ class Store:
             if overwrite:
                 self.close_log()
                 for path in self.folder.iterdir():
-                    name = path.name.removeprefix(_DAMAGED)
-                    if name in ("records.log", "result.nc") or _STATE.fullmatch(name):
+                    if path.name != "sweep.json" and _is_ours(path.name):
                         path.unlink()
         self._write_spec(spec)
-        self._append(_packed({}, {"kind": "spec", "spec": json.dumps(self.spec)}))
 
     def _write_spec(self, spec: Mapping[str, Any]) -> None:
+        self.spec = json.loads(json.dumps(spec))  # as it is read again
         with self._writing():
-            told = {"format": FORMAT, "crc32": _crc(spec), **spec}
+            told = {"format": FORMAT, "crc32": _crc(self.spec), **self.spec}
             write_text(self.folder / "sweep.json", json.dumps(told, indent=1))
-        self.spec = dict(spec)
 
     def append(self, kind: str, arrays: Arrays, **facts: int) -> None:
         """Append a frame of records, on the disk when this returns."""
@@ -139,28 +141,50 @@ class Store:
         self._append(_packed(arrays, {"kind": kind, **facts}))
 
     def _append(self, payload: bytes) -> None:
+        path = self.folder / "records.log"
         with self._writing():
             if self._log is None:
-                self._log = (self.folder / "records.log").open("ab")
-            at = self._log.tell()
+                self._log = path.open("ab")
+            at = path.stat().st_size
             try:
                 self._log.write(_framed(payload))
                 self._log.flush()
                 os.fsync(self._log.fileno())
             except OSError:
-                self._log.truncate(at)
+                log, self._log = self._log, None
+                with contextlib.suppress(OSError):  # it writes once more what it still holds
+                    log.close()
+                os.truncate(path, at)
                 raise
 
     def frames(self) -> Iterator[tuple[dict[str, str], dict[str, np.ndarray]]]:
-        """Read (facts, arrays) of all whole frames of runs, in order; cut off a torn end."""
-        path, good = self.folder / "records.log", 0
+        """Read (facts, arrays) of all whole frames of runs, in order.
+
+        Where this process writes, a torn or damaged end is then cut off, and the log is told what
+        is swept now.
+        """
+        path, good, told = self.folder / "records.log", 0, None
         for facts, arrays, end in _frames(path):
             good = end
-            if facts.get("kind") != "spec":
+            if facts.get("kind") == "spec":
+                told = facts["spec"]
+            else:
                 yield facts, arrays
-        if self.writer and path.is_file() and good < path.stat().st_size:
+        if not self.writer:
+            return
+        if path.is_file() and good < path.stat().st_size:
             with self._writing():
+                if not _is_torn(path, good):
+                    kept = path.with_name(_DAMAGED + path.name)
+                    shutil.copyfile(path, kept)
+                    Console().line(
+                        f"optjax: {path} is damaged at byte {good}, kept as {kept.name}: what "
+                        "follows is computed again"
+                    )
                 os.truncate(path, good)
+        spec = {name: value for name, value in (self.spec or {}).items() if name != "result"}
+        if spec and json.dumps(spec) != told:
+            self._append(_packed({}, {"kind": "spec", "spec": json.dumps(spec)}))
 
     def save_state(self, name: str, arrays: Arrays, **facts: int) -> None:
         """Write where runs under way stand; where they stood is kept, in case of damage."""
@@ -205,9 +229,14 @@ class Store:
 
     def read_result(self) -> "xarray.Dataset | None":
         """Read the dataset of a complete sweep; None where there is none that is whole."""
-        if self.spec is None or "result" not in self.spec or not self.result.is_file():
+        try:
+            content = self.result.read_bytes()
+        except FileNotFoundError:
             return None
-        content = self.result.read_bytes()
+        if not self.writer:  # the process that writes may have written both since
+            self.spec = self._read_spec()
+        if self.spec is None or "result" not in self.spec:
+            return None
         if zlib.crc32(content) != self.spec["result"]:
             self._set_aside(self.result, "it is made again from the log")
             return None
@@ -243,6 +272,23 @@ class Store:
 
     def _writing(self) -> "_Writing":
         return _Writing(self.folder)
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a file of this name is a store's."""
+    name = name.removeprefix(_DAMAGED)
+    return name in ("sweep.json", "records.log", "result.nc") or bool(_STATE.fullmatch(name))
+
+
+def _is_torn(log: Path, at: int) -> bool:
+    """Whether what follows a byte is the beginning of a frame, as a kill leaves it."""
+    with log.open("rb") as file:
+        file.seek(at)
+        head = file.read(_HEAD.size)
+    if len(head) < _HEAD.size:
+        return True
+    magic, _, length = _HEAD.unpack(head)
+    return magic == _MAGIC and at + _HEAD.size + length > log.stat().st_size
 
 
 def _framed(payload: bytes) -> bytes:

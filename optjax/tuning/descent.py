@@ -74,9 +74,12 @@ class Tuning:
 class TuningInterrupted(KeyboardInterrupt):
     """Ctrl-C after the first outer step: ``.tuning`` holds what was found until then."""
 
-    def __init__(self, tuning: Tuning) -> None:
-        super().__init__("interrupted; .tuning holds what was found")
+    def __init__(self, tuning: Tuning, *number: int) -> None:
+        super().__init__(*number)  # of the signal
         self.tuning = tuning
+
+    def __str__(self) -> str:
+        return "interrupted; .tuning holds what was found"
 
 
 def tune(
@@ -222,10 +225,10 @@ def tune(
 
     try:
         carry_out(work, settings, out, overwrite, progress)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         if not results.done[0]:
             raise
-        raise TuningInterrupted(found()) from None
+        raise TuningInterrupted(found(), *error.args) from None
     norms = results.values["gradient_norm"]
     if np.isfinite(norms).any() and not np.nan_to_num(norms).any():
         raise UserError(flat(gradient.job.name))

@@ -10,7 +10,7 @@ import xarray as xr
 from jax.flatten_util import ravel_pytree
 
 from optjax.colourisation.colouriser import variables_of
-from optjax.colourisation.pictures import load_pictures
+from optjax.colourisation.pictures import demo_pictures, load_pictures
 from optjax.colourisation.task import make_task
 from optjax.experiments.recipes import run as recipes
 from optjax.experiments.recipes.studies import OPTIMISERS, OURS, STUDIES, UNET
@@ -91,6 +91,35 @@ def test_a_run_that_diverged_is_missing_and_the_others_are_judged(pictures, soun
     assert np.isfinite(found["entropy"]).all()
 
 
+def test_the_probe_looks_at_the_last_features_at_full_size(pictures):
+    task = make_task(load_pictures(pictures, size=8), 6)
+    missed = []
+    for skips in ((), ("stage", "input")):
+        net = replace(UNET, options={"skips": skips}).network(6, shrink=4)
+        variables = net.init(jax.random.key(0), task.train[0][:1])
+        missed.append(float(recipes._probe(net)(variables, task.train[0], task.validation[0])))
+    assert 0 < missed[1] < missed[0] < 1.5
+
+
+@pytest.mark.parametrize(
+    ("steps", "share", "expected"),
+    [(7, 1, 7), (250, 1, 250), (250, 100 / 128, 195), (1250, 100 / 128, 980)],
+)
+def test_a_run_has_several_records_whatever_its_steps(monkeypatch, steps, share, expected):
+    made = []
+    monkeypatch.setattr(recipes, "make_run", lambda p, o, steps, **how: made.append((steps, how)))
+    monkeypatch.setattr(
+        recipes, "sweep", lambda *given, **how: xr.Dataset({}, {"learning_rate": [1]})
+    )
+    task = make_task(demo_pictures(("coffee",), 16), 6)
+    net = UNET.network(6, shrink=16)
+    recipes._trained(UNET, net, task, round(share * steps), range(1), lambda *said: None)
+    ((made_steps, how),) = made
+    assert made_steps == expected
+    assert made_steps % how["record_every"] == 0
+    assert steps < 80 or made_steps // how["record_every"] >= min(5, steps // 80)
+
+
 def test_every_figure_is_drawn(dataset):
     for study in ("comparison", "ablation"):
         many = dataset.isel(recipe=[0, 1, 0, 1, 0] if study == "ablation" else [0, 1])
@@ -106,6 +135,8 @@ def test_every_figure_is_drawn(dataset):
         ([0.70, 0.71], [0.80, 0.81], "holds"),
         ([0.70, 0.71], [0.80, 0.99], "corrected"),  # the interval of the loss holds the table's
         ([0.50, 0.51], [0.99, 0.98], "refuted"),
+        ([0.62, 0.63], [0.99, 0.98], "refuted"),  # the accuracy decides nothing
+        ([0.60, 0.70], [0.80, 0.99], "not run"),  # neither does
         ([0.70, np.nan], [0.80, np.nan], "not run"),
     ],
 )

@@ -48,15 +48,6 @@ def swept(kind, out, progress):
         dataset = oj.sweep(slope, {"learning_rate": list(np.geomspace(1e-5, 1e-3, 40))}, 8, **how)
     elif kind == "masked":
         dataset = oj.sweep(run, {**grid, "batch_size": [1, 3, 8]}, 3, **how)
-    elif kind == "target":
-        dataset = oj.sweep(run, grid, 4, stop=[oj.Target(0.3), oj.Plateau(200)], **how)
-    elif kind == "halving":
-        dataset = oj.sweep(run, grid, 4, stop=oj.Halving(500), **how)
-    elif kind == "steps":
-        dataset = oj.sweep(run, {**grid, "steps": [1000, 4000]}, 3, **how)
-    elif kind == "diverging":
-        fast = oj.make_run(problem, optax.sgd, 4000, max_batch_size=8, record_every=50)
-        dataset = oj.sweep(fast, {"learning_rate": [1e-3, 0.5, 2.0, 1e9]}, 3, **how)
     else:
         dataset = oj.sweep(run, grid, 4, **how)
     return {str(name): dataset[name].values for name in dataset.variables}

@@ -14,7 +14,7 @@ import pytest
 
 # Those whose runs keep their layout. Where runs end early, a sweep that resumes regroups those that
 # are left; their numbers then agree to rounding (tests/sweeps/test_store.py), not to the bit.
-KINDS = ("static", "masked", "gradients")
+KINDS = ("static", "masked", "gradients", "colouriser")
 PROGRAM = Path(__file__).with_name("program.py")
 
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -242,6 +243,31 @@ def test_a_full_disk_is_one_line_and_loses_nothing(run, whole, tmp_path, monkeyp
     xr.testing.assert_allclose(found, whole, rtol=1e-12)
 
 
+@pytest.mark.parametrize("limit", [100, 1000, 9000, 30_000])
+def test_a_write_that_stops_half_way_leaves_whole_frames(tmp_path, limit):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    store = Store(tmp_path / "a")
+    written = 0
+
+    def fill():
+        nonlocal written
+        while True:
+            store.append("records", {"run": np.arange(100.0) + written})
+            written += 1
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        with pytest.raises(oj.UserError, match=r"file too large\): see to it"):
+            fill()
+        store.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with contextlib.closing(Store(tmp_path / "a", overwrite=True)) as store:
+        assert [arrays["run"][0] for _, arrays in store.frames()] == [*range(written)]
+        store.append("records", {"run": np.arange(3.0)})
+        assert len(list(store.frames())) == written + 1
+
+
 def test_a_disk_too_small_is_refused_beforehand(run, tmp_path, monkeypatch):
     monkeypatch.setattr(Store, "free", lambda self: 1000)
     with pytest.raises(oj.UserError, match="the disk has 1e-06 GB free"):
@@ -249,7 +275,7 @@ def test_a_disk_too_small_is_refused_beforehand(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("damage", ["torn", "flipped", "grown"])
-def test_a_damaged_log_is_cut_at_its_last_whole_frame(run, tmp_path, damage):
+def test_a_damaged_log_is_cut_at_its_last_whole_frame(run, tmp_path, damage, capsys):
     out = tmp_path / "a"
     how = {"chunk_steps": 8, "checkpoint_seconds": 1e9}
     whole = oj.sweep(run, GRID, 2, out=out, **how)
@@ -264,6 +290,8 @@ def test_a_damaged_log_is_cut_at_its_last_whole_frame(run, tmp_path, damage):
         data += b"oj1\n" + b"\0\0\0\0" + (1 << 60).to_bytes(8, "little")
     log.write_bytes(data)
     found = oj.sweep(run, GRID, 2, out=out, **how)
+    named = "records.log is damaged at byte" in capsys.readouterr().err
+    assert named == (out / "damaged-records.log").is_file() == (damage == "flipped")
     for name in ("loss", "final_loss", "status", "diverged_at"):
         np.testing.assert_allclose(found[name], whole[name], rtol=1e-12)
 
@@ -334,6 +362,35 @@ def test_a_damaged_result_or_spec_is_made_again_from_the_log(
         xr.testing.assert_equal(again(), whole)
     if name == "sweep.json":
         assert "sweep.json is damaged: the log says what is swept" in capsys.readouterr().err
+
+
+def test_a_log_torn_in_its_first_frame_is_told_again_what_is_swept(run, folder, tmp_path):
+    out = tmp_path / "a"
+    shutil.copytree(folder, out)
+    log = out / "records.log"
+    log.write_bytes(log.read_bytes()[:30])
+    (out / "result.nc").unlink()
+    found = oj.sweep(run, GRID, 2, out=out)
+    (out / "sweep.json").write_text("{")
+    xr.testing.assert_equal(oj.load_sweep(out), found)
+
+
+@pytest.mark.parametrize("left", ["records.log", "state-0000.frame", "damaged-result.nc"])
+def test_what_is_left_of_a_store_is_refused_unless_it_may_be_overwritten(run, tmp_path, left):
+    out = tmp_path / "a"
+    out.mkdir()
+    (out / left).write_bytes(b"1")
+    with pytest.raises(oj.UserError, match=f"holds '{left}' and no sweep"):
+        oj.sweep(run, GRID, 2, out=out)
+    oj.sweep(run, GRID, 2, out=out, overwrite=True)
+    assert oj.load_sweep(out).sizes["seed"] == 2
+    assert not (out / "damaged-result.nc").exists()
+
+
+def test_names_that_are_no_text_are_kept(run, tmp_path):
+    about = {"columns": {2: "two", 10: "ten"}}
+    found = oj.sweep(run, GRID, 2, out=tmp_path / "a", about=about)
+    xr.testing.assert_equal(oj.sweep(run, GRID, 2, out=tmp_path / "a", about=about), found)
 
 
 def test_what_killed_writers_left_is_cleared_away(run, tmp_path):
