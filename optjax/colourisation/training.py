@@ -44,7 +44,8 @@ def population_metrics(net: Module, problem: Problem, batch: int) -> Callable:
     """
 
     def metrics(variables: tuple, data: Data) -> dict[str, jax.Array]:
-        settled = settle(net, *variables, data, batch)
+        params, state = variables
+        settled = settle(net, params, state, data, batch)
         params, state = settled["params"], {"batch_stats": settled["batch_stats"]}
         return problem.metrics(params, state, data, {})
 
