@@ -66,7 +66,8 @@ class Store:
         try:
             self.folder, self.writer = Path(folder), writer
         except TypeError:
-            raise UserError(f"out is {folder!r}: expected the name of a folder") from None
+            what = "out" if writer else "the folder"
+            raise UserError(f"{what} is {folder!r}: expected the name of a folder") from None
         self.dataset: xarray.Dataset | None = None  # of a sweep that is complete
         self._log: Any = None
         self._lock = filelock.FileLock(self.folder / "lock")
