@@ -75,7 +75,7 @@ class Executor:
                     self._halve(list(started.values()), until)
         # The states of runs that are not under way are in no newer file.
         going = np.concatenate([runs for _, runs, *_ in planned] or [np.zeros(0, int)])
-        ended = (self.results.stopped_at >= 0) | (self.results.diverged_at >= 0)
+        ended = self._over(np.arange(len(self.results)))
         for name, runs in old.items():
             needed = [run for run in runs if run != NONE and not ended[run]]
             if not self.keep_states or np.isin(needed, going).all():
