@@ -160,13 +160,14 @@ def _trained(
     weights = rebalanced(task.train[1], len(task.palette)) if recipe.rebalance else None
     least = -(-steps // max(1, min(RECORDS, steps // 40)))
     every = next((n for n in range(least, 2 * least) if steps % n == 0), least)
+    steps = every * round(steps / every)
     problem = colourisation_problem(net, train, task.validation, weights=weights)
     if recipe.counted:
         problem = _begun_at_the_counts(problem, task)
     learn = make_run(
         problem,
         OPTIMISERS[recipe.optimiser],
-        every * round(steps / every),
+        steps,
         sampler="epochs",
         max_batch_size=recipe.batch_size,
         record_every=every,
