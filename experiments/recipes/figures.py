@@ -53,7 +53,6 @@ def _scores(dataset: xr.Dataset) -> Figure:
         ax.axvline(factor * float(dataset[f"baseline_{name}"]), **GREY)
         ax.set_xlabel(label)
     axes[0].set_yticks(range(len(names)), names)
-    axes[0].invert_yaxis()
     return caption(
         fig,
         f"Recipes after {dataset.attrs['steps']} steps on {_where(dataset)}: each seed, the mean "
@@ -64,7 +63,7 @@ def _scores(dataset: xr.Dataset) -> Figure:
 
 def _listed(ax: Axes, values: np.ndarray) -> None:
     """Draw each seed, the mean and its interval, a line for each recipe; values (recipe, seed)."""
-    ax.set_ylim(-0.6, len(values) - 0.4)
+    ax.set_ylim(len(values) - 0.4, -0.6)  # the first on top
     for i, row in enumerate(values):
         ax.plot(row, np.full(len(row), i), ".", color=COLOURS[5], markersize=5)
         half = row.mean() - (mean_interval(row) or [np.nan])[0]
@@ -76,7 +75,6 @@ def _probe(dataset: xr.Dataset) -> Figure:
     fig, ax = figure("wide", height=1.3 + 0.3 * len(names))
     _listed(ax, 100 * dataset["missed"].values)
     ax.set_yticks(range(len(names)), names)
-    ax.invert_yaxis()
     ax.set_xlim(left=0)
     ax.set_xlabel("share of the grey picture not found (%)")
     return caption(
