@@ -340,9 +340,9 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
         ends = {name: mean_interval(values) for name, values in runs.items()}
         single = {name: prediction_interval(values) for name, values in runs.items()}
         near = all(
-            ends[0] <= source[name][0] and source[name][1] <= ends[1]
-            for name, ends in single.items()
-            if ends is not None
+            interval[0] <= source[name][0] and source[name][1] <= interval[1]
+            for name, interval in single.items()
+            if interval is not None
         )
         population = {
             f"{name} with population statistics ({unit})": factor

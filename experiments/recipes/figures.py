@@ -36,6 +36,10 @@ def _few(dataset: xr.Dataset, most: int = 4) -> list[str]:
     return names if len(names) <= most else list(dict.fromkeys([names[0], _best(dataset)]))
 
 
+def _style(i: int) -> dict[str, Any]:
+    return {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4}
+
+
 def _where(dataset: xr.Dataset) -> str:
     pictures = "demo pictures" if dataset.attrs["demo"] else dataset.attrs["data"]
     return f"{pictures}, {dataset.sizes['seed']} seeds"
@@ -90,8 +94,7 @@ def _curves(dataset: xr.Dataset) -> Figure:
     for i, name in enumerate(_few(dataset, len(COLOURS) - 1)):
         one = dataset.sel(recipe=name)
         step, loss = one["curve_step"].values, one["curve"].values
-        style: Any = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 3.5}
-        ax.plot(step, loss.mean(0), label=name, **style)
+        ax.plot(step, loss.mean(0), label=name, **_style(i))
         band(ax, step, loss.min(0), loss.max(0))
     ax.axhline(float(dataset["baseline_loss"]), label="table of grey levels", **GREY)
     ax.set(xlabel="step", ylabel="validation loss (nats a pixel)")
@@ -139,8 +142,7 @@ def _calibration(dataset: xr.Dataset) -> Figure:
         one = dataset.sel(recipe=name)
         sure, right = one["reliability"].mean("seed").sel(kind=["confidence", "accuracy"]).values
         error = 100 * float(one["calibration_error"].mean())
-        style: Any = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4}
-        ax.plot(sure, right, label=f"{name} (ECE {error:.1f} %)", **style)
+        ax.plot(sure, right, label=f"{name} (ECE {error:.1f} %)", **_style(i))
     ax.set(xlabel="probability of the best colour", ylabel="share of pixels where it is right")
     ax.set(xlim=(0, 1), ylim=(0, 1), aspect="equal")
     ax.legend(fontsize=8)
@@ -156,8 +158,7 @@ def _trade(dataset: xr.Dataset) -> Figure:
     for i, name in enumerate(_few(dataset)):
         one = dataset.sel(recipe=name).mean("seed")
         x, y = one["colourfulness"].values, one["psnr"].values
-        style: Any = {"color": COLOURS[i], "marker": MARKERS[i], "markersize": 4}
-        ax.plot(x, y, label=name, **style)
+        ax.plot(x, y, label=name, **_style(i))
         for at, temperature in enumerate(dataset["temperature"].values):
             ax.annotate(
                 f"{temperature:g}", (x[at], y[at]), (0, 5), textcoords="offset points",
