@@ -130,48 +130,59 @@ def _squares_problem(config: "Config", noise: float) -> tuple[Problem, float]:
 
 
 def squares(
-    config: "Config", noise: float, progress: Callable[[str, float], None]
-) -> tuple[Measurement, xr.Dataset]:
+    config: "Config", progress: Callable[[str, float], None]
+) -> tuple[list[Measurement], xr.Dataset]:
     """Steps to the target, and scales along the largest batch's run at its tuned rate."""
-    problem, cap = _squares_problem(config, noise)
-    target = config.squares_target
-    swept = sweep(
-        make_run(problem, optax.sgd, config.squares_steps),
-        {
-            "batch_size": list(config.squares_batches),
-            "learning_rate": np.geomspace(cap / 1000, cap, config.squares_rates),
-        },
-        config.squares_seeds,
-        stop=Target(target, "excess"),
-        progress=progress,
-    )
-    found = critical_batch_size(swept, target, metric="excess", statistic="mean")
-    steps = max(3, int(np.ceil(float(found.steps[-1]))))
-    once = make_run(with_noise_scale(problem), optax.sgd, steps, record_path=True)
-    hparams = {"learning_rate": float(found.rate[-1]), "batch_size": config.squares_batches[-1]}
-    runs = _runs(once, hparams, config.squares_seeds)
-    path_STd = runs.path[:, 1:]  # from the first record on
-    curved_ST = _at_each(_curvature, problem, path_STd)
-    scales = _over_seeds(runs.metrics) | {"curved": _middle(curved_ST.value.mean(1))}
-    first, pairs = _ratio(runs.metrics)[0], _at_each(_from_pairs, problem, path_STd[:1])
-    name = f"noise {noise:g}"
-    ends = np.stack([pairs.low[0], pairs.high[0]], -1)
-    seen = xr.Dataset(
-        {
-            "squares_exact": ("squares_step", first),
-            "squares_pairs": ("squares_step", pairs.value[0]),
-            "squares_pairs_interval": (("squares_step", "bound"), ends),
-            "squares_curved": ("squares_step", curved_ST.value[0]),
-        },
-        {"squares_step": np.arange(1, steps + 1), "bound": BOUND},
-        {"squares_shown": name},
-    )
-    return _point(name, "squares", found, scales), seen
+    problems, swept, target = {}, {}, config.squares_target
+    for i, noise in enumerate(config.noises):
+        name, share = f"noise {noise:g}", 1 / len(config.noises)
+        problems[name], cap = _squares_problem(config, noise)
+        runs = sweep(
+            make_run(problems[name], optax.sgd, config.squares_steps),
+            {
+                "batch_size": list(config.squares_batches),
+                "learning_rate": np.geomspace(cap / 1000, cap, config.squares_rates),
+            },
+            config.squares_seeds,
+            stop=Target(target, "excess"),
+            progress=lambda text, f, i=i, share=share: progress(text, share * (i + f)),
+        )
+        swept[name] = critical_batch_size(runs, target, metric="excess", statistic="mean")
+    # One program for all noises: the longest way, of which each takes its part.
+    steps = {name: max(3, int(np.ceil(float(found.steps[-1])))) for name, found in swept.items()}
+    any_problem = next(iter(problems.values()))
+    once = make_run(with_noise_scale(any_problem), optax.sgd, max(steps.values()), record_path=True)
 
+    def along(data: Data, rate: Array) -> tuple[Any, Any, Any]:
+        problem = dataclasses.replace(any_problem, data=data)
+        hparams = {"learning_rate": rate, "batch_size": config.squares_batches[-1]}
+        runs = jax.vmap(lambda key: once.pure(data, hparams, key))(_keys(config.squares_seeds))
+        path_STd = runs.path[:, 1:]  # from the first record on
+        pairs = _at_each(_from_pairs, problem, path_STd[:1])
+        return runs.metrics, _at_each(_curvature, problem, path_STd), pairs
 
-def _runs(once: Any, hparams: dict[str, Any], seeds: int) -> Any:
-    """One run from each seed."""
-    return quick_jit(jax.vmap(lambda key: once(hparams, key)))(_keys(seeds))
+    program, points, seen = quick_jit(along), [], []
+    for name, found in swept.items():
+        every = program(problems[name].data, jnp.float32(found.rate[-1]))
+        metrics, curved_ST, pairs = jax.tree.map(
+            lambda a, T=steps[name]: np.asarray(a, float)[:, :T], every
+        )
+        scales = _over_seeds(metrics) | {"curved": _middle(curved_ST.value.mean(1))}
+        points.append(_point(name, "squares", found, scales))
+        ends = np.stack([pairs.low[0], pairs.high[0]], -1)
+        seen.append(
+            xr.Dataset(
+                {
+                    "squares_exact": ("squares_step", _ratio(metrics)[0]),
+                    "squares_pairs": ("squares_step", pairs.value[0]),
+                    "squares_pairs_interval": (("squares_step", "bound"), ends),
+                    "squares_curved": ("squares_step", curved_ST.value[0]),
+                },
+                {"squares_step": np.arange(1, steps[name] + 1), "bound": BOUND},
+                {"squares_shown": name},
+            )
+        )
+    return points, seen[len(seen) // 2]
 
 
 def _keys(count: int) -> Any:
@@ -189,9 +200,8 @@ def _from_pairs(problem: Problem, w: Array, key: Any) -> Any:
 def _at_each(scale: Callable[..., Any], problem: Problem, path_STd: Array) -> Any:
     """A scale at every point of paths, with keys of their own, (S, T) each."""
     S, T = path_STd.shape[:2]
-    keys = _keys(S * T).reshape(S, T)
     of = jax.vmap(jax.vmap(lambda w, key: scale(problem, w, key)))
-    return jax.tree.map(lambda a: np.asarray(a, float), quick_jit(of)(path_STd, keys))
+    return of(path_STd, _keys(S * T).reshape(S, T))
 
 
 def _ratio(metrics: Metrics) -> np.ndarray:
@@ -247,7 +257,6 @@ def net(
             "learning_rate": np.geomspace(*config.net_span, config.net_rates),
         },
         config.net_seeds,
-        layout="map",
         stop=Target(hardest, "whole_loss"),
         progress=progress,
     )
@@ -261,7 +270,8 @@ def net(
     recorded = with_noise_scale(problem, config.net_blocks)
     once = make_run(recorded, optax.sgd, every * records[hardest], record_every=every)
     hparams = {"learning_rate": float(last.rate[-1]), "batch_size": config.net_batches[-1]}
-    metrics = _runs(once, hparams, config.net_scale_seeds).metrics
+    every_seed = jax.vmap(lambda key: once(hparams, key))
+    metrics = quick_jit(every_seed)(_keys(config.net_scale_seeds)).metrics
     points = []
     for target, one in found.items():
         scales = _over_seeds({name: rows[:, : records[target]] for name, rows in metrics.items()})

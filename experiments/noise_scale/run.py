@@ -93,15 +93,10 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
     progress("noisy quadratic", 0.0)
     with jax.enable_x64(True):
         points = families.quadratics(config)
-    found = xr.Dataset()
-    for i, noise in enumerate(config.noises):
-        at = 0.1 + 0.4 * i / len(config.noises)
-        point, seen = families.squares(
-            config, noise, lambda text, f, at=at: progress(text, at + 0.02 * f)
-        )
-        points.append(point)
-        if i == len(config.noises) // 2:
-            found = seen
+    more, found = families.squares(
+        config, lambda text, f: progress(f"least squares: {text}", 0.1 + 0.4 * f)
+    )
+    points += more
     more, net = families.net(config, lambda text, f: progress(f"network: {text}", 0.5 + 0.4 * f))
     progress("estimators", 0.95)
     parts = [_table(points + more), found, net, families.ratios(config), families.coverage(config)]

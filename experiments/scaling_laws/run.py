@@ -105,7 +105,7 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
             progress(text, 0.05 + share * (i + f))
 
         nets.append(_widths(config, net, widths, pictures, shown))
-    others = _others(config, widths, pictures, lambda text, f: progress(text, 0.75 + 0.2 * f))
+    others = _others(config, nets[0], pictures, lambda text, f: progress(text, 0.75 + 0.2 * f))
     progress("fitting laws", 0.95)
     trained = xr.concat(nets, "net", join="outer").assign_coords(net=list(config.nets))
     checks = scaling.contradictions()
@@ -211,13 +211,16 @@ def _widths(
 
 
 def _others(
-    config: Config, widths: list[int], pictures: by_width.Tiles,
+    config: Config, trained: xr.Dataset, pictures: by_width.Tiles,
     progress: Callable[[str, float], None],
 ) -> xr.Dataset:  # fmt: skip
-    """Half and twice the batch at the middle width; subsets at that and the narrowest."""
-    net, middle = config.nets[0], _middle(widths)
-    n = len(pictures.train[0])
-    subsets = [*sorted({whole("subsets", k, 1) for k in config.subsets if k < n}), n]
+    """Half and twice the batch at the middle width; subsets at that and the narrowest.
+
+    The runs on all tiles, of which every subset's are compared with, are there in `trained`.
+    """
+    net, widths = config.nets[0], trained.filters.values.tolist()
+    middle, n = _middle(widths), len(pictures.train[0])
+    subsets = sorted({whole("subsets", k, 1) for k in config.subsets if k < n})
     batches = [config.batch // 2, config.batch * 2]
     common = (config.rates, config.seeds)
 
@@ -231,15 +234,19 @@ def _others(
         ).isel(filters=0, pictures=0, drop=True)
         for i, size in enumerate(batches)
     ]  # fmt: skip
-    steps = config.steps // config.every * config.every
-    by_subset = by_width.train(
-        net, dict.fromkeys([widths[0], middle], steps), config.batch, pictures, *common,
-        config.every, shown(2), colours=config.colours, subsets=subsets,
-    )  # fmt: skip
+    steps, two = config.steps // config.every * config.every, [widths[0], middle]
+    by_subset = [trained.loss.sel(filters=two, step=slice(0, steps)).expand_dims(pictures=[n])]
+    if subsets:
+        found = by_width.train(
+            net, dict.fromkeys(two, steps), config.batch, pictures, *common,
+            config.every, shown(2), colours=config.colours, subsets=subsets,
+        )  # fmt: skip
+        by_subset.insert(0, found)
+    together = xr.concat(by_subset, "pictures")
     return xr.Dataset(
         {
             "batch_loss": xr.concat(by_batch, "batch_size").rename(step="batch_step"),
-            "subset_loss": by_subset.rename(step="subset_step", filters="subset_filters"),
+            "subset_loss": together.rename(step="subset_step", filters="subset_filters"),
         },
         {"batch_size": batches},
     )

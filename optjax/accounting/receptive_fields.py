@@ -18,6 +18,7 @@ from optjax.accounting.tracing import built, trace
 from optjax.run.flax_models import boundary
 from optjax.support.errors import UserError
 from optjax.support.keys import make_key
+from optjax.support.machine import quick_jit
 
 
 class Field(NamedTuple):
@@ -364,4 +365,4 @@ def _gradient(model: Any, input_shape: tuple[int, ...]) -> Callable:
 
         return jax.grad(output)(picture)[0]
 
-    return jax.jit(lambda keys, position: jax.lax.map(lambda key: one(key, position), keys))
+    return quick_jit(lambda keys, position: jax.lax.map(lambda key: one(key, position), keys))

@@ -24,8 +24,9 @@ from optjax.sweeps.store import Store
 from optjax.sweeps.swept_run import RunSpec
 from optjax.sweeps.work import Settings, Work
 
-CAPACITY = 1024
-"""Records that one call holds at most."""
+ROOM, CAPACITY = 64, 1024
+"""Records that one call has room for: at least, that runs of other lengths may share a program, and
+at most."""
 
 _MOST = 128
 """Hypergradients of a call on the CPU: more take no less time each, and show no progress."""
@@ -168,7 +169,7 @@ class Executor:
     ) -> ActiveRuns:
         """Choose the layout and put the runs on the devices."""
         settings, results = self.settings, self.results
-        capacity = min(results.records, CAPACITY)
+        capacity = min(max(results.records, ROOM), CAPACITY)
         if settings.chunk_steps is not None:
             capacity = min(capacity, max(1, settings.chunk_steps // results.every))
         filled = runs

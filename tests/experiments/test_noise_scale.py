@@ -78,9 +78,7 @@ def _seen(family, *names):
 def dataset():
     """Quadratics and estimators are computed; the problems that are trained are made up."""
     exact = _points("squares", (1.1, 0.9))
-    squares = mock.Mock(
-        side_effect=[(point, _seen("squares", "exact", "curved", "pairs")) for point in exact]
-    )
+    squares = mock.Mock(return_value=(exact, _seen("squares", "exact", "curved", "pairs")))
     net = mock.Mock(return_value=(_points("net", (0.7,)), _seen("net", "scale")))
     quadratics = mock.Mock(return_value=_points("quadratic", (1.0, 1.3, 1.2)))
     with mock.patch.multiple(families, squares=squares, net=net, quadratics=quadratics):
