@@ -73,7 +73,7 @@ class Config:
     """Outer steps of its tuning."""
     net_seeds: int = 2
     """Runs of the network that a point is tuned on."""
-    net_judges: int = 16
+    net_judges: int = 32
     """Runs of the network that judge."""
     filters: int = 8
     """NF of the network."""
@@ -132,7 +132,7 @@ def _squares(config: Config) -> tuple[_Case, float]:
 
 
 def _net(config: Config) -> _Case:
-    data = load_pictures(config.data, seed=config.seed)
+    data = load_pictures(config.data, size=16, seed=config.seed)
     rng = np.random.default_rng(config.seed)
     tiles = data.train[rng.permutation(len(data.train))[:480]]
     labels = nearest_colour(tiles, kmeans_palette(tiles, config.colours, config.seed))

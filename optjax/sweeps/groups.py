@@ -257,7 +257,11 @@ def _column(values: Sequence[Any]) -> np.ndarray | Column:
         real = jax.dtypes.canonicalize_dtype(float)
         return np.array([float(np.asarray(value)) for value in values], real)
     distinct, place = _distinct(values)
-    return Column(jax.tree.map(lambda *leaves: np.stack(leaves), *distinct), place)
+
+    def stacked(*leaves: Any) -> np.ndarray:
+        return np.stack(leaves).astype(jnp.result_type(*leaves))  # float64 only if it is allowed
+
+    return Column(jax.tree.map(stacked, *distinct), place)
 
 
 def columns(hparams: Sequence[HParams]) -> dict[str, np.ndarray | Column]:

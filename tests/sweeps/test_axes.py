@@ -39,6 +39,21 @@ def test_schedules_are_spread_over_the_steps_of_their_run(problem, every):
             close(found.loss[i, j, 0, : steps // every], one.loss)
 
 
+@pytest.mark.parametrize(
+    "grid",
+    [
+        {"learning_rate": [SCHEDULES[0], SCHEDULES[1]]},
+        {"learning_rate": [0.1], "initial_params": [np.zeros(D), np.ones(D)]},
+    ],
+    ids=["schedules", "arrays"],
+)
+def test_values_of_float64_enter_runs_of_float32_without_a_warning(grid):
+    with jax.enable_x64(False):
+        problem = oj.least_squares(np.eye(N, D, dtype=np.float32), np.ones(N, np.float32))
+        found = oj.sweep(oj.make_run(problem, optax.sgd, T), grid)
+    assert found.final_loss.dtype == np.float32
+
+
 def test_a_stopped_run_with_a_schedule_is_replayed(problem):
     run = oj.make_run(problem, optax.sgd, T)
     whole = run({"learning_rate": SCHEDULES[0]}, jax.random.key(0))
