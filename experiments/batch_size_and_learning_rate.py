@@ -92,7 +92,11 @@ def _squares(config: Config, progress: Callable[[str, float], None]) -> tuple[xr
 
 def _net(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
     tiles = drawn_tiles(
-        config.data, config.pictures, config.seed, config.net_batches, size=16,
+        config.data,
+        config.pictures,
+        config.seed,
+        config.net_batches,
+        size=16,
         colours=config.colours,
     )
     net = networks.model("conv-transpose", filters=config.filters, colours=config.colours)

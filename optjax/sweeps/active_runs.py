@@ -17,6 +17,9 @@ from optjax.sweeps.processes import fetch
 from optjax.sweeps.programs import BatchLayout, Programs
 from optjax.sweeps.swept_run import Inputs
 
+_WORTH_COMPILING = {True: 2e10, False: 2e12}
+"""Operations that take about as long as compiling a program does, on the CPU and elsewhere."""
+
 NONE = -1
 """In place of a run's number, of a run that only fills its batch up."""
 
@@ -46,7 +49,7 @@ class ActiveRuns:
     Args:
       name: of its file in the store. group, chosen: what runs, and how it is laid out.
       seeds: of all runs of the sweep: run p · S + s has the s-th.
-      runs: their numbers. step: where they are.
+      runs: their numbers, in their places; NONE where a place is empty. step: where they are.
       saved: run → the leaves of its state, where they have begun.
     """
 
@@ -68,9 +71,11 @@ class ActiveRuns:
         self.preparing = 0.0  # seconds that compiling took
         self.batches = []
         for part in _cut(runs, self.programs.layout.batch):
+            if (part == NONE).all():
+                continue
             given, seeds_ = self.programs.put(inputs(group, seeds, part))
             if step:
-                rows = [saved[int(r)] for r in np.where(part == NONE, part[0], part)]
+                rows = [saved[int(r)] for r in _filled(part)]
                 leaves = [np.stack(column) for column in zip(*rows, strict=True)]
                 states = self.programs.put(_as_states(self.programs, leaves))
             else:
@@ -109,12 +114,23 @@ class ActiveRuns:
         out = fetch(self.programs.finish(batch.inputs, batch.states, self.step))
         return jax.tree.map(lambda leaf: np.asarray(leaf)[which], out)
 
-    def keep(self, alive: np.ndarray, ahead: float) -> None:
-        """Compact the runs that are left into fewer batches, or into a smaller one where that pays.
+    def keep(self, alive: np.ndarray) -> None:
+        """Let go of the batches of which no run is left.
 
         Args:
           alive: (N,) bool, over all runs of the sweep.
-          ahead: seconds that they would still take as they are.
+        """
+        self.batches = [b for b in self.batches if alive[b.runs[b.runs != NONE]].any()]
+
+    def compact(self, alive: np.ndarray, ahead: int) -> None:
+        """Move the runs that are left into fewer batches, or into a smaller one where that pays.
+
+        When and how depends on the runs alone, never on the time that they take: another program
+        rounds differently, and a sweep is to give the same bits whenever it is interrupted.
+
+        Args:
+          alive: (N,) bool, over all runs of the sweep.
+          ahead: steps of the longest run that are left.
         """
         going = [(b.runs != NONE) & alive[b.runs] for b in self.batches]
         left = int(sum(g.sum() for g in going))
@@ -138,6 +154,7 @@ class ActiveRuns:
             example = layouts.example(*inputs(self.group, self.seeds, runs))(smaller.batch)
             old = self.programs
             self.programs = Programs(old.spec, smaller, old.devices, self.group.data, example)
+            self.programs.haste = old.haste
         self.batches = []
         size = self.programs.layout.batch
         for i, part in enumerate(_cut(runs, size)):
@@ -148,24 +165,22 @@ class ActiveRuns:
         if self.pace is not None:
             self.pace *= self.places / before
 
-    def _smaller(self, left: int, ahead: float) -> BatchLayout | None:
-        """Find a layout for one small batch, where it saves more time than compiling takes."""
+    def _smaller(self, left: int, ahead: int) -> BatchLayout | None:
+        """Find a layout for one small batch, where it saves more work than compiling costs."""
         layout, devices = self.programs.layout, len(self.programs.devices)
         each = 1 << math.ceil(math.log2(-(-left // devices)))
         # A power of two divides another.
         vmap_chunk = min(1 << int(math.log2(layout.vmap_chunk)), each)
         candidate = BatchLayout(devices * each, vmap_chunk, layout.counts)
-        share = candidate.batch / self.places
-        if share <= 0.5 and ahead * (1 - share) > 2 * self.preparing:
-            return candidate
-        return None
+        spared = (self.places - candidate.batch) * ahead * self.programs.operations()
+        worth = _WORTH_COMPILING[self.programs.devices[0].platform == "cpu"]
+        return candidate if 2 * candidate.batch <= self.places and spared > worth else None
 
     def state(self) -> tuple[np.ndarray, list[np.ndarray]]:
-        """Return the numbers of the runs, and the leaves of their states in that order."""
+        """Return the run in each place, or NONE, and the leaves of the places' states."""
         parts = [(b.runs, fetch(b.states)) for b in self.batches]
-        runs = np.concatenate([r for r, _ in parts])
         columns = zip(*(jax.tree.leaves(states) for _, states in parts), strict=True)
-        return runs[runs != NONE], [np.concatenate(c)[runs != NONE] for c in columns]
+        return np.concatenate([r for r, _ in parts]), [np.concatenate(c) for c in columns]
 
     def park(self) -> None:
         """Move to the host's memory, while other runs have the devices."""
@@ -197,11 +212,16 @@ def form(request: layouts.Request, make: Any) -> tuple[ActiveRuns, layouts.Chose
 
 def inputs(group: Group, seeds: list[int], runs: np.ndarray) -> tuple[Inputs, np.ndarray]:
     """Gather the inputs and seeds of runs; those of the first where a place is only filled up."""
-    runs = np.where(runs == NONE, runs[0], runs)
+    runs = _filled(runs)
     place = {int(p): i for i, p in enumerate(group.points)}
     at = np.array([place[int(p)] for p in runs // len(seeds)])
     chosen = np.array(seeds, np.int32)[runs % len(seeds)]
     return Inputs(group.hparams_at(at), None if group.which is None else group.which[at]), chosen
+
+
+def _filled(part: np.ndarray) -> np.ndarray:
+    """Put the first run into the empty places."""
+    return np.where(part == NONE, part[np.argmax(part != NONE)], part)
 
 
 def _cut(runs: np.ndarray, batch: int) -> list[np.ndarray]:

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,6 +16,7 @@ from optjax.sweeps import layouts
 from optjax.sweeps.active_runs import NONE, ActiveRuns, Chunk, form, inputs
 from optjax.sweeps.groups import Group
 from optjax.sweeps.processes import agreed, fetch
+from optjax.sweeps.programs import BatchLayout
 from optjax.sweeps.progress import Interrupt, Meter, Progress
 from optjax.sweeps.recording import new_records
 from optjax.sweeps.results import KEPT, RUN, STOPPED_BY_HALVING
@@ -30,6 +31,30 @@ at most."""
 
 _MOST = 128
 """Hypergradients of a call on the CPU: more take no less time each, and show no progress."""
+
+
+PLACE = "place"
+_KEPT = (*BatchLayout._fields, "haste")
+_COMPACTIONS = 16
+"""Moments, evenly spaced, when runs that are left move up, beside the ends of runs."""
+
+
+class Placed(NamedTuple):
+    """Where a run was as its state was kept: there it goes on, to the bit."""
+
+    file: str
+    kept: layouts.Kept
+    place: int
+
+
+class Plan(NamedTuple):
+    """Runs of a group that are to advance together."""
+
+    group: Group
+    runs: np.ndarray  # in their places; NONE where one is empty
+    step: int  # where they are
+    vmap_chunk: int | None  # how many are vmapped together, where that is known
+    before: layouts.Kept | None  # of runs that go on
 
 
 class Executor:
@@ -47,9 +72,16 @@ class Executor:
         self.notes: list[dict[str, Any]] = []
         self.saved: dict[int, list[np.ndarray]] = {}  # run → its state
         self.at = np.zeros(len(results), np.int64)  # the step of that state
+        self.placed: dict[int, Placed] = {}  # run → where in which layout it was
         self.interrupt = Interrupt()
         self.meter = Meter(results, progress, work.describe)
         self._named = 0
+        # When runs that are left move up: the same moments however often it is interrupted.
+        most, every = int(results.steps.max()), results.every
+        chunk = max(1, (settings.chunk_steps or 0) // every)
+        apart = -(-max(1, most // every // _COMPACTIONS) // chunk) * chunk * every
+        evenly = np.arange(apart, most, apart)
+        self.moments = np.union1d(evenly, results.steps)
 
     def run(self) -> None:
         """Compute everything that is not known yet.
@@ -65,7 +97,7 @@ class Executor:
             started: dict[int, ActiveRuns] = {}
             for until in [*stops, last]:
                 for i, plan in enumerate(planned):
-                    active = started.pop(i, None) or self._form(*plan)
+                    active = started.pop(i, None) or self._form(plan)
                     active.unpark()
                     self._go(active, until)
                     if stops:
@@ -75,7 +107,7 @@ class Executor:
                 if until in stops:
                     self._halve(list(started.values()), until)
         # The states of runs that are not under way are in no newer file.
-        going = np.concatenate([runs for _, runs, *_ in planned] or [np.zeros(0, int)])
+        going = np.concatenate([plan.runs for plan in planned] or [np.zeros(0, int)])
         ended = self._over(np.arange(len(self.results)))
         for name, runs in old.items():
             needed = [run for run in runs if run != NONE and not ended[run]]
@@ -92,10 +124,12 @@ class Executor:
         files: dict[str, list[int]] = {}
         for name, facts, arrays in found:
             try:
-                step = int(facts["step"])
-                leaves = [arrays[f"leaf{i}"] for i in range(len(arrays) - 1)]
+                step, places = int(facts["step"]), arrays[PLACE]
+                batch, chunk, counts, haste = (int(facts[name]) for name in _KEPT)
+                kept = layouts.Kept(BatchLayout(batch, chunk, bool(counts)), haste)
+                leaves = [arrays[f"leaf{i}"] for i in range(len(arrays) - 2)]
                 runs = self.results.find(arrays[RUN]).tolist()
-                if step < 1 or any(len(leaf) != len(runs) for leaf in leaves):
+                if step < 0 or any(len(leaf) != len(runs) for leaf in leaves):
                     raise ValueError("shapes that do not fit")
             except (KeyError, ValueError) as error:
                 raise UserError(
@@ -104,47 +138,56 @@ class Executor:
                 ) from None
             for row, run in enumerate(runs):
                 # A state whose records were lost is of no use.
-                if run != NONE and self.at[run] < step <= self.results.done[run]:
+                newer = run not in self.placed or self.at[run] < step
+                if run != NONE and newer and step <= self.results.done[run]:
                     self.at[run] = step
                     self.saved[run] = [leaf[row] for leaf in leaves]
+                    self.placed[run] = Placed(name, kept, int(places[row]))
             files[name] = files.get(name, []) + runs
         self._named = 1 + max(map(int, files), default=-1)
         agreed(0)  # no process writes before all have read
         return files
 
-    def _planned(self, group: Group) -> Iterator[tuple[Group, np.ndarray, int, int | None]]:
-        """Cut the group's runs that have not ended, by the step they are at and by memory.
-
-        The last entry of each part is how many are vmapped together, where that is known.
-        """
+    def _planned(self, group: Group) -> Iterator[Plan]:
+        """Cut the group's runs that have not ended, by where they were and by memory."""
         seeds = len(self.results.seeds)
         runs = (group.points[:, None] * seeds + np.arange(seeds)[None]).ravel()
         runs = runs[~self.results.judged[runs]]
         vmap_chunk = self.settings.vmap_chunk
+        known: dict[tuple[str, layouts.Kept, int], list[int]] = {}
+        for run in [run for run in runs.tolist() if run in self.placed]:
+            known.setdefault((*self.placed[run][:2], int(self.at[run])), []).append(run)
+        devices = len(self.settings.devices)
+        for (_, kept, step), together in sorted(known.items(), key=lambda item: -item[0][2]):
+            if kept.layout.batch % (devices * kept.layout.vmap_chunk):  # it was on other devices
+                yield Plan(group, np.array(together), step, vmap_chunk, None)
+                continue
+            places = [self.placed[run].place for run in together]
+            placed = np.full(1 + max(places), NONE, np.int64)
+            placed[places] = together
+            yield Plan(group, placed, step, None, kept)
+        runs = np.array([run for run in runs.tolist() if run not in self.placed], int)
         if not len(runs):
             return
         if group.bytes is None:
             most = self._most(group)
         else:
             # What a run takes while it is under way is known: calls of one size, few places empty.
-            devices = len(self.settings.devices)
             fit = max(1.0, self._memory() / group.bytes)
             fit = min(fit, _MOST) if self.settings.devices[0].platform == "cpu" else fit
             calls = -(-len(runs) // ((vmap_chunk or int(fit)) * devices))
             vmap_chunk = -(-len(runs) // (calls * devices))
             most = vmap_chunk * devices
-        for step in sorted(set(self.at[runs].tolist()), reverse=True):
-            together = runs[self.at[runs] == step]
-            if len(together) > most and group.bytes is None:
-                self.notes.append(
-                    {
-                        "group": group.name,
-                        "split": f"into {-(-len(together) // most)}: the device's memory holds "
-                        f"the state of {most} runs",
-                    }
-                )
-            for begin in range(0, len(together), most):
-                yield group, together[begin : begin + most], step, vmap_chunk
+        if len(runs) > most and group.bytes is None:
+            self.notes.append(
+                {
+                    "group": group.name,
+                    "split": f"into {-(-len(runs) // most)}: the device's memory holds the state "
+                    f"of {most} runs",
+                }
+            )
+        for begin in range(0, len(runs), most):
+            yield Plan(group, runs[begin : begin + most], 0, vmap_chunk, None)
 
     def _memory(self) -> float:
         """Return the bytes of a device that may be used: the same in all processes."""
@@ -164,27 +207,27 @@ class Executor:
         # Twice, since a chunk's input stays until its output is there; a third is left for it.
         return max(1, int(len(self.settings.devices) * self._memory() / 3 // max(1, each)))
 
-    def _form(
-        self, group: Group, runs: np.ndarray, step: int, vmap_chunk: int | None
-    ) -> ActiveRuns:
+    def _form(self, plan: Plan) -> ActiveRuns:
         """Choose the layout and put the runs on the devices."""
+        group, runs, step, vmap_chunk, before = plan
         settings, results = self.settings, self.results
         capacity = min(max(results.records, ROOM), CAPACITY)
         if settings.chunk_steps is not None:
             capacity = min(capacity, max(1, settings.chunk_steps // results.every))
-        filled = runs
+        real = filled = runs[runs != NONE]
         if group.bytes is not None and vmap_chunk is not None:
             filled = np.resize(runs, max(len(runs), vmap_chunk * len(settings.devices)))
         request = layouts.Request(
             group=group,
             spec=RunSpec(group.computation, self.rules, capacity, self.drop_diverged),
             runs=len(filled),
-            steps=float(np.sum(results.steps[runs] - step)),
+            steps=float(np.sum(results.steps[real] - step)),
             every=results.every,
             devices=settings.devices,
             memory=self._memory(),
             how=settings.layout,
             vmap_chunk=vmap_chunk,
+            before=before,
             weighted=self.weighted,
             example=layouts.example(*inputs(group, results.seeds, filled)),
         )
@@ -198,7 +241,7 @@ class Executor:
         self._note(
             {
                 "group": group.name,
-                "runs": len(runs),
+                "runs": len(real),
                 "slots": group.plan.slots,
                 "calls": -(-len(runs) // layout.batch),
                 **group.notes,
@@ -209,8 +252,7 @@ class Executor:
                 "seconds to prepare": round(formed.preparing, 3),
             }
         )
-        if step:
-            self._checkpoint(formed)
+        self._checkpoint(formed)
         return formed
 
     def _note(self, note: dict[str, Any]) -> None:
@@ -241,12 +283,14 @@ class Executor:
             pause = self.settings.checkpoint_seconds
             due = time.perf_counter() - saved >= (max(pause, 20 * cost) if pause else 0.0)
             due, stop = agreed(due, self.interrupt.asked)
-            ends = np.any(self.results.steps[self._alive(active)] <= active.step)
-            if active.calm and not (due or stop or ends):
+            moment = active.step in self.moments
+            if active.calm and not (due or stop or moment):
                 continue
             lap = self._settle(active, pending, lap)
             pending = None
             self._clear(active)
+            if moment:
+                self._compact(active)
             if active.batches and (due or stop):
                 begin = time.perf_counter()
                 self._checkpoint(active)
@@ -261,10 +305,10 @@ class Executor:
             self._drop(active.name)
 
     def _count(self, active: ActiveRuns, until: int) -> int:
-        """Count the records of the next chunk: about `chunk_seconds`, no run past its end."""
+        """Count the records of the next chunk: about `chunk_seconds`, up to the next moment."""
         settings, every = self.settings, self.results.every
-        ends = self.results.steps[self._alive(active)]
-        left = (min(until, int(ends.min()) if ends.size else until) - active.step) // every
+        ahead = self.moments[self.moments > active.step]
+        left = (min(until, int(ahead.min()) if ahead.size else until) - active.step) // every
         if left <= 0:
             return 0
         if settings.chunk_steps is not None:
@@ -336,7 +380,7 @@ class Executor:
         return last
 
     def _clear(self, active: ActiveRuns) -> None:
-        """Record the runs that ended and compact the rest."""
+        """Record the runs that ended."""
         results = self.results
         if self.keep_states and active.batches:
             self._checkpoint(active)
@@ -346,8 +390,10 @@ class Executor:
             ended = real & (self._over(runs) | (results.steps[runs] <= active.step))
             if ended.any():
                 self._end(runs[ended], active.finished(batch, ended))
-        ahead = (int(results.steps.max()) - active.step) // results.every * (active.pace or 0.0)
-        active.keep(~results.judged, ahead)
+        active.keep(~results.judged)
+
+    def _compact(self, active: ActiveRuns) -> None:
+        active.compact(~self.results.judged, int(self.results.steps.max()) - active.step)
 
     def _end(self, runs: np.ndarray, found: Finished) -> None:
         """Keep what runs have reached."""
@@ -391,6 +437,7 @@ class Executor:
         for active in actives:
             active.unpark()
             self._clear(active)
+            self._compact(active)
             if active.batches:
                 self._checkpoint(active)
             else:
@@ -402,10 +449,14 @@ class Executor:
         if self.store is None:
             return
         runs, leaves = active.state()
-        going = ~self.results.judged[runs]
+        leaves = leaves if active.step else []  # a start is its key's
+        going = (runs != NONE) & ~self.results.judged[runs]
         arrays = {f"leaf{i}": leaf[going] for i, leaf in enumerate(leaves)}
-        arrays[RUN] = self.results.ids[runs[going]]
-        self.store.save_state(active.name, arrays, step=active.step)
+        arrays |= {RUN: self.results.ids[runs[going]], PLACE: np.flatnonzero(going)}
+        programs = active.programs
+        facts = {name: int(value) for name, value in programs.layout._asdict().items()}
+        facts |= {"haste": programs.haste, "step": active.step}
+        self.store.save_state(active.name, arrays, **facts)
 
     def _drop(self, name: str) -> None:
         if self.store is not None:

@@ -51,6 +51,13 @@ class Chosen:
     tried: dict[str, float]  # layout → seconds a step of a run
 
 
+class Kept(NamedTuple):
+    """What makes a program round as it did: runs that go on do so in the same one."""
+
+    layout: BatchLayout
+    haste: int
+
+
 @dataclasses.dataclass(frozen=True)
 class Request:
     """What is known before a layout is chosen."""
@@ -64,6 +71,7 @@ class Request:
     memory: float  # bytes of a device that the programs may take
     how: Arrangement
     vmap_chunk: int | None
+    before: "Kept | None"  # of runs that go on
     weighted: bool
     example: Callable[[int], tuple[Any, Any]]  # runs of a batch → (Inputs, seeds)
 
@@ -75,6 +83,10 @@ class Request:
 
 def choose(request: Request) -> Chosen:
     """Choose the layout to run in; compile it and, where it pays, measure it."""
+    if request.before is not None:
+        programs = request.programs(request.before.layout)
+        programs.haste = request.before.haste
+        return _fitting(request, programs, "as before")
     if request.how != "auto" or request.vmap_chunk is not None:
         programs = request.programs(_given(request))
         programs.haste = _haste(request, programs.operations())

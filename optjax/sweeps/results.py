@@ -165,7 +165,7 @@ class Results:
         names = ["", *self.rules]
         which = np.where(self.stopped_by < 0, 0, self.stopped_by + 1)
         which = np.where(self.stopped_by == STOPPED_BY_HALVING, len(names), which)
-        reason = np.array([*names, "halving"])[np.minimum(which, len(names))]
+        reason = np.array([*names, "halving"])[np.minimum(which, len(names))].tolist()
         variables: dict[str, Any] = {
             name: ((*dims, "step", *self._inner(name, rows.ndim - 2)),
                    rows.reshape(*shape, *rows.shape[1:]))
@@ -179,7 +179,7 @@ class Results:
         }.items():
             variables[name] = (dims, values.reshape(shape))
         if self.rules or np.any(self.stopped_by >= 0):
-            variables["stopped_by"] = (dims, reason.reshape(shape))
+            variables["stopped_by"] = (dims, np.array(reason).reshape(shape))  # as read again
         for name in self.inner.keys() - self.kept.keys():  # no run has ended
             if not self.inner[name]:
                 variables[name] = (dims, np.full(shape, np.nan))

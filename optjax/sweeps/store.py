@@ -37,7 +37,7 @@ from optjax.support.files import is_under_way, netcdf, read_dataset, write_bytes
 if TYPE_CHECKING:
     import xarray
 
-FORMAT = 3
+FORMAT = 4
 _HEAD = struct.Struct("<4sIQ")
 _MAGIC = b"oj1\n"
 _LARGEST = 4 << 30

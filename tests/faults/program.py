@@ -15,6 +15,12 @@ import optax
 
 import optjax as oj
 
+STOPS = {
+    "target": oj.Target(0.25),
+    "plateau": oj.Plateau(patience=3000),
+    "halving": oj.Halving(1000),
+}
+
 
 def main(kind: str, out: str, seconds: float) -> None:
     begun = []
@@ -48,6 +54,12 @@ def swept(kind, out, progress):
         dataset = oj.sweep(slope, {"learning_rate": list(np.geomspace(1e-5, 1e-3, 40))}, 8, **how)
     elif kind == "masked":
         dataset = oj.sweep(run, {**grid, "batch_size": [1, 3, 8]}, 3, **how)
+    elif kind in STOPS:
+        # Chunks as long as time allows: where they end differs from process to process.
+        how |= {"chunk_steps": None, "chunk_seconds": 0.02}
+        run = oj.make_run(problem, optax.adam, 20_000, max_batch_size=8, record_every=50)
+        rates = list(np.geomspace(1e-4, 0.1, 8))
+        dataset = oj.sweep(run, {"learning_rate": rates}, 8, stop=STOPS[kind], **how)
     else:
         dataset = oj.sweep(run, grid, 4, **how)
     return {str(name): dataset[name].values for name in dataset.variables}

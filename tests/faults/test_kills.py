@@ -12,9 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-# Those whose runs keep their layout. Where runs end early, a sweep that resumes regroups those that
-# are left; their numbers then agree to rounding (tests/sweeps/test_store.py), not to the bit.
-KINDS = ("static", "masked", "gradients", "colouriser")
+KINDS = ("static", "masked", "target", "plateau", "halving", "gradients", "colouriser")
 PROGRAM = Path(__file__).with_name("program.py")
 
 
@@ -51,7 +49,7 @@ def _killed(kind, tmp_path, kills, seed):
 
 
 def test_a_killed_sweep_ends_as_if_nobody_had(tmp_path):
-    _killed("masked", tmp_path, 2, 0)
+    _killed("target", tmp_path, 2, 0)
 
 
 @pytest.mark.slow
