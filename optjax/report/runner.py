@@ -2,8 +2,10 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 import shlex
+import shutil
 import tempfile
 import time
 import traceback
@@ -22,6 +24,7 @@ from optjax.support import provenance
 from optjax.support.console import Console
 from optjax.support.errors import UserError, whole
 from optjax.support.files import plain, read_attrs, read_dataset, save_dataset, write_text
+from optjax.support.keeping import keeping
 
 if TYPE_CHECKING:
     import xarray
@@ -77,7 +80,12 @@ def run_experiment(
         attrs = read_attrs(path)
         fresh = force or any(attrs.get(key) != value for key, value in identity.items())
         if fresh:
-            dataset, seconds = _run(experiment, module, config, console)
+            unfinished = results / "unfinished" / experiment.name
+            now = hashlib.sha256(repr(sorted(identity.items())).encode()).hexdigest()[:16]
+            if force:
+                shutil.rmtree(unfinished, ignore_errors=True)
+            with keeping(unfinished / now):
+                dataset, seconds = _run(experiment, module, config, console)
             dataset.attrs.update(
                 identity,
                 title=experiment.title,
@@ -89,6 +97,7 @@ def run_experiment(
                 date=datetime.now(UTC).isoformat(timespec="seconds"),
             )
             save_dataset(dataset, path)
+            shutil.rmtree(unfinished, ignore_errors=True)
             console.line(f"{experiment.name}: done in {seconds:.1f} s, saved {path}")
         else:
             seconds = float(attrs.get("seconds", 0.0))

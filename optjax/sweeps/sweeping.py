@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from optjax.support import provenance
 from optjax.support.console import Console
 from optjax.support.errors import UserError
+from optjax.support.keeping import next_folder
 from optjax.support.machine import free_memory
 from optjax.sweeps import checks, stop_rules
 from optjax.sweeps.checks import Final
@@ -168,6 +169,7 @@ def carry_out(
       UserError, KeyboardInterrupt: as `sweep`.
     """
     results, store, digest = work.results, None, uuid.uuid4().hex[:16]
+    given, out = out is not None, next_folder() if out is None else out
     if out is not None:
         facts = work.facts()
         ids = [str(i) for i in results.ids]
@@ -185,7 +187,12 @@ def carry_out(
             "ids": ids,
             "about": dict(about or {}),
         }
-        store = opened(out, spec, results, work.bytes, work.halving, overwrite)
+        try:
+            store = opened(out, spec, results, work.bytes, work.halving, overwrite)
+        except UserError:
+            if given:
+                raise
+            store = opened(out, spec, results, work.bytes, work.halving, True)
     try:
         if store is not None and store.dataset is not None:
             if work.keep_states:

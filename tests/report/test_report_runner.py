@@ -166,6 +166,38 @@ def test_interrupted_reproduce_keeps_what_was_finished(folder, tmp_path, capsys)
     assert (tmp_path / "out/report/index.html").is_file()
 
 
+SWEPT = """
+def run(config, progress):
+    import optax, optjax
+    here = pathlib.Path(config.log).with_name
+    plan = optjax.make_run(optjax.least_squares([[1.0, 2.0]], [1.0]), optax.sgd, 4)
+    def swept(name):
+        rates = {"learning_rate": [0.1, 0.2]}
+        def noted(rows):
+            with here(name).open("a") as file:
+                file.write("x")
+        return optjax.sweep(plan, rates, progress=progress, on_records=noted).final_loss
+    found = {name: swept(name) for name in ("first", "second")[: 1 + here("again").exists()]}
+    if len(found) == 1:
+        raise KeyboardInterrupt
+    return xarray.Dataset(found)
+"""
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_the_sweeps_of_an_interrupted_experiment_are_not_run_again(folder, tmp_path, force):
+    (folder / "swept.py").write_text((folder / "tiny.py").read_text() + SWEPT)
+    go = ["run", "swept", "--results", "out"]
+    assert cli.main(go) == 130
+    assert (tmp_path / "out/unfinished/swept").is_dir()
+    before = (tmp_path / "first").read_text()
+    (tmp_path / "again").touch()
+    assert cli.main([*go, "--force"] if force else go) == 0
+    assert (tmp_path / "first").read_text() == before * (1 + force)
+    assert (tmp_path / "second").read_text() == before
+    assert not (tmp_path / "out/unfinished/swept").exists()
+
+
 @pytest.mark.slow
 def test_several_at_once_give_what_one_after_the_other_gives(folder, tmp_path, capsys):
     for name in ("other", "third"):
