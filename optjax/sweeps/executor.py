@@ -47,7 +47,7 @@ class Placed(NamedTuple):
     place: int
 
 
-class Plan(NamedTuple):
+class Formation(NamedTuple):
     """Runs of a group that are to advance together."""
 
     group: Group
@@ -93,11 +93,11 @@ class Executor:
         last = int(self.results.steps.max())
         stops = [] if self.halving is None else self.halving.steps(last, self.results.every)
         with self.interrupt.listening():
-            planned = [active for group in self.groups for active in self._planned(group)]
+            planned = [formation for group in self.groups for formation in self._planned(group)]
             started: dict[int, ActiveRuns] = {}
             for until in [*stops, last]:
-                for i, plan in enumerate(planned):
-                    active = started.pop(i, None) or self._form(plan)
+                for i, formation in enumerate(planned):
+                    active = started.pop(i, None) or self._form(formation)
                     active.unpark()
                     self._go(active, until)
                     if stops:
@@ -107,7 +107,7 @@ class Executor:
                 if until in stops:
                     self._halve(list(started.values()), until)
         # The states of runs that are not under way are in no newer file.
-        going = np.concatenate([plan.runs for plan in planned] or [np.zeros(0, int)])
+        going = np.concatenate([formation.runs for formation in planned] or [np.zeros(0, int)])
         ended = self._over(np.arange(len(self.results)))
         for name, runs in old.items():
             needed = [run for run in runs if run != NONE and not ended[run]]
@@ -148,7 +148,7 @@ class Executor:
         agreed(0)  # no process writes before all have read
         return files
 
-    def _planned(self, group: Group) -> Iterator[Plan]:
+    def _planned(self, group: Group) -> Iterator[Formation]:
         """Cut the group's runs that have not ended, by where they were and by memory."""
         seeds = len(self.results.seeds)
         runs = (group.points[:, None] * seeds + np.arange(seeds)[None]).ravel()
@@ -160,12 +160,12 @@ class Executor:
         devices = len(self.settings.devices)
         for (_, kept, step), together in sorted(known.items(), key=lambda item: -item[0][2]):
             if kept.layout.batch % (devices * kept.layout.vmap_chunk):  # it was on other devices
-                yield Plan(group, np.array(together), step, vmap_chunk, None)
+                yield Formation(group, np.array(together), step, vmap_chunk, None)
                 continue
             places = [self.placed[run].place for run in together]
             placed = np.full(1 + max(places), NONE, np.int64)
             placed[places] = together
-            yield Plan(group, placed, step, None, kept)
+            yield Formation(group, placed, step, None, kept)
         runs = np.array([run for run in runs.tolist() if run not in self.placed], int)
         if not len(runs):
             return
@@ -187,7 +187,7 @@ class Executor:
                 }
             )
         for begin in range(0, len(runs), most):
-            yield Plan(group, runs[begin : begin + most], 0, vmap_chunk, None)
+            yield Formation(group, runs[begin : begin + most], 0, vmap_chunk, None)
 
     def _memory(self) -> float:
         """Return the bytes of a device that may be used: the same in all processes."""
@@ -207,9 +207,9 @@ class Executor:
         # Twice, since a chunk's input stays until its output is there; a third is left for it.
         return max(1, int(len(self.settings.devices) * self._memory() / 3 // max(1, each)))
 
-    def _form(self, plan: Plan) -> ActiveRuns:
+    def _form(self, formation: Formation) -> ActiveRuns:
         """Choose the layout and put the runs on the devices."""
-        group, runs, step, vmap_chunk, before = plan
+        group, runs, step, vmap_chunk, before = formation
         settings, results = self.settings, self.results
         capacity = min(max(results.records, ROOM), CAPACITY)
         if settings.chunk_steps is not None:
