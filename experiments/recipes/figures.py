@@ -91,7 +91,9 @@ def _probe(dataset: xr.Dataset) -> Figure:
 
 def _curves(dataset: xr.Dataset) -> Figure:
     fig, ax = figure("wide", height=3.6)
-    for i, name in enumerate(_few(dataset, len(COLOURS) - 1)):
+    names = dataset["recipe"].values
+    spread = np.linspace(0, len(names) - 1, min(len(names), len(COLOURS) - 1)).round().astype(int)
+    for i, name in enumerate(dict.fromkeys([*names[spread].tolist(), _best(dataset)])):
         one = dataset.sel(recipe=name)
         step, loss = one["curve_step"].values, one["curve"].values
         ax.plot(step, loss.mean(0), label=name, **_style(i))
@@ -106,7 +108,7 @@ def _curves(dataset: xr.Dataset) -> Figure:
     return caption(
         fig,
         f"Validation along training on {_where(dataset)}, with running averages: the mean, and a "
-        "band from the lowest seed to the highest.",
+        "band from the lowest seed to the highest. Of many recipes some, the best among them.",
     )
 
 
