@@ -16,8 +16,8 @@ from optjax.support.errors import UserError, nearest
 USAGE = """\
 usage: optjax sweep PROBLEM --optimizer adam --learning-rate 1e-4:1e-1:log:8 --batch-size 8,32
                     --seeds 16 --steps 2000 --out DIR
-       optjax sweep --resume DIR        resume it, with the words it was called by
-                                        (a PROBLEM of your own is imported again: know the folder)
+       optjax sweep --resume DIR        resume it, with the words it was called by; code of your
+                                        own is named again: optjax sweep mine:make --resume DIR
        optjax sweep --show DIR          its best points and figures, finished or not
 
 PROBLEM        least-squares, quadratic, pool-upsample, conv-transpose, unet; or
@@ -53,18 +53,23 @@ _OWN = re.findall(r"--([a-z0-9-]+)", USAGE)
 
 def sweep(words: list[str]) -> int:
     """Run, resume or show a sweep."""
-    groups = grouped(words[1:] if words and not words[0].startswith("--") else words)
-    if words and not words[0].startswith("--"):
-        return _sweep(words[0], groups, words)
+    named = words[:1] if words and not words[0].startswith("--") else []
+    groups = grouped(words[len(named) :])
     for name in ("resume", "show"):
         if name in groups:
             folder = one(groups, name)
             given = {key: groups.pop(key) for key in ("metric", "best") if key in groups}
+            if name == "resume":
+                named += ",".join(groups.pop("optimizer", [])).split(",")
+            elif named:
+                raise UserError(f"--show takes a folder alone; {named[0]!r} is too much")
             for other in groups:
                 raise UserError(
                     f"--{name} takes a folder, --metric and --best; --{flag(other)} is too much"
                 )
-            return (_show if name == "show" else _resume)(folder, given)
+            return _show(folder, given) if name == "show" else _resume(folder, given, named)
+    if named:
+        return _sweep(named[0], groups, words)
     raise UserError("sweep needs a PROBLEM, --resume DIR or --show DIR; --help shows examples")
 
 
@@ -79,7 +84,12 @@ def _judged(groups: dict[str, list[str]]) -> Judged:
     return metric and metric.replace("-", "_"), best
 
 
-def _resume(folder: str, given: dict[str, list[str]]) -> int:
+def _resume(folder: str, given: dict[str, list[str]], named: list[str]) -> int:
+    """Resume a sweep.
+
+    Args:
+      named: code that may be imported: a folder, whoever made it, must not choose that.
+    """
     from optjax.sweeps.store import read_spec
 
     about = read_spec(folder).get("about")
@@ -90,10 +100,29 @@ def _resume(folder: str, given: dict[str, list[str]]) -> int:
             f"out={folder!r}) again as you did"
         )
     groups = grouped(words[1:])
+    if unnamed := [w for w in _code(words) if w not in named]:
+        raise UserError(
+            f"the sweep in {folder!r} imports and runs {unnamed[0]!r}: if you trust that code, "
+            f"name it: {_resuming(folder, words)}"
+        )
     groups["out"] = [folder]  # it may have been moved
     groups.pop("overwrite", None)
     groups |= given
     return _sweep(words[0], groups, words)
+
+
+def _code(words: list[str]) -> list[str]:
+    """List the words of a call that name code of the user's own."""
+    optimizers = ",".join(grouped(words[1:]).get("optimizer", [])).split(",")
+    return [word for word in (words[0], *optimizers) if ":" in word]
+
+
+def _resuming(folder: str, words: list[str]) -> str:
+    """Write the command that resumes a sweep."""
+    code = _code(words)
+    others = ",".join(word for word in code if word != words[0])
+    parts = ["optjax", "sweep", *code[: words[0] in code], "--resume", folder]
+    return shlex.join(parts + ["--optimizer", others] * bool(others))
 
 
 def _show(folder: str, given: dict[str, list[str]]) -> int:
@@ -118,8 +147,7 @@ def _sweep(name: str, groups: dict[str, list[str]], words: list[str]) -> int:
     try:
         dataset = sweep(run, grid, out=out, about={"command": _without_out(words)}, **how)
     except KeyboardInterrupt as error:
-        line = f"optjax: interrupted; resume with: optjax sweep --resume {shlex.quote(out)}"
-        print(line, file=sys.stderr)
+        print(f"optjax: interrupted; resume with: {_resuming(out, words)}", file=sys.stderr)
         return interrupted(error)
     return _shown(dataset, Path(out), judged)
 

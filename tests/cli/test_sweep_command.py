@@ -61,6 +61,40 @@ def test_what_was_computed_so_far_is_shown(out, tmp_path, capsys, monkeypatch):
     assert "was not made by this command" in capsys.readouterr().err
 
 
+OWN = """
+import optax, optjax as oj
+print("imported")
+problem = lambda: oj.least_squares([[1.0, 2.0]], [1.0])
+slow = lambda learning_rate: optax.sgd(learning_rate / 2)
+"""
+
+
+@pytest.mark.parametrize(
+    ("problem", "optimizer", "again"),
+    [
+        ("mine:problem", "sgd", ("mine:problem", "")),
+        ("least-squares", "mine:slow", ("", "--optimizer mine:slow")),
+        ("mine:problem", "adam,mine:slow", ("mine:problem", "--optimizer mine:slow")),
+    ],
+)
+def test_code_that_a_folder_names_is_named_again_to_resume(
+    out, tmp_path, capsys, monkeypatch, problem, optimizer, again
+):
+    (tmp_path / "mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    words = f"sweep {problem} --optimizer {optimizer} --learning-rate 0.1 --seeds 2 --steps 4"
+    assert main([*words.split(), "--out", out]) == 0
+    capsys.readouterr()
+    sys.modules.pop("mine")
+    named = [" ".join(part for part in (again[0], f"--resume {out}", again[1]) if part)]
+    assert main(["sweep", "--resume", out]) == 2
+    said = capsys.readouterr()
+    assert "imported" not in said.out
+    assert said.err.endswith(f"name it: optjax sweep {named[0]}\n")
+    assert main(["sweep", *named[0].split()]) == 0
+    sys.modules.pop("mine")
+
+
 def test_networks_are_an_axis_and_any_metric_ranks(out, capsys):
     words = "sweep least-squares --n 32 --d 2,4 --optimizer sgd,adam --learning-rate 0.01,0.1"
     assert main([*words.split(), "--steps", "20", "--out", out, "--metric", "loss"]) == 0
