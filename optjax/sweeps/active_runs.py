@@ -87,11 +87,13 @@ class ActiveRuns:
         """Runs that its batches hold, those that only fill up included."""
         return self.programs.layout.batch * len(self.batches)
 
+    def in_places(self) -> np.ndarray:
+        """Return the run in each place, or NONE."""
+        return np.concatenate([batch.runs for batch in self.batches] or [np.empty(0, np.int64)])
+
     def runs(self) -> np.ndarray:
         """Return the numbers of the runs."""
-        if not self.batches:
-            return np.empty(0, np.int64)
-        runs = np.concatenate([batch.runs for batch in self.batches])
+        runs = self.in_places()
         return runs[runs != NONE]
 
     def send(self, count: int, every: int) -> Chunk:
@@ -178,9 +180,8 @@ class ActiveRuns:
 
     def state(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return the run in each place, or NONE, and the leaves of the places' states."""
-        parts = [(b.runs, fetch(b.states)) for b in self.batches]
-        columns = zip(*(jax.tree.leaves(states) for _, states in parts), strict=True)
-        return np.concatenate([r for r, _ in parts]), [np.concatenate(c) for c in columns]
+        columns = zip(*(jax.tree.leaves(fetch(b.states)) for b in self.batches), strict=True)
+        return self.in_places(), [np.concatenate(column) for column in columns]
 
     def park(self) -> None:
         """Move to the host's memory, while other runs have the devices."""

@@ -10,17 +10,16 @@ import numpy as np
 
 from optjax.run.computation import Finished
 from optjax.run.core import Status
-from optjax.support.errors import UserError
 from optjax.support.machine import free_memory
 from optjax.sweeps import layouts
 from optjax.sweeps.active_runs import NONE, ActiveRuns, Chunk, form, inputs
 from optjax.sweeps.groups import Group
 from optjax.sweeps.processes import agreed, fetch
-from optjax.sweeps.programs import BatchLayout
 from optjax.sweeps.progress import Interrupt, Meter, Progress
 from optjax.sweeps.recording import new_records
 from optjax.sweeps.results import KEPT, RUN, STOPPED_BY_HALVING
 from optjax.sweeps.results import real as as_real
+from optjax.sweeps.states import States, save
 from optjax.sweeps.store import Store
 from optjax.sweeps.swept_run import RunSpec
 from optjax.sweeps.work import Settings, Work
@@ -33,18 +32,8 @@ _MOST = 128
 """Hypergradients of a call on the CPU: more take no less time each, and show no progress."""
 
 
-PLACE = "place"
-_KEPT = (*BatchLayout._fields, "haste")
 _COMPACTIONS = 16
 """Moments, evenly spaced, when runs that are left move up, beside the ends of runs."""
-
-
-class Placed(NamedTuple):
-    """Where a run was as its state was kept: there it goes on, to the bit."""
-
-    file: str
-    kept: layouts.Kept
-    place: int
 
 
 class Formation(NamedTuple):
@@ -70,9 +59,7 @@ class Executor:
         self.on_records = work.on_records
         self.store, self.settings = store, settings
         self.notes: list[dict[str, Any]] = []
-        self.saved: dict[int, list[np.ndarray]] = {}  # run → its state
-        self.at = np.zeros(len(results), np.int64)  # the step of that state
-        self.placed: dict[int, Placed] = {}  # run → where in which layout it was
+        self.states = States()
         self.interrupt = Interrupt()
         self.meter = Meter(results, progress, work.describe)
         self._named = 0
@@ -89,7 +76,10 @@ class Executor:
         Raises:
           KeyboardInterrupt: after the chunk under way, with all of it kept.
         """
-        old = self._restore()
+        if self.store is not None:
+            self.states.read(self.store, self.results)
+            agreed(0)  # no process writes before all have read
+        self._named = 1 + max(map(int, self.states.files), default=-1)
         last = int(self.results.steps.max())
         stops = [] if self.halving is None else self.halving.steps(last, self.results.every)
         with self.interrupt.listening():
@@ -109,44 +99,12 @@ class Executor:
         # The states of runs that are not under way are in no newer file.
         going = np.concatenate([formation.runs for formation in planned] or [np.zeros(0, int)])
         ended = self._over(np.arange(len(self.results)))
-        for name, runs in old.items():
+        for name, runs in self.states.files.items():
             needed = [run for run in runs if run != NONE and not ended[run]]
             if not self.keep_states or np.isin(needed, going).all():
                 self._drop(name)
 
     # ---------------------------------------------------------------------------- forming them
-
-    def _restore(self) -> dict[str, list[int]]:
-        """Read the states of runs; return the files they were in, each with its runs."""
-        if self.store is None:
-            return {}
-        found = self.store.states()
-        files: dict[str, list[int]] = {}
-        for name, facts, arrays in found:
-            try:
-                step, places = int(facts["step"]), arrays[PLACE]
-                batch, chunk, counts, haste = (int(facts[name]) for name in _KEPT)
-                kept = layouts.Kept(BatchLayout(batch, chunk, bool(counts)), haste)
-                leaves = [arrays[f"leaf{i}"] for i in range(len(arrays) - 2)]
-                runs = self.results.find(arrays[RUN]).tolist()
-                if step < 0 or any(len(leaf) != len(runs) for leaf in leaves):
-                    raise ValueError("shapes that do not fit")
-            except (KeyError, ValueError) as error:
-                raise UserError(
-                    f"a state in {str(self.store.folder)!r} is damaged ({error}): remove the "
-                    "state-* files to compute its runs again"
-                ) from None
-            for row, run in enumerate(runs):
-                # A state whose records were lost is of no use.
-                newer = run not in self.placed or self.at[run] < step
-                if run != NONE and newer and step <= self.results.done[run]:
-                    self.at[run] = step
-                    self.saved[run] = [leaf[row] for leaf in leaves]
-                    self.placed[run] = Placed(name, kept, int(places[row]))
-            files[name] = files.get(name, []) + runs
-        self._named = 1 + max(map(int, files), default=-1)
-        agreed(0)  # no process writes before all have read
-        return files
 
     def _planned(self, group: Group) -> Iterator[Formation]:
         """Cut the group's runs that have not ended, by where they were and by memory."""
@@ -154,19 +112,14 @@ class Executor:
         runs = (group.points[:, None] * seeds + np.arange(seeds)[None]).ravel()
         runs = runs[~self.results.judged[runs]]
         vmap_chunk = self.settings.vmap_chunk
-        known: dict[tuple[str, layouts.Kept, int], list[int]] = {}
-        for run in [run for run in runs.tolist() if run in self.placed]:
-            known.setdefault((*self.placed[run][:2], int(self.at[run])), []).append(run)
         devices = len(self.settings.devices)
-        for (_, kept, step), together in sorted(known.items(), key=lambda item: -item[0][2]):
+        known = [run for run in runs.tolist() if run in self.states.placed]
+        for kept, step, placed in self.states.formations(known):
             if kept.layout.batch % (devices * kept.layout.vmap_chunk):  # it was on other devices
-                yield Formation(group, np.array(together), step, vmap_chunk, None)
-                continue
-            places = [self.placed[run].place for run in together]
-            placed = np.full(1 + max(places), NONE, np.int64)
-            placed[places] = together
-            yield Formation(group, placed, step, None, kept)
-        runs = np.array([run for run in runs.tolist() if run not in self.placed], int)
+                yield Formation(group, placed[placed != NONE], step, vmap_chunk, None)
+            else:
+                yield Formation(group, placed, step, None, kept)
+        runs = runs[~np.isin(runs, known)]
         if not len(runs):
             return
         if group.bytes is None:
@@ -235,7 +188,9 @@ class Executor:
         self._named += 1
         formed, chosen = form(
             request,
-            lambda chosen: ActiveRuns(name, group, chosen, results.seeds, runs, step, self.saved),
+            lambda chosen: ActiveRuns(
+                name, group, chosen, results.seeds, runs, step, self.states.leaves
+            ),
         )
         layout = formed.programs.layout
         self._note(
@@ -446,17 +401,8 @@ class Executor:
                 active.park()
 
     def _checkpoint(self, active: ActiveRuns) -> None:
-        if self.store is None:
-            return
-        runs, leaves = active.state()
-        leaves = leaves if active.step else []  # a start is its key's
-        going = (runs != NONE) & ~self.results.judged[runs]
-        arrays = {f"leaf{i}": leaf[going] for i, leaf in enumerate(leaves)}
-        arrays |= {RUN: self.results.ids[runs[going]], PLACE: np.flatnonzero(going)}
-        programs = active.programs
-        facts = {name: int(value) for name, value in programs.layout._asdict().items()}
-        facts |= {"haste": programs.haste, "step": active.step}
-        self.store.save_state(active.name, arrays, **facts)
+        if self.store is not None:
+            save(self.store, active, self.results)
 
     def _drop(self, name: str) -> None:
         if self.store is not None:

@@ -109,11 +109,14 @@ def test_networks_are_an_axis_and_any_metric_ranks(out, capsys):
         assert first[3] == f"{float(best):.4g}"
 
 
-def test_an_interrupt_says_how_to_go_on(out, capsys, monkeypatch):
+def test_an_interrupt_says_how_to_go_on(out, capsys, monkeypatch, request):
     import signal
 
     from optjax.sweeps.progress import Meter
 
+    # A shell in the background has it ignored, which a sweep respects.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     show, asked = Meter.show, []
 
     def interrupting(self, over):

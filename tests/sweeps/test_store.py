@@ -335,7 +335,50 @@ def test_a_damaged_state_is_set_aside_and_the_one_before_it_used(
     )
     assert (out / f"damaged-{newest[0].name}").is_file()
     assert done[0] < 40 * 12  # not from the start
-    xr.testing.assert_allclose(found, oj.sweep(run, GRID, 2, **how), rtol=1e-12)
+    xr.testing.assert_equal(found, oj.sweep(run, GRID, 2, **how))
+
+
+@pytest.fixture(scope="module")
+def killed(run, tmp_path_factory):
+    """The folder of a sweep that was killed."""
+    out = tmp_path_factory.mktemp("killed") / "a"
+    with pytest.raises(Killed):
+        oj.sweep(run, GRID, 2, out=out, progress=_killer(3), chunk_steps=8, checkpoint_seconds=0)
+    return out
+
+
+LIES = {
+    "no layout": (["batch"], {}),
+    "no vmap chunk": ([], {"vmap_chunk": 0}),
+    "a chunk that does not divide": ([], {"vmap_chunk": 5, "batch": 12}),
+    "a huge batch": ([], {"batch": 1 << 40, "vmap_chunk": 1 << 40}),
+    "another compiler": ([], {"haste": 7}),
+    "before the start": ([], {"step": -1}),
+    "no number": ([], {"step": "two"}),
+    "a place twice": ([], {"place": lambda at: 0 * at}),
+    "a place far away": ([], {"place": lambda at: at + (1 << 50)}),
+    "no place": ([], {"place": lambda at: -1 - at}),
+    "too few places": ([], {"place": lambda at: at[1:]}),
+    "too few rows": ([], {"leaf0": lambda leaf: leaf[1:]}),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_a_state_that_lies_is_refused_before_anything_is_made_of_it(run, killed, tmp_path, lie):
+    missing, other = LIES[lie]
+    out = tmp_path / "a"
+    shutil.copytree(killed, out)
+    with contextlib.closing(Store(out)) as store:
+        name, facts, arrays = store.states()[-1]
+        for key, change in other.items():
+            if key in facts:
+                facts[key] = change
+            else:
+                arrays[key] = change(arrays[key])
+        facts = {key: value for key, value in facts.items() if key not in missing}
+        store.save_state(name, arrays, **facts)
+    with pytest.raises(oj.UserError, match="a state in .* is damaged .*: remove the state-"):
+        oj.sweep(run, GRID, 2, out=out)
 
 
 @pytest.fixture(scope="module")
