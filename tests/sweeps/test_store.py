@@ -377,7 +377,7 @@ def test_a_state_that_lies_is_refused_before_anything_is_made_of_it(run, killed,
                 arrays[key] = change(arrays[key])
         facts = {key: value for key, value in facts.items() if key not in missing}
         store.save_state(name, arrays, **facts)
-    with pytest.raises(oj.UserError, match="a state in .* is damaged .*: remove the state-"):
+    with pytest.raises(oj.UserError, match=r"a state in .* is damaged .*: remove the state-"):
         oj.sweep(run, GRID, 2, out=out)
 
 
