@@ -174,9 +174,11 @@ class ActiveRuns:
         # A power of two divides another.
         vmap_chunk = min(1 << int(math.log2(layout.vmap_chunk)), each)
         candidate = BatchLayout(devices * each, vmap_chunk, layout.counts)
+        if 2 * candidate.batch > self.places:
+            return None
         spared = (self.places - candidate.batch) * ahead * self.programs.operations()
         worth = _WORTH_COMPILING[self.programs.devices[0].platform == "cpu"]
-        return candidate if 2 * candidate.batch <= self.places and spared > worth else None
+        return candidate if spared > worth else None
 
     def state(self) -> tuple[np.ndarray, list[np.ndarray]]:
         """Return the run in each place, or NONE, and the leaves of the places' states."""

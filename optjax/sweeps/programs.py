@@ -143,6 +143,7 @@ class Programs:
         )
         self._compiled: dict[str, Any] = {}
         self._chunk_lowered: Any = None
+        self._operations: float | None = None
         self.compiling = 0.0  # seconds, when its programs were compiled
         self.haste = 0  # 0 to 2: with how little effort to compile
 
@@ -175,7 +176,9 @@ class Programs:
 
     def operations(self) -> float:
         """Operations of one step of a run; see `counted`."""
-        return counted(self._lowered()) / self.layout.vmap_chunk
+        if self._operations is None:
+            self._operations = counted(self._lowered()) / self.layout.vmap_chunk
+        return self._operations
 
     def memory(self) -> int | None:
         """Bytes that a chunk takes on a device: arguments, results and temporaries."""
