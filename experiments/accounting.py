@@ -50,7 +50,7 @@ the networks whose gradients measure them (what is seen does not depend on it)."
 class Config:
     """How many weights, outputs and connections do the networks have, in symbols and in numbers?
 
-    Command: optjax run accounting. Cost: 25 s on two cores; --full 30 s.
+    Command: optjax run accounting. Cost: 15 s on two cores; --full 20 s.
     Expect: the source's six polynomials; 13.3, 9.5 and 11.5 million multiply-adds a picture; equal
     parameters of PoolUpsampleNet and ConvTransposeNet at every width.
     """

@@ -27,7 +27,7 @@ PROBLEMS = {"squares": "least squares", "net": "ConvTransposeNet"}
 class Config:
     """How does the learning rate of least loss after a number of SGD steps depend on the batch?
 
-    Command: optjax run batch_size_and_learning_rate. Cost: 65 s on two cores.
+    Command: optjax run batch_size_and_learning_rate. Cost: 40 s on two cores.
     Expect: on least squares the best rate grows nearly in proportion to small batches and stops
     below 2/λ_max; on ConvTransposeNet it grows, too.
     """

@@ -67,7 +67,7 @@ class Config:
     """How well do PoolUpsampleNet, ConvTransposeNet and UNet colour pictures of a kind?
 
     Command: optjax run colourisation --data cifar10 (or FILE.npz, FOLDER/; without, a demo).
-    Cost: 40 s on two cores for the demo; 8 to 13 min a seed for the source's protocol.
+    Cost: 45 s on two cores for the demo; 8 to 13 min a seed for the source's protocol.
     Expect: on CIFAR-10 horses 41, 54 and 57 per cent of the pixels right, and 62 for the majority
     colour of each grey level. The demo's held-out photograph is unlike those trained on, and 20
     steps teach little: the nets get 2 to 6 per cent, and the baseline 25.

@@ -48,7 +48,7 @@ class Config:
     transposed convolution}, many seeds each; and a linear probe that looks for the grey picture in
     the features of each stage.
 
-    Command: optjax run pooling. Cost: 70 s on two cores.
+    Command: optjax run pooling. Cost: 80 s on two cores.
     Expect: behind max-pooling the probe misses about twice as much, and the loss is larger.
     """
 

@@ -41,7 +41,7 @@ HELD_OUT = 10_000
 class Config:
     """Are a rate's schedule, momentum and weight decay tuned better by gradient than by search?
 
-    Command: optjax run tuning. Cost: 100 s on two cores.
+    Command: optjax run tuning. Cost: 65 s on two cores.
     Expect: on least squares the tuned schedule beats the best constant rate of a fine grid, and a
     random search of equal cost does not come near it; on the network, in runs of 32 steps, a
     search over one rate does as well.

@@ -37,7 +37,7 @@ from optjax.theory.quadratic_steps import fewest_steps
 class Config:
     """How do the steps to a target depend on the batch, for optimisers of first and second order?
 
-    Command: optjax run batch_size_and_steps. Cost: 105 s on two cores; --full 6 min.
+    Command: optjax run batch_size_and_steps. Cost: 120 s on two cores; --full 6 min.
     Expect: each doubling halves the steps while noise dominates; then it buys almost nothing, and
     a preconditioned optimiser does. The knee is at the critical batch size.
     """

@@ -19,7 +19,7 @@ from optjax.support.errors import UserError
 class Config:
     """Is the critical batch size of steps to a target what B_simple along one run says?
 
-    Command: optjax run noise_scale. Cost: 90 s on two cores; --full 2 to 3 minutes.
+    Command: optjax run noise_scale. Cost: 75 s on two cores; --full 2 to 3 minutes.
     Expect: the right order and no more: within a factor of 3 on the network, 2 to 14 times too
     large on noisy quadratics, 20 to 40 times on least squares with curvatures 44 times apart.
     """

@@ -27,7 +27,7 @@ class Config:
     """With more compute, is the model's size what should grow first, and by which power of it?
 
     Command: optjax run scaling_laws [--data FILE.npz] [--points chinchilla_points.csv].
-    Cost: 150 s on two cores; --full 5 minutes.
+    Cost: 140 s on two cores; --full 5 minutes.
     Expect: the best width grows with the budget, by a power that three seeds leave between 0.1 and
     1.2, and yet more steps lower the loss more than a larger width does; on Hoffmann's points
     α = 0.347, β = 0.367.
