@@ -114,13 +114,15 @@ class Executor:
         vmap_chunk = self.settings.vmap_chunk
         devices = len(self.settings.devices)
         known = [run for run in runs.tolist() if run in self.states.placed]
+        loose = {0: runs[~np.isin(runs, known)]}  # step → runs that have no place yet
         for kept, step, placed in self.states.formations(known):
             if kept.layout.batch % (devices * kept.layout.vmap_chunk):  # it was on other devices
-                yield Formation(group, placed[placed != NONE], step, vmap_chunk, None)
+                more = placed[placed != NONE]
+                loose[step] = np.concatenate([loose.get(step, more[:0]), more])
             else:
                 yield Formation(group, placed, step, None, kept)
-        runs = runs[~np.isin(runs, known)]
-        if not len(runs):
+        count = sum(map(len, loose.values()))
+        if not count:
             return
         if group.bytes is None:
             most = self._most(group)
@@ -128,19 +130,20 @@ class Executor:
             # What a run takes while it is under way is known: calls of one size, few places empty.
             fit = max(1.0, self._memory() / group.bytes)
             fit = min(fit, _MOST) if self.settings.devices[0].platform == "cpu" else fit
-            calls = -(-len(runs) // ((vmap_chunk or int(fit)) * devices))
-            vmap_chunk = -(-len(runs) // (calls * devices))
+            calls = -(-count // ((vmap_chunk or int(fit)) * devices))
+            vmap_chunk = -(-count // (calls * devices))
             most = vmap_chunk * devices
-        if len(runs) > most and group.bytes is None:
-            self.notes.append(
-                {
-                    "group": group.name,
-                    "split": f"into {-(-len(runs) // most)}: the device's memory holds the state "
-                    f"of {most} runs",
-                }
-            )
-        for begin in range(0, len(runs), most):
-            yield Formation(group, runs[begin : begin + most], 0, vmap_chunk, None)
+        for step, together in sorted(loose.items(), reverse=True):
+            if len(together) > most and group.bytes is None:
+                self.notes.append(
+                    {
+                        "group": group.name,
+                        "split": f"into {-(-len(together) // most)}: the device's memory holds "
+                        f"the state of {most} runs",
+                    }
+                )
+            for begin in range(0, len(together), most):
+                yield Formation(group, together[begin : begin + most], step, vmap_chunk, None)
 
     def _memory(self) -> float:
         """Return the bytes of a device that may be used: the same in all processes."""

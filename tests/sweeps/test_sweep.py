@@ -335,6 +335,17 @@ for count in (1, 2, 8):
     kind = {"chunk_steps": 8} if count == 8 else {"layout": "map", "vmap_chunk": 2}
     data = oj.sweep(run, grid, 3, devices=devices, stop=oj.Target(1e-9), **kind)
     found[count] = data.loss.values.tolist()
+def killed(text, fraction):
+    if fraction > 0.4:
+        raise ZeroDivisionError
+kept = {"out": sys.argv[1], "chunk_steps": 8, "checkpoint_seconds": 0}
+try:
+    oj.sweep(run, grid, 3, devices=jax.devices(), progress=killed, **kept)
+except ZeroDivisionError:
+    pass
+data = oj.sweep(run, grid, 3, devices=jax.devices()[:3], memory=3_000.0, **kept)
+found["resumed"] = data.loss.values.tolist()
+found["groups"] = data.attrs["groups"]
 example = (Inputs({"learning_rate": np.full(16, 0.1)}, None), np.arange(16, dtype=np.int32))
 spec, layout = RunSpec(run.plan, (), 4, True), BatchLayout(16, 2)
 programs = Programs(spec, layout, jax.devices(), run.problem.data, example)
@@ -349,12 +360,16 @@ print(json.dumps(found))
 """
 
 
-def test_one_two_and_eight_devices_give_one_result_without_collectives():
-    done = subprocess.run([sys.executable, "-c", _DEVICES], capture_output=True, text=True)
+def test_one_two_and_eight_devices_give_one_result_without_collectives(tmp_path):
+    words = [sys.executable, "-c", _DEVICES, str(tmp_path / "kept")]
+    done = subprocess.run(words, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "resumed: 0 of 27 runs have ended" in done.stderr  # on three devices for eight
     found = json.loads(done.stdout.splitlines()[-1])
     np.testing.assert_allclose(found["2"], found["1"], rtol=TOLERANCE)
     np.testing.assert_allclose(found["8"], found["1"], rtol=TOLERANCE)
+    np.testing.assert_allclose(found["resumed"], found["1"], rtol=TOLERANCE)
+    assert "the device's memory holds" in found["groups"]
     assert found["partitioned"]
     assert found["collectives"] == []
 
