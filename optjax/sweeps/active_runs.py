@@ -125,7 +125,7 @@ class ActiveRuns:
         self.batches = [b for b in self.batches if alive[b.runs[b.runs != NONE]].any()]
 
     def compact(self, alive: np.ndarray, ahead: int) -> None:
-        """Move the runs that are left into fewer batches, or into a smaller one where that pays.
+        """Move the runs that `keep` left into fewer batches, or into a smaller one where that pays.
 
         When and how depends on the runs alone, never on the time that they take: another program
         rounds differently, and a sweep is to give the same bits whenever it is interrupted.
@@ -136,9 +136,6 @@ class ActiveRuns:
         """
         going = [(b.runs != NONE) & alive[b.runs] for b in self.batches]
         left = int(sum(g.sum() for g in going))
-        if not left:
-            self.batches = []
-            return
         batch = self.programs.layout.batch
         needed = -(-left // batch)
         smaller = self._smaller(left, ahead) if needed == 1 else None
@@ -147,7 +144,6 @@ class ActiveRuns:
         states = [
             jax.tree.map(lambda leaf, g=g: np.asarray(leaf)[g], fetch(b.states))
             for b, g in zip(self.batches, going, strict=True)
-            if g.any()
         ]
         states = jax.tree.map(lambda *leaves: np.concatenate(leaves), *states)
         runs = np.concatenate([b.runs[g] for b, g in zip(self.batches, going, strict=True)])
@@ -155,8 +151,9 @@ class ActiveRuns:
         if smaller is not None:
             example = layouts.example(*inputs(self.group, self.seeds, runs))(smaller.batch)
             old = self.programs
-            self.programs = Programs(old.spec, smaller, old.devices, self.group.data, example)
-            self.programs.haste = old.haste
+            self.programs = Programs(
+                old.spec, smaller, old.devices, self.group.data, example, old.haste
+            )
         self.batches = []
         size = self.programs.layout.batch
         for i, part in enumerate(_cut(runs, size)):

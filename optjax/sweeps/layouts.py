@@ -75,18 +75,15 @@ class Request:
     weighted: bool
     example: Callable[[int], tuple[Any, Any]]  # runs of a batch → (Inputs, seeds)
 
-    def programs(self, layout: BatchLayout) -> Programs:
-        return Programs(
-            self.spec, layout, self.devices, self.group.data, self.example(layout.batch)
-        )
+    def programs(self, layout: BatchLayout, haste: int = 0) -> Programs:
+        example = self.example(layout.batch)
+        return Programs(self.spec, layout, self.devices, self.group.data, example, haste)
 
 
 def choose(request: Request) -> Chosen:
     """Choose the layout to run in; compile it and, where it pays, measure it."""
     if request.before is not None:
-        programs = request.programs(request.before.layout)
-        programs.haste = request.before.haste
-        return _fitting(request, programs, "as before")
+        return _fitting(request, request.programs(*request.before), "as before")
     if request.how != "auto" or request.vmap_chunk is not None:
         programs = request.programs(_given(request))
         programs.haste = _haste(request, programs.operations())
@@ -98,13 +95,12 @@ def choose(request: Request) -> Chosen:
         return _fitting(request, request.programs(known), "remembered")
     before = _BEFORE.get(memory.key)
     if before is not None and request.steps <= 4 * before.steps and request.runs >= before.runs:
-        programs = request.programs(before.layout)
-        programs.haste = before.haste
+        programs = request.programs(*before.kept)
         return dataclasses.replace(_fitting(request, programs, "as before"), rate=before.rate)
     chosen = _chosen(request, memory)
     programs = chosen.programs
     _BEFORE[memory.key] = _Before(
-        programs.layout, programs.haste, chosen.rate, request.steps, request.runs
+        Kept(programs.layout, programs.haste), chosen.rate, request.steps, request.runs
     )
     return chosen
 
@@ -247,11 +243,8 @@ def _fitting(request: Request, programs: Programs, why: str = "guessed") -> Chos
         if needed <= request.memory or layout.vmap_chunk == 1:
             return Chosen(programs, None, why, {})
         vmap_chunk = _power(max(1.0, layout.vmap_chunk * request.memory / needed))
-        haste = programs.haste
-        programs = request.programs(
-            BatchLayout(len(request.devices) * vmap_chunk, vmap_chunk, layout.counts)
-        )
-        programs.haste = haste
+        smaller = BatchLayout(len(request.devices) * vmap_chunk, vmap_chunk, layout.counts)
+        programs = request.programs(smaller, programs.haste)
 
 
 def _others(request: Request, first: BatchLayout) -> list[BatchLayout]:
@@ -304,8 +297,7 @@ def _name(layout: BatchLayout) -> str:
 class _Before(NamedTuple):
     """What was chosen in this process, and for how much work."""
 
-    layout: BatchLayout
-    haste: int
+    kept: Kept
     rate: float | None
     steps: float
     runs: int

@@ -123,11 +123,13 @@ class Programs:
       spec: what a run computes. layout: see `BatchLayout`. devices: that the runs are laid over.
       data: of the problem; stacked where each run's inputs say which are its own.
       example: inputs and seeds of a batch, for their shapes.
+      haste: 0 to 2: with how little effort to compile.
     """
 
     def __init__(
-        self, spec: RunSpec, layout: BatchLayout, devices: list[Any], data: Data, example: PyTree
-    ) -> None:
+        self, spec: RunSpec, layout: BatchLayout, devices: list[Any], data: Data, example: PyTree,
+        haste: int = 0,
+    ) -> None:  # fmt: skip
         self.layout, self.devices = layout, devices
         if layout.counts:
             computation: Any = spec.computation
@@ -145,7 +147,7 @@ class Programs:
         self._chunk_lowered: Any = None
         self._operations: float | None = None
         self.compiling = 0.0  # seconds, when its programs were compiled
-        self.haste = 0  # 0 to 2: with how little effort to compile
+        self.haste = haste
 
     def start(self, inputs: Inputs, seeds: PyTree) -> PyTree:
         """Start the runs."""
