@@ -92,13 +92,9 @@ def _squares(config: Config, progress: Callable[[str, float], None]) -> tuple[xr
 
 def _net(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
     tiles = drawn_tiles(
-        config.data,
-        config.pictures,
-        config.seed,
-        config.net_batches,
-        size=16,
+        config.data, config.pictures, config.seed, config.net_batches, size=16,
         colours=config.colours,
-    )
+    )  # fmt: skip
     net = networks.model("conv-transpose", filters=config.filters, colours=config.colours)
     every = max(1, config.net_steps // 6)
     found = sweep(
