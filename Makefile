@@ -21,7 +21,7 @@ export MPLBACKEND ?= Agg
 .PHONY: help install reproduce test test-slow lint bench bench-accelerator measurements clean
 
 help:
-	@echo "make reproduce   run every experiment and write results/report/index.html, in 7 to 9 minutes;"
+	@echo "make reproduce   run every experiment and write results/report/index.html, in 6 to 8 minutes;"
 	@echo "                 FULL=1 at the larger sizes; DATA=file.npz PALETTE=file.npy on your pictures, in your colours"
 	@echo "make test        the tests (test-slow: the long ones)"
 	@echo "make lint        ruff and basedpyright"
