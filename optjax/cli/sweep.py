@@ -1,16 +1,19 @@
 """optjax sweep: a grid of runs from the command line, kept in a folder."""
 
+import contextlib
 import inspect
 import math
+import os
 import re
 import shlex
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from optjax.cli import named_problems
-from optjax.cli.words import flag, grouped, interrupted, number, one, switch, typed
+from optjax.cli.words import flag, grouped, interrupted, number, one, switch, typed, whole
 from optjax.support.errors import UserError, nearest
 
 USAGE = """\
@@ -46,6 +49,12 @@ VALUES         0.1,0.2,0.5       these
 --batching     auto, static or masked
 --chunk-seconds, --checkpoint-seconds   (10, 30)
 --float64      double precision
+
+--distributed  this is one of several processes, all given the same words and one DIR: by itself
+               under Slurm, Open MPI, Kubernetes and on TPU pods; elsewhere with
+--coordinator HOST:PORT --processes N --process I
+               of the first process; how many there are; which this is, from 0 (or
+               JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID)
 """
 
 _OWN = re.findall(r"--([a-z0-9-]+)", USAGE)
@@ -55,6 +64,12 @@ def sweep(words: list[str]) -> int:
     """Run, resume or show a sweep."""
     named = words[:1] if words and not words[0].startswith("--") else []
     groups = grouped(words[len(named) :])
+    with _joined(groups):
+        return _chosen(named, groups, words)
+
+
+def _chosen(named: list[str], groups: dict[str, list[str]], words: list[str]) -> int:
+    """Do what the words ask for."""
     for name in ("resume", "show"):
         if name in groups:
             folder = one(groups, name)
@@ -71,6 +86,56 @@ def sweep(words: list[str]) -> int:
     if named:
         return _sweep(named[0], groups, words)
     raise UserError("sweep needs a PROBLEM, --resume DIR or --show DIR; --help shows examples")
+
+
+_JOINING = ("coordinator", "processes", "process")
+_OF_A_CALL = ("out", "overwrite", "distributed", *_JOINING)
+
+
+@contextlib.contextmanager
+def _joined(groups: dict[str, list[str]]) -> Iterator[None]:
+    """Join other processes, where that is asked for."""
+    asked = switch(groups, "distributed")
+    told = {name: one(groups, name) for name in _JOINING if name in groups}
+    if told and not asked:
+        raise UserError(f"--{next(iter(told))} goes with --distributed: add it")
+    if not asked:
+        yield
+        return
+    counts = {name: whole(name, told[name]) for name in _JOINING[1:] if name in told}
+    ended = _explained()
+    from jax.errors import JaxRuntimeError
+
+    from optjax.sweeps import processes
+
+    try:
+        processes.join(told.get("coordinator"), **counts)
+        yield
+    except JaxRuntimeError as error:  # a collective without one of its members
+        print(f"optjax: {' '.join(str(error).split())[:300]}", file=sys.stderr, flush=True)
+        os._exit(1)
+    except BaseException:
+        ended()
+        raise
+    ended()
+
+
+def _explained() -> Callable[[], None]:
+    """Explain the end of this process, unless what is returned has been called before.
+
+    Where another process dies, JAX's runtime aborts this one: only a third can say what to do.
+    """
+    alive, end = os.pipe()
+    if os.fork():
+        os.close(alive)
+        return lambda: os.close(end) if os.write(end, b".") else None
+    os.close(end)
+    for asking in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(asking, signal.SIG_IGN)
+    if not os.read(alive, 1):
+        text = "this process was killed, or another one died: start all of them again; they resume"
+        os.write(2, f"optjax: {text}\n".encode())
+    os._exit(0)
 
 
 Judged = tuple[str | None, str]
@@ -153,11 +218,16 @@ def _sweep(name: str, groups: dict[str, list[str]], words: list[str]) -> int:
 
 
 def _without_out(words: list[str]) -> list[str]:
-    """Drop --out and --overwrite from the words of the call."""
+    """Drop from the words of the call what another call may give otherwise: where it is kept."""
     kept, skip = [], False
     for word in words:
         if word.startswith("--"):
-            skip = word.split("=")[0].replace("_", "-") in ("--out", "--overwrite")
+            skip = word.split("=")[0][2:].replace("-", "_") in (
+                "out",
+                "overwrite",
+                "distributed",
+                *_JOINING,
+            )
         if not skip:
             kept.append(word)
     return kept
@@ -354,6 +424,10 @@ def _values(name: str, words: list[str], drawn: bool) -> Any:
 
 def _shown(dataset: Any, folder: Path, judged: Judged) -> int:
     """Print the best points; write the figures and the page into the folder."""
+    import jax
+
+    if jax.process_index():
+        return 0
     from rich import box
     from rich.console import Console
     from rich.markup import escape

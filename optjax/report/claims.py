@@ -6,11 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_type_hints
 
 from optjax.report.rendering import cut, in_line, number
 from optjax.support.errors import UserError
-from optjax.support.files import plain, write_text
+from optjax.support.files import parsed_json, plain, write_text
+from optjax.support.provenance import Machine, Provenance
 
 Verdict = Literal["holds", "corrected", "refuted", "not run"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
@@ -110,7 +111,7 @@ class Claim:
     source_short: str = ""
     measured_short: str = ""
     needs: str = ""
-    provenance: Mapping[str, Any] | None = None
+    provenance: Provenance | None = None
 
     def __post_init__(self) -> None:
         if not _ID.fullmatch(self.id):
@@ -246,7 +247,7 @@ def origins(claims: Iterable[Claim]) -> dict[str, str]:
     }
 
 
-def _machine(machine: Mapping[str, Any]) -> str:
+def _machine(machine: Machine) -> str:
     """Describe a machine in one line; an accelerator stands beside its computer."""
     said = f"{machine['processor']}, {machine['cores']} cores, {machine['system']}"
     if memory := machine.get("memory_gib"):
@@ -274,12 +275,29 @@ def write_claims(claims: Iterable[Claim], path: str | Path, *, merge: bool = Tru
     write_text(path, json.dumps(rows, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def claim_of(row: Mapping[str, Any]) -> Claim:
+    """Make a claim of what was read.
+
+    Raises:
+      TypeError: a field is missing, unknown or of another type. UserError: it is no claim.
+    """
+    from typeguard import TypeCheckError, check_type
+
+    kinds = get_type_hints(Claim)
+    try:
+        for name, value in check_type(row, dict[str, Any]).items():
+            check_type(value, kinds.get(name, Any))
+    except TypeCheckError as error:
+        raise TypeError(str(error)) from None
+    return Claim(**row)
+
+
 def read_claims(path: str | Path) -> list[Claim]:
     """Read the claims of a file; none where there is no file."""
     path = Path(path)
     if not path.is_file():
         return []
     try:
-        return [Claim(**row) for row in json.loads(path.read_text(encoding="utf-8"))]
+        return [claim_of(row) for row in parsed_json(path.read_text(encoding="utf-8"))]
     except (ValueError, TypeError) as error:
         raise UserError(f"{path} is not a list of claims ({error}); remove it") from error

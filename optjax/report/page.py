@@ -1,22 +1,51 @@
 """The report: one HTML page that needs no network, no script and no other file."""
 
-import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from optjax.report.claims import SYMBOLS, Claim, by_section, in_order, origins
+from typeguard import TypeCheckError, check_type
+
+from optjax.report.claims import SYMBOLS, Claim, by_section, claim_of, in_order, origins
 from optjax.report.rendering import anchor, data_uri, render
 from optjax.support.console import Console
 from optjax.support.errors import UserError
-from optjax.support.files import write_text
+from optjax.support.files import parsed_json, write_text
+from optjax.support.provenance import Machine
 
 HEAD_FIGURE = ("rmsprop_counterexample", "plane")
 """Experiment and figure that stand at the head of the page."""
 
 
-def read_records(results: Path, names: Collection[str]) -> list[dict[str, Any]]:
+class Drawn(TypedDict):
+    """A figure that an experiment has drawn."""
+
+    name: str
+    caption: str
+    files: list[str]
+    wide: bool
+
+
+class Record(TypedDict):
+    """What an experiment left for the report."""
+
+    name: str
+    title: str
+    doc: str
+    demo: bool
+    config: dict[str, Any]
+    seconds: float
+    figures: list[Drawn]
+    claims: list[dict[str, Any]]
+    command: str
+    commit: str
+    date: str
+    versions: dict[str, str] | None
+    machine: Machine | None
+
+
+def read_records(results: Path, names: Collection[str]) -> list[Record]:
     """Read what these experiments left for the report (figures/NAME/record.json), in order.
 
     One that is damaged is named and left out.
@@ -26,11 +55,14 @@ def read_records(results: Path, names: Collection[str]) -> list[dict[str, Any]]:
         if file.parent.name not in names:
             continue
         try:
-            record = json.loads(file.read_text(encoding="utf-8"))
+            record = check_type(parsed_json(file.read_text(encoding="utf-8")), Record)
             for row in record["claims"]:
-                Claim(**row)
+                claim_of(row)
+            drawn = [figure["name"] for figure in record["figures"]]
+            if record["name"] != file.parent.name or any(Path(n).name != n for n in drawn):
+                raise ValueError("a name of something else")
             found.append(record)
-        except (ValueError, KeyError, TypeError, OSError, UserError) as error:
+        except (ValueError, TypeError, OSError, UserError, TypeCheckError) as error:
             name = file.parent.name
             Console().line(
                 f"optjax: {file} is damaged ({type(error).__name__}) and left out of the report: "
@@ -39,9 +71,7 @@ def read_records(results: Path, names: Collection[str]) -> list[dict[str, Any]]:
     return found
 
 
-def write_page(
-    results: Path, records: Sequence[Mapping[str, Any]], waiting: Sequence[str] = ()
-) -> Path:
+def write_page(results: Path, records: Sequence[Record], waiting: Sequence[str] = ()) -> Path:
     """Write results/report/index.html and return its path.
 
     Args:
@@ -84,9 +114,9 @@ def write_page(
     return path
 
 
-def _by_section(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+def _by_section(records: Sequence[Record]) -> dict[str, list[Record]]:
     """List the experiments of each section: that of their first claim, in the claims' order."""
-    found: dict[str, list[Mapping[str, Any]]] = {}
+    found: dict[str, list[Record]] = {}
     owners = {row["id"]: record for record in records for row in record["claims"]}
     for section, claims in by_section(
         Claim(**row) for record in records for row in record["claims"]
@@ -100,7 +130,7 @@ def _by_section(records: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[
     return found
 
 
-def _target(claim: Claim, record: Mapping[str, Any]) -> str:
+def _target(claim: Claim, record: Record) -> str:
     """Find the id of the figure that the evidence names, else of the claim's experiment."""
     words = claim.evidence.replace(".svg", "").replace("/", " ").split()
     for figure in record["figures"]:

@@ -36,8 +36,10 @@ class Remembered(NamedTuple):
         """Read all entries, the oldest first; the caller checks that an entry is well formed."""
         file = self.file
         try:
-            found = json.loads(file.read_text("utf-8")) if file.stat().st_size <= 1 << 20 else {}
-        except (OSError, ValueError, RecursionError):
+            found = (
+                files.parsed_json(file.read_text("utf-8")) if file.stat().st_size <= 1 << 20 else {}
+            )
+        except (OSError, ValueError):
             found = {}
         return (found if isinstance(found, dict) else {}) | _UNWRITTEN.get(file, {})
 

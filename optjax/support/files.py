@@ -157,6 +157,18 @@ def is_under_way(path: Path) -> bool:
     return path.name.startswith(_UNDER_WAY)
 
 
+def parsed_json(text: str | bytes) -> Any:
+    """Parse JSON that anybody may have written.
+
+    Raises:
+      ValueError: it is none, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
 def plainly(value: Any) -> str:
     """Describe a value in one line that is the same in every process: no addresses.
 

@@ -10,7 +10,7 @@ import subprocess
 import types
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 LIBRARIES = ("jax", "jaxlib", "optax", "flax", "numpy")
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -50,7 +50,28 @@ def commit() -> str:
         return "unknown"
 
 
-def machine() -> dict[str, Any]:
+class Machine(TypedDict):
+    """A computer and its accelerator."""
+
+    processor: str
+    cores: int | None
+    memory_gib: float | None
+    system: str
+    backend: str
+    device: str
+
+
+class Provenance(TypedDict, total=False):
+    """Where a number comes from."""
+
+    command: str
+    commit: str
+    date: str
+    versions: dict[str, str] | None
+    machine: Machine | None
+
+
+def machine() -> Machine:
     """Describe the computer and its accelerator, without the computer's name.
 
     >>> sorted(machine())

@@ -146,14 +146,14 @@ class Executor:
                 yield Formation(group, together[begin : begin + most], step, vmap_chunk, None)
 
     def _memory(self) -> float:
-        """Return the bytes of a device that may be used: the same in all processes."""
+        """Return the bytes of a device that may be used: the least of any process."""
         if self.settings.memory:
             return self.settings.memory
         # Another process's device tells nothing of its memory.
         mine = next(d for d in self.settings.devices if d.process_index == jax.process_index())
         share = 0.5 if mine.platform == "cpu" else 0.8
         # In MiB: without float64 a whole number that is sent has 32 bits.
-        return 2.0**20 * agreed(share * free_memory(mine) / 2**20)[0]
+        return -(2.0**20) * agreed(-share * free_memory(mine) / 2**20)[0]
 
     def _most(self, group: Group) -> int:
         """Count the runs whose states the devices hold while a chunk is under way."""

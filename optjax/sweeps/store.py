@@ -32,7 +32,14 @@ import numpy as np
 
 from optjax.support.console import Console
 from optjax.support.errors import UserError
-from optjax.support.files import is_under_way, netcdf, read_dataset, write_bytes, write_text
+from optjax.support.files import (
+    is_under_way,
+    netcdf,
+    parsed_json,
+    read_dataset,
+    write_bytes,
+    write_text,
+)
 
 if TYPE_CHECKING:
     import xarray
@@ -168,7 +175,7 @@ class Store:
         for facts, arrays, end in _frames(path):
             good = end
             if facts.get("kind") == "spec":
-                told = facts["spec"]
+                told = facts.get("spec")
             else:
                 yield facts, arrays
         if not self.writer:
@@ -300,9 +307,14 @@ def _crc(spec: Mapping[str, Any]) -> int:
     return zlib.crc32(json.dumps(spec, sort_keys=True).encode())
 
 
-def _specs(log: Path) -> list[str]:
+def _specs(log: Path) -> list[dict[str, Any]]:
     """What is swept, as a log says it, the latest last."""
-    return [facts["spec"] for facts, *_ in _frames(log) if facts.get("kind") == "spec"]
+    found = []
+    for facts, *_ in _frames(log):
+        with contextlib.suppress(ValueError):
+            if isinstance(spec := parsed_json(facts.get("spec", "")), dict):
+                found.append(spec)
+    return found
 
 
 def _frames(path: Path) -> Iterator[tuple[dict[str, str], dict[str, np.ndarray], int]]:
@@ -366,7 +378,7 @@ def _parsed(payload: bytes, path: Path) -> tuple[dict[str, str], dict[str, np.nd
 
     try:
         size = int.from_bytes(payload[:8], "little")
-        facts = json.loads(payload[8 : 8 + size]).get("__metadata__", {})
+        facts = parsed_json(payload[8 : 8 + size]).get("__metadata__", {})
         arrays = load(payload)
         for name, array in arrays.items():
             if f"dtype {name}" in facts:
@@ -390,7 +402,7 @@ def read_spec(folder: str | os.PathLike[str]) -> dict[str, Any]:
     if not path.is_file() and not log.is_file():
         raise UserError(f"no sweep in {str(folder)!r}: expected the folder that --out named")
     try:
-        spec = json.loads(path.read_text(encoding="utf-8"))
+        spec = parsed_json(path.read_text(encoding="utf-8"))
         other = spec.pop("format", None) != FORMAT
         if not other and spec.pop("crc32", None) != _crc(spec):
             raise ValueError("its checksum is another")
@@ -402,7 +414,7 @@ def read_spec(folder: str | os.PathLike[str]) -> dict[str, Any]:
                 "--overwrite)"
             ) from None
         Console().line(f"optjax: {path} is damaged: the log says what is swept")
-        return json.loads(kept[-1])
+        return kept[-1]
     if other:
         raise UserError(
             f"{path} is of another format, of another version of optjax: expected format {FORMAT}; "

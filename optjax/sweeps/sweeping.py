@@ -10,8 +10,10 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import jax
+
 from optjax.support import provenance
-from optjax.support.console import Console
+from optjax.support.console import Console, silent
 from optjax.support.errors import UserError
 from optjax.support.keeping import next_folder
 from optjax.support.machine import free_memory
@@ -169,6 +171,8 @@ def carry_out(
       UserError, KeyboardInterrupt: as `sweep`.
     """
     results, store, digest = work.results, None, uuid.uuid4().hex[:16]
+    if jax.process_index():
+        progress = silent  # the first process shows it
     given, out = out is not None, next_folder() if out is None else out
     if out is not None:
         facts = work.facts()

@@ -374,61 +374,6 @@ def test_one_two_and_eight_devices_give_one_result_without_collectives(tmp_path)
     assert found["collectives"] == []
 
 
-_PROCESSES = """
-import os, sys
-import jax
-me, port, out, after = int(sys.argv[1]), sys.argv[2], sys.argv[3], int(sys.argv[4])
-jax.config.update("jax_num_cpu_devices", 2)
-jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize("localhost:" + port, 2, me)
-import numpy as np, optax, optjax as oj
-rng = np.random.default_rng(0)
-X = rng.normal(size=(12, 6))
-run = oj.make_run(oj.least_squares(X, rng.normal(size=12)), optax.rmsprop, 24, record_every=2)
-grid = {"learning_rate": [0.01, 0.05, 0.2], "batch_size": [1, 5, 12]}
-chunks = [0]
-def progress(text, fraction):
-    chunks[0] += 1
-    if chunks[0] == after:
-        os._exit(9)
-found = oj.sweep(run, grid, 3, stop=oj.Target(0.5), out=out, chunk_steps=8,
-                 checkpoint_seconds=0, progress=progress)
-print("sum", repr(float(found.loss.sum())), len(jax.devices()))
-"""
-
-
-@pytest.mark.slow
-def test_two_processes_share_a_sweep_and_take_it_up_again(tmp_path, run):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    for attempt, after in enumerate((2, 0)):
-        words = [str(port + attempt), str(tmp_path / "a"), str(after)]
-        both = [
-            subprocess.Popen(
-                [sys.executable, "-c", _PROCESSES, str(me), *words],
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            )
-            for me in (0, 1)
-        ]  # fmt: skip
-        said = [one.communicate(timeout=120) for one in both]
-        if after:
-            assert list((tmp_path / "a").glob("state-*.frame"))
-            continue
-        assert [one.returncode for one in both] == [0, 0], said[0][1][-2000:]
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(12, 6))
-    same = oj.make_run(oj.least_squares(X, rng.normal(size=12)), optax.rmsprop, 24, record_every=2)
-    whole = float(oj.sweep(same, GRID, 3, stop=oj.Target(0.5)).loss.sum())
-    for out, _ in said:
-        word, total, devices = out.splitlines()[-1].split()
-        assert (word, devices) == ("sum", "4")
-        assert float(total) == pytest.approx(whole, rel=1e-12)
-
-
 # ---------------------------------------------------------------------------------- choice of lanes
 
 
