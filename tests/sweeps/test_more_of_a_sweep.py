@@ -49,6 +49,22 @@ def test_a_finished_sweep_takes_only_the_steps_that_are_missing(tmp_path, capsys
         swept(20, out=tmp_path / "s", keep_states=True)
 
 
+def test_runs_that_diverged_do_not_go_on(tmp_path):
+    def swept(steps, **given):
+        run = oj.make_run(PROBLEM, optax.adam, steps, record_every=10)
+        grid = {"learning_rate": [0.01, 1e200], "batch_size": [4, 8]}
+        return oj.sweep(run, grid, seeds=2, progress=quiet, **given)
+
+    for steps in (20, 50):
+        found = swept(steps, out=tmp_path / "s", keep_states=True)
+    alone = swept(50)
+    assert (alone.status == oj.Status.DIVERGED).any()
+    for name in ("loss", "final_loss", "status", "diverged_at", "steps_done"):
+        np.testing.assert_array_equal(found[name], alone[name], err_msg=name)
+    with pytest.raises(UserError, match="a diverged run has ended"):
+        swept(60, out=tmp_path / "s", keep_states=True, keep_diverged=True)
+
+
 def test_an_extension_under_way_is_read_as_such(tmp_path):
     """Its runs are RUNNING, not COMPLETED as when they were shorter."""
     swept(20, out=tmp_path / "s", keep_states=True)
