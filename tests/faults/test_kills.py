@@ -55,6 +55,6 @@ def test_a_killed_sweep_ends_as_if_nobody_had(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_sweep_ends_as_if_nobody_had_killed_it(kind, tmp_path, capsys):
-    ends = _killed(kind, tmp_path, 25, 1)
+    ends = _killed(kind, tmp_path, 30, 1)
     with capsys.disabled():
-        print(f"\n{kind}: killed 25 times, {ends} ends, each to the bit")
+        print(f"\n{kind}: killed 30 times, {ends} ends, each to the bit")
