@@ -47,7 +47,7 @@ VALUES         0.1,0.2,0.5       these
 --overwrite    drops what DIR holds
 --layout       auto, vmap, map or loop; --vmap-chunk N runs vmapped together
 --batching     auto, static or masked
---chunk-seconds, --checkpoint-seconds   (10, 30)
+--chunk-seconds, --checkpoint-seconds   (2, 30)
 --float64      double precision
 
 --distributed  this is one of several processes, all given the same words and one DIR: by itself

@@ -52,7 +52,7 @@ def sweep(
     devices: Sequence[Any] | None = None,
     memory: float | None = None,
     chunk_steps: int | None = None,
-    chunk_seconds: float = 10.0,
+    chunk_seconds: float = 2.0,
     checkpoint_seconds: float = 30.0,
     progress: Progress | None = None,
     on_records: OnRecords | None = None,
@@ -88,7 +88,8 @@ def sweep(
       devices: all by default; the runs are laid over them.
       memory: bytes of a device that may be used; by default half of what is free on a CPU, 80 % on
         an accelerator.
-      chunk_steps, chunk_seconds: how long the devices run between two looks at the records.
+      chunk_steps, chunk_seconds: how long the devices run between two looks at the records; an
+        interrupt waits for two such chunks, at most.
       checkpoint_seconds: at least so long between two checkpoints.
       progress: called with (text, fraction); a bar or lines on stderr by default.
       on_records: called with the new records after every chunk, a Dataset with axes ``run`` and

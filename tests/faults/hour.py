@@ -72,14 +72,14 @@ def draw(folder: Path, count: int) -> None:
     fig, axes = figure("wide", 1, 3)
     kinds = (
         (minutes, held, "memory held (MiB)"),
-        (minutes, descriptors, "descriptors (dark), threads (light)"),
-        (minutes[1:], speed / 1e6, "speed (million steps of runs a second)"),
+        (minutes, descriptors, "open files, threads"),
+        (minutes, steps / 1e9, "steps of runs (billions)"),
     )
     for ax, (x, y, label) in zip(axes, kinds, strict=True):
         ax.plot(x, y, color=COLOURS[0])
         ax.set(xlabel="time (minutes)", ylabel=label)
         ax.set_ylim(bottom=0)
-    axes[1].plot(minutes, threads, color=COLOURS[1])
+    axes[1].plot(minutes, threads, color=COLOURS[1], ls="--")
     save(fig, folder / "hour")
     late = slice(len(rows) // 6, None)
     for name, values in zip(FIELDS[1:4], (held, descriptors, threads), strict=True):

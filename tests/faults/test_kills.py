@@ -5,12 +5,16 @@ All of it: ``pytest -m slow tests/faults``, which prints a line for each kind of
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+import optjax as oj
 
 KINDS = ("static", "masked", "target", "plateau", "halving", "gradients", "colouriser")
 PROGRAM = Path(__file__).with_name("program.py")
@@ -58,3 +62,46 @@ def test_each_kind_of_sweep_ends_as_if_nobody_had_killed_it(kind, tmp_path, caps
     ends = _killed(kind, tmp_path, 30, 1)
     with capsys.disabled():
         print(f"\n{kind}: killed 30 times, {ends} ends, each to the bit")
+
+
+WORDS = (
+    "least-squares --optimizer adam --learning-rate 1e-3:1e-1:log:8 --batch-size 8 --seeds 32 "
+    "--steps 60000 --record-every 500"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_saves_first_and_ends_within_five_seconds(number, tmp_path, capsys):
+    """By the command line, with its own chunks and checkpoints."""
+
+    def start(folder):
+        command = [sys.executable, "-m", "optjax.cli.main", "sweep", *WORDS.split()]
+        return subprocess.Popen(
+            [*command, "--out", str(folder)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
+            text=True, env={**os.environ, "JAX_ENABLE_X64": "0", "XLA_FLAGS": ""},
+        )  # fmt: skip
+
+    assert start(tmp_path / "whole").wait() == 0
+    expected = oj.load_sweep(tmp_path / "whole")
+    rng = np.random.default_rng(int(number))
+    longest, tries, status = 0.0, 0, 1
+    while status:
+        started = start(tmp_path / "a")
+        while started.poll() is None and not list(tmp_path.glob("a/state-*.frame")):
+            time.sleep(0.1)
+        time.sleep(rng.uniform(0, 4))
+        started.send_signal(number)
+        begin = time.monotonic()
+        said = started.communicate()[1]
+        status = started.returncode
+        assert status in (0, 128 + number), said
+        if status:
+            tries, longest = tries + 1, max(longest, time.monotonic() - begin)
+            assert "resume with: optjax sweep --resume" in said.splitlines()[-1]
+    with capsys.disabled():
+        print(f"\n{number.name}: {tries} times, the longest took {longest:.1f} s")
+    assert longest < 5
+    found = oj.load_sweep(tmp_path / "a")
+    for name, values in expected.variables.items():
+        np.testing.assert_array_equal(found[name].values, values.values, err_msg=str(name))
