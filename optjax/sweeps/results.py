@@ -139,16 +139,29 @@ class Results:
         return new
 
     def restore(self, facts: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
-        """Take over a frame of the store."""
+        """Take over a frame of the store.
+
+        Raises:
+          ValueError, KeyError, IndexError: one that cannot be.
+        """
         runs = self.find(arrays[RUN])
         known = runs >= 0
         rows = {name: a[known] for name, a in arrays.items() if name != RUN}
         if facts.get("kind") == "records":
             first, count = int(facts["first"]), int(facts["count"])
-            if first < 0 or count < 0 or any(a.shape[1] != count for a in rows.values()):
+            follows = 0 <= first <= self.records and bool(rows)
+            if not follows or any(a.shape[1] != count for a in rows.values()):
                 raise ValueError(f"{count} records from record {first}")
             self.record(runs[known], first, count, rows)
         else:
+            possible = {
+                "status": list(Status),
+                "stopped_by": [-1, *range(len(self.rules)), STOPPED_BY_HALVING],
+                "done": range(0, self.records * self.every + 1, self.every),
+            }
+            for name, values in possible.items():
+                if not np.isin(rows[name], values).all():
+                    raise ValueError(f"{name} that cannot be")
             self.end(runs[known], rows)
 
     def reopen(self) -> None:

@@ -82,13 +82,18 @@ def test_a_signal_saves_first_and_ends_within_five_seconds(number, tmp_path, cap
             text=True, env={**os.environ, "JAX_ENABLE_X64": "0", "XLA_FLAGS": ""},
         )  # fmt: skip
 
-    assert start(tmp_path / "whole").wait() == 0
+    whole = start(tmp_path / "whole")
+    whole.communicate()
+    assert whole.returncode == 0
     expected = oj.load_sweep(tmp_path / "whole")
     rng = np.random.default_rng(int(number))
     longest, tries, status = 0.0, 0, 1
     while status:
         started = start(tmp_path / "a")
-        while started.poll() is None and not list(tmp_path.glob("a/state-*.frame")):
+        begin = time.time()
+        while started.poll() is None and not any(
+            file.stat().st_mtime > begin for file in tmp_path.glob("a/records.log")
+        ):
             time.sleep(0.1)
         time.sleep(rng.uniform(0, 4))
         started.send_signal(number)
