@@ -100,8 +100,9 @@ def test_a_signal_saves_first_and_ends_within_five_seconds(number, tmp_path, cap
         begin = time.monotonic()
         said = started.communicate()[1]
         status = started.returncode
-        assert status in (0, 128 + number), said
-        if status:
+        # Before and after the sweep itself, as while its page is written, a signal just ends it.
+        assert status in (0, 128 + number, -number), said
+        if status > 0:
             tries, longest = tries + 1, max(longest, time.monotonic() - begin)
             assert "resume with: optjax sweep --resume" in said.splitlines()[-1]
     with capsys.disabled():
