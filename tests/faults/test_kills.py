@@ -66,7 +66,7 @@ def test_each_kind_of_sweep_ends_as_if_nobody_had_killed_it(kind, tmp_path, caps
 
 WORDS = (
     "least-squares --optimizer adam --learning-rate 1e-3:1e-1:log:8 --batch-size 8 --seeds 32 "
-    "--steps 60000 --record-every 500"
+    "--steps 150000 --record-every 500"
 )
 
 
