@@ -133,7 +133,7 @@ def _explained() -> Callable[[], None]:
     for asking in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(asking, signal.SIG_IGN)
     if not os.read(alive, 1):
-        text = "this process was killed, or another one died: start all of them again; they resume"
+        text = "this process was killed, or another one died or never came: start all of them again"
         os.write(2, f"optjax: {text}\n".encode())
     os._exit(0)
 
