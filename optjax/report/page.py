@@ -12,7 +12,7 @@ from optjax.report.rendering import anchor, data_uri, render
 from optjax.support.console import Console
 from optjax.support.errors import UserError
 from optjax.support.files import parsed_json, write_text
-from optjax.support.provenance import Machine
+from optjax.support.provenance import Provenance
 
 HEAD_FIGURE = ("rmsprop_counterexample", "plane")
 """Experiment and figure that stand at the head of the page."""
@@ -27,7 +27,7 @@ class Drawn(TypedDict):
     wide: bool
 
 
-class Record(TypedDict):
+class Record(Provenance):
     """What an experiment left for the report."""
 
     name: str
@@ -38,11 +38,6 @@ class Record(TypedDict):
     seconds: float
     figures: list[Drawn]
     claims: list[dict[str, Any]]
-    command: str
-    commit: str
-    date: str
-    versions: dict[str, str] | None
-    machine: Machine | None
 
 
 def read_records(results: Path, names: Collection[str]) -> list[Record]:

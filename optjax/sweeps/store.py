@@ -30,16 +30,9 @@ from typing import TYPE_CHECKING, Any
 import jax.numpy as jnp
 import numpy as np
 
+from optjax.support import files
 from optjax.support.console import Console
 from optjax.support.errors import UserError
-from optjax.support.files import (
-    is_under_way,
-    netcdf,
-    parsed_json,
-    read_dataset,
-    write_bytes,
-    write_text,
-)
 
 if TYPE_CHECKING:
     import xarray
@@ -94,7 +87,7 @@ class Store:
                 f"cannot write to the folder {str(self.folder)!r} ({_why(error)}); give another"
             ) from None
         try:
-            for path in filter(is_under_way, self.folder.iterdir()):
+            for path in filter(files.is_under_way, self.folder.iterdir()):
                 path.unlink()  # of a process that was killed
             self.spec = self._read_spec(overwrite)
             names = [p.name for p in self.folder.iterdir() if p.name != "lock"]
@@ -135,7 +128,7 @@ class Store:
         self.spec = json.loads(json.dumps(spec))  # as it is read again
         with self._writing():
             told = {"format": FORMAT, "crc32": _crc(self.spec), **self.spec}
-            write_text(self.folder / "sweep.json", json.dumps(told, indent=1))
+            files.write_text(self.folder / "sweep.json", json.dumps(told, indent=1))
 
     def append(self, kind: str, arrays: Arrays, **facts: int) -> None:
         """Append a frame of records, on the disk when this returns."""
@@ -202,7 +195,7 @@ class Store:
         with self._writing():
             if path.is_file():
                 os.replace(path, path.with_suffix(".before"))
-            write_bytes(path, _framed(_packed(arrays, facts)))
+            files.write_bytes(path, _framed(_packed(arrays, facts)))
 
     def states(self) -> list[tuple[str, dict[str, str], dict[str, np.ndarray]]]:
         """Read the states of the runs under way, each with its name; set damaged ones aside."""
@@ -230,9 +223,9 @@ class Store:
 
     def save_result(self, dataset: "xarray.Dataset") -> None:
         """Write the dataset of a complete sweep, and its checksum into sweep.json."""
-        content = netcdf(dataset)
+        content = files.netcdf(dataset)
         with self._writing():
-            write_bytes(self.result, content)
+            files.write_bytes(self.result, content)
         self._write_spec({**(self.spec or {}), "result": zlib.crc32(content)})
 
     def read_result(self) -> "xarray.Dataset | None":
@@ -248,7 +241,7 @@ class Store:
         if zlib.crc32(content) != self.spec["result"]:
             self._set_aside(self.result, "it is made again from the log")
             return None
-        return read_dataset(self.result, content)
+        return files.read_dataset(self.result, content)
 
     def _set_aside(self, path: Path, then: str) -> None:
         """Say that a file is damaged; rename it, where this process writes."""
@@ -278,8 +271,18 @@ class Store:
                 return None
             raise
 
-    def _writing(self) -> "_Writing":
-        return _Writing(self.folder)
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """A disk that refuses is one clear line."""
+        try:
+            yield
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            advice = "make room" if full else "see to it"
+            raise UserError(
+                f"cannot write to {str(self.folder)!r} ({_why(error)}): {advice} and start the "
+                "sweep again; it resumes from what was computed"
+            ) from error
 
 
 def _is_ours(name: str) -> bool:
@@ -312,7 +315,7 @@ def _specs(log: Path) -> list[dict[str, Any]]:
     found = []
     for facts, *_ in _frames(log):
         with contextlib.suppress(ValueError):
-            if isinstance(spec := parsed_json(facts.get("spec", "")), dict):
+            if isinstance(spec := files.parsed_json(facts.get("spec", "")), dict):
                 found.append(spec)
     return found
 
@@ -332,25 +335,6 @@ def _frames(path: Path) -> Iterator[tuple[dict[str, str], dict[str, np.ndarray],
                 return
             good += _HEAD.size + length
             yield *_parsed(payload, path), good
-
-
-class _Writing:
-    """A disk that refuses is one clear line."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, OSError):
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            advice = "make room" if full else "see to it"
-            raise UserError(
-                f"cannot write to {str(self.folder)!r} ({_why(error)}): {advice} and start the "
-                "sweep again; it resumes from what was computed"
-            ) from error
 
 
 _PLAIN = "?bBhHiIlLqQefd"
@@ -378,7 +362,7 @@ def _parsed(payload: bytes, path: Path) -> tuple[dict[str, str], dict[str, np.nd
 
     try:
         size = int.from_bytes(payload[:8], "little")
-        facts = parsed_json(payload[8 : 8 + size]).get("__metadata__", {})
+        facts = files.parsed_json(payload[8 : 8 + size]).get("__metadata__", {})
         arrays = load(payload)
         for name, array in arrays.items():
             if f"dtype {name}" in facts:
@@ -395,14 +379,11 @@ def read_spec(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       UserError: no sweep is there, or one of another format.
     """
-    try:
-        path, log = Path(folder) / "sweep.json", Path(folder) / "records.log"
-    except TypeError:
-        raise UserError(f"the folder is {folder!r}: expected its name") from None
+    path, log = Path(folder) / "sweep.json", Path(folder) / "records.log"
     if not path.is_file() and not log.is_file():
         raise UserError(f"no sweep in {str(folder)!r}: expected the folder that --out named")
     try:
-        spec = parsed_json(path.read_text(encoding="utf-8"))
+        spec = files.parsed_json(path.read_text(encoding="utf-8"))
         other = spec.pop("format", None) != FORMAT
         if not other and spec.pop("crc32", None) != _crc(spec):
             raise ValueError("its checksum is another")
