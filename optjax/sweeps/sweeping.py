@@ -125,6 +125,8 @@ def sweep(
         chunk_seconds=chunk_seconds, checkpoint_seconds=checkpoint_seconds, memory=memory,
     )  # fmt: skip
     checks.progress_and_about(progress, about)
+    if jax.process_index():
+        progress = silent  # the first process shows it
     grid, chosen = as_grid(grid), checks.chosen_seeds(seeds)
     points = resolve(run, grid)
     if points[0].gradient is None:
@@ -172,8 +174,6 @@ def carry_out(
       UserError, KeyboardInterrupt: as `sweep`.
     """
     results, store, digest = work.results, None, uuid.uuid4().hex[:16]
-    if jax.process_index():
-        progress = silent  # the first process shows it
     given, out = out is not None, next_folder() if out is None else out
     if out is not None:
         facts = work.facts()
