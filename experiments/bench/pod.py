@@ -4,9 +4,9 @@ Command: python -m optjax.experiments.bench.pod
 Measured on this machine: how much the time of a chunk varies, how fast the log takes records, how
 long processes take to agree (`agreed` of two and four processes on one machine). Assumed: eight
 devices a host, a network of 10 GB/s into each host, and that agreeing grows with the logarithm of
-the number of hosts. The schedule is the executor's: a chunk is sent off before the one before it
-is read; then all agree, all get the records, process 0 writes them; a checkpoint, which all wait
-for, takes at most a twentieth of the time.
+the number of hosts. The schedule is the executor's: after a chunk all agree, all get the records,
+process 0 writes them, and the devices wait; a checkpoint, which all wait for too, takes at most a
+twentieth of the time.
 """
 
 import subprocess
@@ -25,7 +25,7 @@ from optjax.sweeps.store import Store
 PER_HOST, NETWORK, RUNS = 8, 10e9, 64
 """Devices of a host; bytes a second into it; runs of a device."""
 
-CHUNK, RECORDS, METRICS, BETWEEN, HOST_MEMORY = 2.0, 10, 2, 30.0, 512e9
+CHUNK, RECORDS, METRICS, BETWEEN, HOST_MEMORY = 1.0, 10, 2, 30.0, 512e9
 """Seconds and records of a chunk, values of a record, least seconds from checkpoint to checkpoint,
 bytes of a host."""
 
@@ -44,7 +44,7 @@ class Schedule(NamedTuple):
     computing: float
     straggling: float  # waiting for the slowest device
     agreeing: float
-    records: float  # what is left of gathering and writing them behind the next chunk
+    records: float  # gathering and writing them
     saving: float
     apart: float  # seconds from checkpoint to checkpoint
     held: float  # bytes that every host holds of it
@@ -113,21 +113,20 @@ def simulate(measured: Measured, devices: int, state: float, chunks: int = 400) 
     first, doubling = measured.agree
     agree = 0.0 if hosts == 1 else first + doubling * np.log2(hosts / 2)
     told = runs * RECORDS * METRICS * 4
-    behind = told / NETWORK * (hosts > 1) + told / measured.log
+    records = told / NETWORK * (hosts > 1) + told / measured.log
     held = runs * state
     cost = held / NETWORK * (hosts > 1) + held / measured.log
-    straggling = waited = saving = total = saved = 0.0
+    straggling = saving = total = saved = 0.0
     saves = 0
     for _ in range(chunks):
         slowest = CHUNK * rng.choice(measured.times, devices).max()
         straggling += slowest - CHUNK
-        waited += max(0.0, behind - slowest)
-        total += max(slowest, behind) + agree
+        total += slowest + records + agree
         if total - saved >= max(BETWEEN, 20 * cost):
             saving, total, saves = saving + cost, total + cost, saves + 1
             saved = total
     apart = total / saves if saves else np.inf
-    shares = (chunks * CHUNK, straggling, chunks * agree, waited, saving)
+    shares = (chunks * CHUNK, straggling, chunks * agree, chunks * records, saving)
     return Schedule(*(float(share) / total for share in shares), apart, held)
 
 

@@ -47,7 +47,7 @@ VALUES         0.1,0.2,0.5       these
 --overwrite    drops what DIR holds
 --layout       auto, vmap, map or loop; --vmap-chunk N runs vmapped together
 --batching     auto, static or masked
---chunk-seconds, --checkpoint-seconds   (2, 30)
+--chunk-seconds, --checkpoint-seconds   (1, 30)
 --float64      double precision
 
 --distributed  this is one of several processes, all given the same words and one DIR: by itself
@@ -128,7 +128,7 @@ def _explained() -> Callable[[], None]:
     alive, end = os.pipe()
     if os.fork():
         os.close(alive)
-        return lambda: os.close(end) if os.write(end, b".") else None
+        return lambda: _say_all_is_well(end)
     os.close(end)
     for asking in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(asking, signal.SIG_IGN)
@@ -136,6 +136,11 @@ def _explained() -> Callable[[], None]:
         text = "this process was killed, or another one died or never came: start all of them again"
         os.write(2, f"optjax: {text}\n".encode())
     os._exit(0)
+
+
+def _say_all_is_well(end: int) -> None:
+    with contextlib.suppress(OSError), os.fdopen(end, "wb") as pipe:
+        pipe.write(b".")
 
 
 Judged = tuple[str | None, str]
@@ -214,20 +219,17 @@ def _sweep(name: str, groups: dict[str, list[str]], words: list[str]) -> int:
     except KeyboardInterrupt as error:
         print(f"optjax: interrupted; resume with: {_resuming(out, words)}", file=sys.stderr)
         return interrupted(error)
-    return _shown(dataset, Path(out), judged)
+    import jax
+
+    return 0 if jax.process_index() else _shown(dataset, Path(out), judged)
 
 
 def _without_out(words: list[str]) -> list[str]:
-    """Drop from the words of the call what another call may give otherwise: where it is kept."""
+    """Drop from the words what the next call may give otherwise: the folder, the processes."""
     kept, skip = [], False
     for word in words:
         if word.startswith("--"):
-            skip = word.split("=")[0][2:].replace("-", "_") in (
-                "out",
-                "overwrite",
-                "distributed",
-                *_JOINING,
-            )
+            skip = word.split("=")[0][2:].replace("-", "_") in _OF_A_CALL
         if not skip:
             kept.append(word)
     return kept
@@ -424,10 +426,6 @@ def _values(name: str, words: list[str], drawn: bool) -> Any:
 
 def _shown(dataset: Any, folder: Path, judged: Judged) -> int:
     """Print the best points; write the figures and the page into the folder."""
-    import jax
-
-    if jax.process_index():
-        return 0
     from rich import box
     from rich.console import Console
     from rich.markup import escape

@@ -281,15 +281,25 @@ def claim_of(row: Mapping[str, Any]) -> Claim:
     Raises:
       TypeError: a field is missing, unknown or of another type. UserError: it is no claim.
     """
-    from typeguard import TypeCheckError, check_type
-
     kinds = get_type_hints(Claim)
+    for name, value in checked(row, dict[str, Any]).items():
+        checked(value, kinds.get(name, Any))
+    return Claim(**row)
+
+
+def checked(value: Any, kind: Any) -> Any:
+    """Return a value that was read, if it is of that type throughout.
+
+    Raises:
+      TypeError: it is not.
+    """
+    from typeguard import CollectionCheckStrategy, TypeCheckError, check_type
+
+    every = CollectionCheckStrategy.ALL_ITEMS
     try:
-        for name, value in check_type(row, dict[str, Any]).items():
-            check_type(value, kinds.get(name, Any))
+        return check_type(value, kind, collection_check_strategy=every)
     except TypeCheckError as error:
         raise TypeError(str(error)) from None
-    return Claim(**row)
 
 
 def read_claims(path: str | Path) -> list[Claim]:

@@ -61,7 +61,7 @@ class Machine(TypedDict):
     device: str
 
 
-class Provenance(TypedDict, total=False):
+class Provenance(TypedDict):
     """Where a number comes from."""
 
     command: str

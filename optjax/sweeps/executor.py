@@ -240,7 +240,7 @@ class Executor:
             # Saving is not to take more than a twentieth of the time, unless asked for always.
             pause = self.settings.checkpoint_seconds
             due = time.perf_counter() - saved >= (max(pause, 20 * cost) if pause else 0.0)
-            due, stop = agreed(due, self.interrupt.asked)
+            due, stop = agreed(due and not jax.process_index(), self.interrupt.asked)
             moment = active.step in self.moments
             if active.calm and not (due or stop or moment):
                 continue

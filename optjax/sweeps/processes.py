@@ -34,7 +34,6 @@ def join(
             _known(process, "JAX_PROCESS_ID"),
             initialization_timeout=3 * HEARTBEAT,
             heartbeat_timeout_seconds=HEARTBEAT,
-            shutdown_timeout_seconds=HEARTBEAT,
         )
     except (ValueError, IndexError, RuntimeError) as error:
         raise UserError(

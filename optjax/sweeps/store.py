@@ -327,7 +327,10 @@ def _frames(path: Path) -> Iterator[tuple[dict[str, str], dict[str, np.ndarray],
     size, good = path.stat().st_size, 0
     with path.open("rb") as file:
         while good + _HEAD.size <= size:
-            magic, crc, length = _HEAD.unpack(file.read(_HEAD.size))
+            head = file.read(_HEAD.size)
+            if len(head) < _HEAD.size:  # the process that writes has cut it meanwhile
+                return
+            magic, crc, length = _HEAD.unpack(head)
             if magic != _MAGIC or length > min(_LARGEST, size - good - _HEAD.size):
                 return
             payload = file.read(length)

@@ -52,7 +52,7 @@ def sweep(
     devices: Sequence[Any] | None = None,
     memory: float | None = None,
     chunk_steps: int | None = None,
-    chunk_seconds: float = 2.0,
+    chunk_seconds: float = 1.0,
     checkpoint_seconds: float = 30.0,
     progress: Progress | None = None,
     on_records: OnRecords | None = None,

@@ -19,7 +19,7 @@ class Settings:
     layout: layouts.Arrangement = "auto"
     vmap_chunk: int | None = None
     chunk_steps: int | None = None
-    chunk_seconds: float = 2.0
+    chunk_seconds: float = 1.0
     checkpoint_seconds: float = 30.0
     memory: float | None = None
 

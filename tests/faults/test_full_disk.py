@@ -46,21 +46,20 @@ def small_disk(tmp_path):
         return tmp_path
 
     yield sized
-    subprocess.run(["umount", "-l", str(tmp_path)], check=True)
+    subprocess.run(["umount", "-l", str(tmp_path)], capture_output=True)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("share", np.linspace(0.02, 1.0, 20).round(2))
+@pytest.mark.parametrize("share", np.linspace(0.02, 0.78, 20).round(2))
 def test_a_full_disk_is_one_line_and_loses_nothing(share, whole, small_disk):
     expected, size = whole
     disk = small_disk(int(share * size), "")
     done = _swept(disk / "a")
-    if done.returncode:
-        assert done.returncode == 2
-        last = done.stderr.splitlines()[-1]
-        assert last.startswith("optjax: "), done.stderr
-        assert "no space left" in last or "GB" in last or "bytes" in last, last
-        assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 2, done.stderr
+    assert last.startswith("optjax: ")
+    assert "no space left on device" in last or "the disk has" in last
+    assert "Traceback" not in done.stderr
     small_disk(4 * size, "remount,")
     again = _swept(disk / "a")
     assert again.returncode == 0, again.stderr
