@@ -106,7 +106,7 @@ def _agreeing(count: int) -> float:
     return float(said[0].split()[-1])
 
 
-def simulate(measured: Measured, devices: int, state: float, chunks: int = 400) -> Schedule:
+def simulate(measured: Measured, devices: int, state: float, chunks: int = 40_000) -> Schedule:
     """Go through the schedule of so many devices, whose runs have states of so many bytes."""
     rng = np.random.default_rng(devices)
     hosts, runs = max(1, devices // PER_HOST), devices * RUNS
