@@ -1,7 +1,7 @@
 """What a sweep on a pod would wait for: its schedule, simulated from what is measured here.
 
 Command: python -m optjax.experiments.bench.pod
-Measured on this machine: how much the time of a chunk varies, how fast the log takes records, how
+PodTimes on this machine: how much the time of a chunk varies, how fast the log takes records, how
 long processes take to agree (`agreed` of two and four processes on one machine). Assumed: eight
 devices a host, a network of 10 GB/s into each host, and that agreeing grows with the logarithm of
 the number of hosts. The schedule is the executor's: after a chunk all agree, all get the records,
@@ -30,7 +30,7 @@ CHUNK, RECORDS, METRICS, BETWEEN, HOST_MEMORY = 1.0, 10, 2, 30.0, 512e9
 bytes of a host."""
 
 
-class Measured(NamedTuple):
+class PodTimes(NamedTuple):
     """What the simulation rests on."""
 
     times: np.ndarray  # of a chunk, over their median
@@ -50,7 +50,7 @@ class Schedule(NamedTuple):
     held: float  # bytes that every host holds of it
 
 
-def measure() -> Measured:
+def measure() -> PodTimes:
     """Time chunks, appends to a log and agreements."""
     rng = np.random.default_rng(0)
     problem = oj.least_squares(rng.normal(size=(256, 64)), rng.normal(size=256))
@@ -67,7 +67,7 @@ def measure() -> Measured:
         took = min(_took(lambda: store.append("records", rows)) for _ in range(5))
         store.close()
     two, four = _agreeing(2), _agreeing(4)
-    return Measured(times / np.median(times), rows["values"].nbytes / took, (two, four - two))
+    return PodTimes(times / np.median(times), rows["values"].nbytes / took, (two, four - two))
 
 
 def _took(act: Callable[[], object]) -> float:
@@ -106,7 +106,7 @@ def _agreeing(count: int) -> float:
     return float(said[0].split()[-1])
 
 
-def simulate(measured: Measured, devices: int, state: float, chunks: int = 40_000) -> Schedule:
+def simulate(measured: PodTimes, devices: int, state: float, chunks: int = 40_000) -> Schedule:
     """Go through the schedule of so many devices, whose runs have states of so many bytes."""
     rng = np.random.default_rng(devices)
     hosts, runs = max(1, devices // PER_HOST), devices * RUNS

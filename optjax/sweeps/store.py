@@ -7,7 +7,7 @@
   DIR/state-N.frame             the state of the runs under way, replaced whole
   DIR/state-N.before            the one before it
   DIR/result.nc                 the dataset, once it is complete
-  DIR/lock                      held by the process that writes
+  DIR/lock, DIR/holder          held by the process that writes; which one that is
 
 Every byte has a checksum. A frame that was cut off (a killed process, a full disk) fails its own
 and is dropped with all that follows it. A damaged state is set aside and the one before it used:
@@ -19,6 +19,7 @@ import contextlib
 import errno
 import json
 import os
+import platform
 import re
 import shutil
 import struct
@@ -71,16 +72,20 @@ class Store:
         self.dataset: xarray.Dataset | None = None  # of a sweep that is complete
         self._log: Any = None
         self._lock = filelock.FileLock(self.folder / "lock")
+        self._holder = self.folder / "holder"
         if not writer:
             self.spec = self._read_spec()
             return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock.acquire(timeout=0)
+            with contextlib.suppress(OSError):  # a full disk: then others are not told
+                self._holder.write_text(f"process {os.getpid()} on {platform.node()}")
         except filelock.Timeout:
+            who = self._holder.read_text(errors="replace")[:99] if self._holder.is_file() else ""
             raise UserError(
-                f"another process is writing the sweep in {str(self.folder)!r}: wait for it, or "
-                "choose another folder"
+                f"another process is writing the sweep in {str(self.folder)!r} ({who}): wait for "
+                "it, or choose another folder"
             ) from None
         except OSError as error:
             raise UserError(
@@ -90,7 +95,7 @@ class Store:
             for path in filter(files.is_under_way, self.folder.iterdir()):
                 path.unlink()  # of a process that was killed
             self.spec = self._read_spec(overwrite)
-            names = [p.name for p in self.folder.iterdir() if p.name != "lock"]
+            names = [p.name for p in self.folder.iterdir() if p.name not in ("lock", "holder")]
             others = [name for name in names if not (overwrite and _is_ours(name))]
             if self.spec is None and others and "sweep.json" not in names:
                 raise UserError(

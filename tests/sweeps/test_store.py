@@ -207,7 +207,7 @@ def test_changed_code_is_refused(tmp_path, monkeypatch):
 def test_two_writers_are_one_too_many(run, tmp_path):
     out = tmp_path / "a"
     store = Store(out)
-    with pytest.raises(oj.UserError, match="another process is writing the sweep"):
+    with pytest.raises(oj.UserError, match=rf"another process is .*\(process {os.getpid()} on "):
         oj.sweep(run, GRID, out=out)
     store.close()
     oj.sweep(run, GRID, out=out)
