@@ -53,7 +53,7 @@ def _killed(kind, tmp_path, kills, seed):
 
 
 def test_a_killed_sweep_ends_as_if_nobody_had(tmp_path):
-    _killed("target", tmp_path, 2, 0)
+    _killed("target", tmp_path, 1, 0)
 
 
 @pytest.mark.slow

@@ -64,10 +64,8 @@ def _grid(sizes, at=None, poison=()):
     return oj.zip_grid(columns)
 
 
-@pytest.mark.parametrize(
-    "how",
-    ["masked", *(pytest.param(how, marks=pytest.mark.slow) for how in HOW if how != "masked")],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("how", HOW)
 def test_a_poisoned_run_disturbs_no_other(how, run):
     sizes = [8] * RUNS if how not in ("static", "masked") else [8, 3, 8, 3, 8]
     healthy = oj.sweep(run, _grid(sizes), SEEDS, **HOW[how])
