@@ -1,7 +1,7 @@
 """What a sweep on a pod would wait for: its schedule, simulated from what is measured here.
 
 Command: python -m optjax.experiments.bench.pod
-PodTimes on this machine: how much the time of a chunk varies, how fast the log takes records, how
+Measured on this machine: how much the time of a chunk varies, how fast the log takes records, how
 long processes take to agree (`agreed` of two and four processes on one machine). Assumed: eight
 devices a host, a network of 10 GB/s into each host, and that agreeing grows with the logarithm of
 the number of hosts. The schedule is the executor's: after a chunk all agree, all get the records,
@@ -25,9 +25,8 @@ from optjax.sweeps.store import Store
 PER_HOST, NETWORK, RUNS = 8, 10e9, 64
 """Devices of a host; bytes a second into it; runs of a device."""
 
-CHUNK, RECORDS, METRICS, BETWEEN, HOST_MEMORY = 1.0, 10, 2, 30.0, 512e9
-"""Seconds and records of a chunk, values of a record, least seconds from checkpoint to checkpoint,
-bytes of a host."""
+CHUNK, RECORDS, METRICS, BETWEEN = 1.0, 10, 2, 30.0
+"""Seconds and records of a chunk, values of a record, least seconds from checkpoint to checkpoint."""
 
 
 class PodTimes(NamedTuple):
@@ -144,8 +143,7 @@ def main() -> None:
         for devices in (8, 64, 512, 4096):
             found = simulate(measured, devices, state)
             shares = "".join(f"{100 * share:9.2f} %" for share in found[:5])
-            full = "  more than a host has" if found.held > HOST_MEMORY else ""
-            print(f"{devices:7,}{shares}{found.apart:11.0f}{found.held / 1e9:11.2f}{full}")
+            print(f"{devices:7,}{shares}{found.apart:11.0f}{found.held / 1e9:11.2f}")
 
 
 if __name__ == "__main__":
