@@ -26,7 +26,7 @@ PER_HOST, NETWORK, RUNS = 8, 10e9, 64
 """Devices of a host; bytes a second into it; runs of a device."""
 
 CHUNK, RECORDS, METRICS, BETWEEN = 1.0, 10, 2, 30.0
-"""Seconds and records of a chunk, values of a record, least seconds from checkpoint to checkpoint."""
+"""Seconds and records of a chunk, values of a record, least seconds between checkpoints."""
 
 
 class PodTimes(NamedTuple):

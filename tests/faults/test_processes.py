@@ -47,8 +47,12 @@ def _whole(folder, count):
 
 
 def _same(found, other):
+    """Records to the bit; of other numbers of devices the loss over all data rounds otherwise."""
     for name, values in other.variables.items():
-        np.testing.assert_array_equal(found[name].values, values.values, err_msg=str(name))
+        if name == "final_loss":
+            np.testing.assert_allclose(found[name], values, rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(found[name], values, err_msg=str(name))
 
 
 @pytest.fixture(scope="module")
@@ -95,5 +99,5 @@ def test_the_others_end_and_nothing_is_lost(count, victim, signal, then, alone, 
     with capsys.disabled():
         print(
             f"\n{count} processes, signal {signal} to {victim}: the others ended in {took:.1f} s; "
-            f"resumed by {then}, to the bit"
+            f"resumed by {then}, the same"
         )
