@@ -44,6 +44,8 @@ from .sweeps.stop_rules import Halving as Halving
 from .sweeps.stop_rules import Plateau as Plateau
 from .sweeps.stop_rules import Target as Target
 from .sweeps.sweeping import sweep as sweep
+from .theory.implicit_bias import certificate as certificate
+from .theory.implicit_bias import margin_certificate as margin_certificate
 from .theory.noisy_quadratic import noisy_quadratic as noisy_quadratic
 from .theory.quadratic_rates import best_schedule as best_schedule
 from .tuning.descent import Tuning as Tuning

@@ -4,6 +4,7 @@ Notation, shapes and checks are those of `optjax.theory.solutions`. The loss is 
 k = 1/n unless `scale` sets it.
 """
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
@@ -243,6 +244,28 @@ def gradient_descent_hypergradient(
     return -4 * k * k * jnp.asarray(steps).astype(total.dtype) * total
 
 
+def _momentum_factor(
+    curvature: Array, eta: ArrayLike, momentum: ArrayLike, nesterov: bool, steps: ArrayLike
+) -> Array:
+    """Return ρ_T/ρ_0, what T steps leave of the residual of each curvature s, from velocity 0.
+
+    (ρ, u)' = M(ρ, u): u' = βu + sρ, ρ' = ρ − ηu' (Nesterov: ρ − η(βu' + sρ)); M^T by squaring.
+    """
+    s, beta, eta = jnp.broadcast_arrays(curvature, momentum, eta)
+    own, other = (s * (1 + beta), beta**2) if nesterov else (s, beta)
+    M = jnp.stack([jnp.stack([1 - eta * own, -eta * other], -1), jnp.stack([s, beta], -1)], -2)
+    steps = jnp.asarray(steps).astype(jnp.int32)
+
+    def bit(i: int, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+        power, square = carry
+        power = jnp.where((steps >> i) % 2 == 1, square @ power, power)
+        # A square that no later bit uses may overflow, and 0 · ∞ would make derivatives NaN.
+        return power, jnp.where((steps >> i) > 1, square @ square, jnp.zeros_like(square))
+
+    one = jnp.broadcast_to(jnp.eye(2, dtype=M.dtype), M.shape)
+    return jax.lax.fori_loop(0, 31, bit, (one, M))[0][..., 0, 0]
+
+
 def gradient_descent_iterate(
     X: Float[Array, "n d"],
     t: Float[Array, "n"],
@@ -250,22 +273,37 @@ def gradient_descent_iterate(
     eta: ArrayLike,
     steps: int | Int[Array, ""],
     scale: float | None = None,
+    *,
+    momentum: ArrayLike | None = None,
+    nesterov: bool = False,
 ) -> Float[Array, "d"]:
-    """Return the parameters after T full-batch gradient steps, from the SVD.
+    """Return the parameters after T full-batch steps, from the SVD and without iterating.
 
-    w_T = w0 + V (((1 − 2kησ²)^T − 1)/σ) c, X = UΣVᵀ, c = Uᵀa; a direction of σ = 0 does not move
+    w_T = w0 + V ((r_T − 1)/σ) c, X = UΣVᵀ, c = Uᵀa; a direction of σ = 0 does not move
 
-    The arguments are those of `gradient_descent_loss`.
+    with r_T = (1 − 2kησ²)^T, or with momentum β the first entry of the T-th power of the 2 × 2
+    matrix of a step, `optax.sgd`'s: v' = βv + g, w' = w − ηv', or w − η(βv' + g) for Nesterov.
+
+    The arguments are those of `gradient_descent_loss`, and:
+      momentum: β; None for gradient descent.
+      nesterov: Nesterov's form of momentum.
 
     Raises:
       UserError: shapes do not fit, or a value is not finite.
 
     >>> float(gradient_descent_iterate([[1.0]], [1.0], [0.0], eta=0.25, steps=2)[0])
     0.75
+    >>> float(gradient_descent_iterate([[1.0]], [1.0], [0.0], 0.25, 2, momentum=0.5)[0])
+    1.0
+
+    Source: Polyak (1964); Nesterov (1983); optax's `trace`.
     """
     X, w0, a, k = _start(X, t, w0, scale)
     U, s, Vt = jnp.linalg.svd(X, full_matrices=False)
-    r = jnp.asarray(1 - 2 * k * eta * s**2)
+    if momentum is None:
+        left = _power(jnp.asarray(1 - 2 * k * eta * s**2), steps)
+    else:
+        left = _momentum_factor(2 * k * s**2, eta, momentum, nesterov, steps)
     moves = s > 0
-    gain = jnp.where(moves, (_power(r, steps) - 1) / jnp.where(moves, s, 1.0), 0.0)
+    gain = jnp.where(moves, (left - 1) / jnp.where(moves, s, 1.0), 0.0)
     return w0 + Vt.T @ (gain * (U.T @ a))

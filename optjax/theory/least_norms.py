@@ -1,0 +1,266 @@
+"""Solutions that a bias picks: of least ℓp norm, Bregman projections, and max-margin directions.
+
+All are computed in float64, whatever JAX's default, and on the host: they are references for runs.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.linalg
+import scipy.optimize
+from jaxtyping import ArrayLike, Float
+
+from optjax.run import geometries
+from optjax.run.geometries import Potential
+from optjax.support.errors import UserError
+
+Vector = Float[np.ndarray, "d"]
+
+
+class Equations(NamedTuple):
+    """The equations that every least-squares solution of Xw = t fulfils, of full row rank."""
+
+    X: np.ndarray  # (r, d) ΣVᵀ, r the rank
+    t: np.ndarray  # (r,) Uᵀt
+    row_space: np.ndarray  # (r, d) Vᵀ, orthonormal rows
+    least_residual: float  # min ‖Xw − t‖ / ‖t‖, 0 where a solution interpolates
+    condition: float  # σ_max / σ_min of the singular values that count
+
+    def residual(self, w: np.ndarray) -> float:
+        """Return ‖UUᵀ(Xw − t)‖ / ‖Uᵀt‖: how far w is from the least-squares solutions."""
+        return float(np.linalg.norm(self.X @ w - self.t) / (np.linalg.norm(self.t) or 1.0))
+
+    def solution(self) -> Vector:
+        """Return the solution of least ℓ2 norm, V Σ⁻¹ Uᵀt."""
+        return self.row_space.T @ (self.t / np.linalg.norm(self.X, axis=1))
+
+    def nearest(self, w0: np.ndarray) -> Vector:
+        """Return the solution nearest to w0, w* + (I − P)w0."""
+        return self.solution() + w0 - self.row_space.T @ (self.row_space @ w0)
+
+
+def equations(X: ArrayLike, t: ArrayLike) -> Equations:
+    """Reduce Xw = t, X = UΣVᵀ, to ΣVᵀw = Uᵀt, whose solutions are the least-squares solutions.
+
+    Args:
+      X: (n, d), of any shape and rank.
+      t: (n,).
+
+    Raises:
+      UserError: shapes do not fit, or a value is not finite.
+
+    >>> equations([[1.0, 1.0], [2.0, 2.0]], [1.0, 2.0]).solution().round(6).tolist()
+    [0.5, 0.5]
+    """
+    X, t = matrix("X", X, 2), matrix("t", t, 1)
+    if len(t) != len(X):
+        raise UserError(f"t has shape {t.shape} and X {X.shape}: expected an entry per row of X")
+    U, s, Vt = scipy.linalg.svd(X, full_matrices=False)
+    kept = s > max(X.shape) * np.finfo(float).eps * s[0]
+    U, s, Vt = U[:, kept], s[kept], Vt[kept]
+    ours = U.T @ t
+    norm = np.linalg.norm(t) or 1.0
+    off = float(np.linalg.norm(t - U @ ours) / norm)
+    condition = float(s[0] / s[-1]) if len(s) else math.inf
+    return Equations(s[:, None] * Vt, ours, Vt, off if off > 1e-12 else 0.0, condition)
+
+
+def matrix(name: str, value: ArrayLike, ndim: int) -> np.ndarray:
+    """Convert a value to float64 of `ndim` axes; refuse what is empty or not finite."""
+    array = np.asarray(value, np.float64)
+    if array.ndim != ndim or not array.size:
+        raise UserError(f"{name} has shape {array.shape}: expected {ndim} axes and some entries")
+    if not np.isfinite(array).all():
+        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise UserError(f"{name} holds {array[where]} at {where}: expected finite numbers")
+    return array
+
+
+def check_norm(p: float) -> None:
+    """Refuse a p of which ‖·‖_p is no norm."""
+    if not p >= 1:
+        raise UserError(f"p is {p:g}: expected at least 1, or inf")
+
+
+def least_norm_solution(X: ArrayLike, t: ArrayLike, p: float = 2.0) -> Vector:
+    """Return a least-squares solution of Xw = t of least ℓp norm.
+
+    min ‖w‖_p subject to ΣVᵀw = Uᵀt, X = UΣVᵀ
+
+    For 1 and ∞ a linear program (HiGHS), whose solution may be one of several; else unique, by
+    Newton's method.
+
+    Args:
+      X: (n, d), of any shape and rank.
+      t: (n,).
+      p: from 1 to ∞.
+
+    Raises:
+      UserError: shapes do not fit, a value is not finite, p is below 1, or no solution was found.
+
+    >>> least_norm_solution([[2.0, 1.0]], [2.0], 1).round(6).tolist()
+    [1.0, 0.0]
+    >>> least_norm_solution([[2.0, 1.0]], [2.0], math.inf).round(6).tolist()
+    [0.666667, 0.666667]
+    """
+    check_norm(p)
+    given = equations(X, t)
+    if p == 2 or not given.t.any():
+        return given.solution()
+    if p in (1, math.inf):
+        found = _linear_program(given.X, given.t, p, equal=True)
+        if found is None:
+            raise UserError(f"no solution of least ℓ{p:g} norm was found: the program has none")
+        return found
+    return bregman_projection(X, t, np.zeros(given.X.shape[1]), geometries.power(p))
+
+
+def bregman_projection(X: ArrayLike, t: ArrayLike, w0: ArrayLike, potential: Potential) -> Vector:
+    """Return the solution of Xw = t that mirror descent from w0 reaches.
+
+    argmin D_ψ(w, w0) subject to Xw = t:   ∇ψ(w) = ∇ψ(w0) + Xᵀλ
+
+    by Newton's method on the equations X ∇ψ⁻¹(∇ψ(w0) + Xᵀλ) = t; where ∇ψ⁻¹ has infinite slopes
+    (ℓp, p > 2), on those of the null space, Nᵀ∇ψ(w) = Nᵀ∇ψ(w0).
+
+    Args:
+      X: (n, d), of any shape and rank; without a solution, its least-squares solutions count.
+      t: (n,).
+      w0: (d,), inside the potential's domain.
+      potential: ψ.
+
+    Raises:
+      UserError: shapes do not fit, a value is not finite, w0 is outside of the domain, or no
+        solution lies inside of it.
+
+    >>> bregman_projection([[1.0, 2.0]], [1.0], [1.0, 1.0], geometries.entropy).round(6).tolist()
+    [0.5, 0.25]
+
+    Source: Gunasekar et al. (2018), theorem 1.
+    """
+    given, w0 = equations(X, t), matrix("w0", w0, 1)
+    if len(w0) != given.X.shape[1]:
+        raise UserError(f"w0 has shape {w0.shape}: expected ({given.X.shape[1]},)")
+    with jax.enable_x64(True):
+        start = np.asarray(potential.mirror(jnp.asarray(w0)))
+        if not np.isfinite(start).all():
+            raise UserError(f"w0 is outside of the domain of {potential.name}: give another start")
+        # From 0 a power's problem is homogeneous: solve it at size 1.
+        free = not start.any() and potential.name.startswith("ℓ")
+        size = float(np.abs(given.solution()).max() or 1.0) if free else 1.0
+        exact = given._replace(t=given.t / size)
+        slope_at_0 = float(jax.grad(potential.mirror)(0.0)) if free else 1.0
+        if free and slope_at_0 == 0:
+            N = scipy.linalg.null_space(given.row_space)
+            least = exact.solution()
+            z = _newton(N.T, potential.mirror, least, N.T @ start, np.zeros(N.shape[1]), potential)
+            return size * (least + N @ z)
+        first = np.linalg.solve(exact.X @ exact.X.T, exact.t) if free else np.zeros(len(exact.t))
+        x = _newton(exact.X, potential.inverse, start, exact.t, first, potential)
+        return size * np.asarray(potential.inverse(jnp.asarray(start + exact.X.T @ x)))
+
+
+def _newton(B, f, c, b, x, potential: Potential) -> np.ndarray:
+    """Solve B f(c + Bᵀx) = b, f increasing entry by entry, by Newton's method with backtracking."""
+
+    def at(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        u = jnp.asarray(c + B.T @ x)
+        value, slope = jax.jvp(f, (u,), (jnp.ones_like(u),))
+        return B @ np.asarray(value) - b, np.asarray(slope)
+
+    size = float(np.linalg.norm(b)) or 1.0
+    with np.errstate(all="ignore"):
+        F, slope = at(x)
+        for _ in range(500):
+            error = np.linalg.norm(F)
+            if error <= 1e-15 * size or not np.isfinite(slope).all():
+                break
+            step = np.linalg.lstsq((B * slope) @ B.T, F)[0]
+            for halvings in range(40):
+                tried = x - 0.5**halvings * step
+                F_tried, slope_tried = at(tried)
+                if np.linalg.norm(F_tried) < error:  # False for NaN
+                    break
+            else:
+                break
+            x, F, slope = tried, F_tried, slope_tried
+    if not np.linalg.norm(F) <= 1e-9 * max(size, float(np.abs(B).max())):
+        raise UserError(
+            f"no solution inside the domain of {potential.name} was found (residual "
+            f"{np.linalg.norm(F):.2g}): there may be none"
+        )
+    return x
+
+
+def _linear_program(A: np.ndarray, b: np.ndarray, p: float, equal: bool) -> Vector | None:
+    """Minimise ‖w‖_p, p = 1 or ∞, subject to Aw = b or Aw ≥ b; None if there is no such w."""
+    n, d = A.shape
+    if p == 1:  # w = u − v, u, v ≥ 0, the least Σ(u + v)
+        cost, rows = np.ones(2 * d), np.hstack([A, -A])
+        bounds, above, most = (0, None), None, None
+    else:  # −s ≤ w ≤ s
+        cost, rows = np.r_[np.zeros(d), 1.0], np.hstack([A, np.zeros((n, 1))])
+        one, last = np.eye(d), -np.ones((d, 1))
+        bounds, most = (None, None), np.zeros(2 * d)
+        above = np.vstack([np.hstack([one, last]), np.hstack([-one, last])])
+    if equal:
+        found = scipy.optimize.linprog(cost, above, most, rows, b, bounds, method="highs")
+    else:
+        above = -rows if above is None else np.vstack([above, -rows])
+        most = -b if most is None else np.r_[most, -b]
+        found = scipy.optimize.linprog(cost, above, most, bounds=bounds, method="highs")
+    if found.x is None:
+        return None
+    return found.x[:d] - found.x[d:] if p == 1 else found.x[:d]
+
+
+def max_margin_direction(X: ArrayLike, y: ArrayLike, p: float = 2.0) -> tuple[Vector, float]:
+    """Return the direction of largest margin in the ℓp norm, and that margin.
+
+    γ_p = max_w min_i yᵢ xᵢᵀw / ‖w‖_p
+
+    For p = 2 by non-negative least squares on the dual, exact to rounding; for 1 and ∞ a linear
+    program, whose solution may be one of several.
+
+    Args:
+      X: (n, d).
+      y: (n,) labels, −1 or 1.
+      p: 1, 2 or ∞.
+
+    Returns:
+      (d,) w with ‖w‖_p = 1, and γ_p.
+
+    Raises:
+      UserError: shapes do not fit, a label is neither −1 nor 1, p is another, or no direction
+        separates the labels.
+
+    >>> w, margin = max_margin_direction([[2.0, 0.0], [0.0, -2.0]], [1.0, -1.0])
+    >>> w.round(4).tolist(), round(margin, 4)
+    ([0.7071, 0.7071], 1.4142)
+
+    Source: Lawson and Hanson (1974), section 23.4 (least distance programming).
+    """
+    X, y = matrix("X", X, 2), matrix("y", y, 1)
+    if len(y) != len(X):
+        raise UserError(f"y has shape {y.shape} and X {X.shape}: expected an entry per row of X")
+    if not np.isin(y, (-1, 1)).all():
+        odd = y[~np.isin(y, (-1, 1))][0]
+        raise UserError(f"y holds the label {odd:g}: expected -1 and 1")
+    if p not in (1, 2, math.inf):
+        raise UserError(f"p is {p:g}: expected 1, 2 or inf")
+    A = y[:, None] * X
+    if p == 2:
+        # min ‖w‖ with Aw ≥ 1: the residual of min ‖Aᵀu‖² + (1ᵀu − 1)², u ≥ 0, is ∝ (w, −1).
+        E = np.vstack([A.T, np.ones(len(A))])
+        goal = np.r_[np.zeros(A.shape[1]), 1.0]
+        off = E @ scipy.optimize.nnls(E, goal)[0] - goal
+        w = -off[:-1] / off[-1] if np.linalg.norm(off) > 1e-10 else None
+    else:
+        w = _linear_program(A, np.ones(len(A)), p, equal=False)
+    if w is None:
+        raise UserError("no direction separates the labels: the set is not linearly separable")
+    w = w / np.linalg.norm(w, p)
+    return w, float((A @ w).min())
