@@ -1,0 +1,1 @@
+"""Which solution does each optimiser pick, on data that decide?"""
