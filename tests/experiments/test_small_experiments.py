@@ -39,7 +39,7 @@ SMALL = {
     ),
     "rmsprop_counterexample": (
         rmsprop_counterexample,
-        rmsprop_counterexample.Config(problems=6, steps=3000),
+        rmsprop_counterexample.Config(problems=6, steps=6000, recursions=20),
         {"rmsprop/hand-iterates": "corrected", "rmsprop/not-min-norm": "holds"},
     ),
     "one_step": (
