@@ -2,8 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +11,7 @@ import optax
 import xarray as xr
 from matplotlib.figure import Figure
 
+from optjax.experiments.which_solution.contenders import scheduled
 from optjax.report.claims import Claim, verdict
 from optjax.report.rendering import number
 from optjax.report.style import COLOURS, band, caption, figure
@@ -31,14 +31,7 @@ RECORDS = 1000
 
 def falling(factory: Factory) -> Factory:
     """Let a learning rate fall as 1/√t, as steps of fixed length need."""
-
-    def made(learning_rate: Any) -> optax.GradientTransformation:
-        def schedule(count: Any) -> Any:
-            return learning_rate / jnp.sqrt(1.0 + jnp.asarray(count).astype(float))
-
-        return factory(schedule)
-
-    return made
+    return scheduled(factory, lambda done, steps: 1 / jnp.sqrt(1 + done))
 
 
 def _unit(p: float) -> Factory:
@@ -114,10 +107,7 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
             "direction": np.stack([row[0][0] for row in found]),
             "margin": np.array([[margin for _, margin in row] for row in found]),
         }
-        problem = Problem(
-            _start, _loss, _objective, Data((), jax.tree.map(jnp.asarray, shared)), _margins,
-            hparams=frozenset({"set"}),
-        )  # fmt: skip
+        problem = replace(logistic(shared), metrics=_margins)
         each = []
         for i, (name, (factory, rate)) in enumerate(CLASSIFIERS.items()):
             rates = rate / curvature if factory in SMOOTH else np.full(config.sets, rate)
@@ -139,6 +129,15 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
 
 
 SMOOTH = [CLASSIFIERS[name][0] for name in ("gradient descent", "momentum")]
+
+
+def logistic(shared: dict[str, np.ndarray]) -> Problem:
+    """The mean of log(1 + exp(−yxᵀw)) over a set's rows, from 0; shared["A"] is yX, (sets, n, d).
+
+    Which set it is, is the hyperparameter "set".
+    """
+    data = Data((), jax.tree.map(jnp.asarray, shared))
+    return Problem(_start, _loss, _objective, data, hparams=frozenset({"set"}))
 
 
 def _start(key: Key, data: Data) -> tuple[PyTree, PyTree]:

@@ -35,31 +35,37 @@ class Scales(NamedTuple):
 class Contender(NamedTuple):
     """An optimiser under test."""
 
-    factory: Factory
+    optimizer: Factory
     rate: Callable[[Scales], float]
+    fixed: bool = False  # whether a step is as long as the rate, however small the gradient
+
+    @property
+    def factory(self) -> Factory:
+        """The optimiser on least squares; of fixed length, its rate halves 40 times along a run."""
+        return scheduled(self.optimizer, _halving) if self.fixed else self.optimizer
 
 
-def fading(factory: Factory) -> Factory:
-    """Halve an optimiser's learning rate 40 times along a run.
+def scheduled(factory: Factory, share: Callable[[Any, Any], Any]) -> Factory:
+    """Multiply an optimiser's learning rate by `share` of (steps done, steps of the run)."""
 
-    A step as long as the rate, however small the gradient, does not end at a solution otherwise.
-    """
-
-    def faded(learning_rate: Any, steps: Any) -> optax.GradientTransformation:
+    def made(learning_rate: Any, steps: Any) -> optax.GradientTransformation:
         def schedule(count: Any) -> Any:
-            done = jnp.asarray(count).astype(jnp.result_type(float)) / steps
-            return learning_rate * jnp.exp2(-HALVINGS * done)
+            return learning_rate * share(jnp.asarray(count).astype(jnp.result_type(float)), steps)
 
         return factory(schedule)
 
-    return faded
+    return made
+
+
+def _halving(done: Any, steps: Any) -> Any:
+    return jnp.exp2(-HALVINGS * done / steps)
 
 
 def _smooth(s: Scales) -> float:
     return 1 / s.curvature
 
 
-def _normalised(s: Scales) -> float:
+def normalised(s: Scales) -> float:
     """A rate by which the run could go twenty times as far as the solution, in every weight."""
     return 20 * s.size * HALVINGS * np.log(2) / s.steps
 
@@ -80,12 +86,12 @@ CONTENDERS: dict[str, Contender] = {
     "momentum": Contender(functools.partial(optax.sgd, momentum=0.9), _smooth),
     "nesterov": Contender(functools.partial(optax.sgd, momentum=0.9, nesterov=True), _smooth),
     "shampoo": Contender(shampoo, _accumulated),
-    "rmsprop": Contender(fading(optax.rmsprop), _normalised),
-    "adam": Contender(fading(optax.adam), _normalised),
-    "adamw": Contender(fading(optax.adamw), _normalised),
+    "rmsprop": Contender(optax.rmsprop, normalised, fixed=True),
+    "adam": Contender(optax.adam, normalised, fixed=True),
+    "adamw": Contender(optax.adamw, normalised, fixed=True),
     "adagrad": Contender(optax.adagrad, _accumulated),
-    "sign_sgd": Contender(fading(optax.sign_sgd), _normalised),
-    "lion": Contender(fading(optax.lion), _normalised),
+    "sign_sgd": Contender(optax.sign_sgd, normalised, fixed=True),
+    "lion": Contender(optax.lion, normalised, fixed=True),
     "steepest_l1": Contender(functools.partial(steepest_descent, p=1.0), _smooth),
     "steepest_l4/3": Contender(functools.partial(steepest_descent, p=4 / 3), _smooth),
     "mirror_descent": Contender(
@@ -94,7 +100,7 @@ CONTENDERS: dict[str, Contender] = {
     "natural_gradient": Contender(
         functools.partial(natural_gradient, potential=_geometry), _mirrored
     ),
-    "muon": Contender(fading(optax.contrib.muon), _normalised),
+    "muon": Contender(optax.contrib.muon, normalised, fixed=True),
 }
 """By name; "muon" is for weights that are a matrix."""
 

@@ -6,7 +6,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
-from optjax.experiments.which_solution.networks import FITTED
+from optjax.experiments.which_solution.small_networks import FITTED
 from optjax.report.style import COLOURS, MARKERS, caption, figure
 
 SOLVED = 1e-4

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import xarray as xr
 
-from optjax.experiments.which_solution import networks
+from optjax.experiments.which_solution import small_networks
 from optjax.experiments.which_solution.claims import claims as claims
 from optjax.experiments.which_solution.contenders import BETA, CONTENDERS, Contender, scales
 from optjax.experiments.which_solution.data_sets import DataSet, all_sets
@@ -71,9 +71,8 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
         dataset = xr.concat(found, "optimizer").assign_coords(
             optimizer=list(config.optimizers), data=[s.name for s in sets]
         )
-        return dataset.merge(
-            networks.trained(config.seed, config.seeds, config.optimizers, config.steps, progress)
-        )
+        fields = (config.seed, config.seeds, config.optimizers, config.steps)
+        return dataset.merge(small_networks.trained(*fields, progress))
 
 
 def endpoints(

@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from optjax.colourisation.photograph import one_line
 from optjax.colourisation.sources import Split
 from optjax.support import cache
 from optjax.support.console import silent
-from optjax.support.errors import UserError, nearest
+from optjax.support.errors import UserError, nearest, one_line
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 HASH = "md5:c32a1d4ab5d03f1284b67883e8d87530"

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from optjax.colourisation.sources import read_npy_header
 from optjax.support.errors import UserError
+from optjax.support.untrusted import read_npy_header
 
 MAX_COLOURS = 65_536
 CHUNK = 1 << 14

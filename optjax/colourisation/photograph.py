@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from optjax.support.errors import UserError
+from optjax.support.errors import UserError, one_line
 from optjax.support.files import write_bytes
 
 if TYPE_CHECKING:
@@ -90,11 +90,6 @@ def read_photograph(path: Path) -> Photograph:
         raise UserError(
             f"{str(path)!r}: not a readable picture ({one_line(error)}); repair or remove it"
         ) from error
-
-
-def one_line(error: BaseException) -> str:
-    """Return an exception's text on one line of at most 200 characters, or its type's name."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _upright(picture: "Image") -> Photograph:

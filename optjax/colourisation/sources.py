@@ -4,23 +4,16 @@ Every byte read here may be hostile: shapes and sizes are checked before anythin
 nothing is unpickled and nothing is extracted to disk.
 """
 
-import math
 import warnings
-import zipfile
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from optjax.colourisation.photograph import SUFFIXES, one_line, read_photograph
-from optjax.support.errors import UserError
+from optjax.colourisation.photograph import SUFFIXES, read_photograph
+from optjax.support.errors import UserError, one_line
+from optjax.support.untrusted import npz_arrays
 
-ARRAY_LIMIT_BYTES = 4 * 2**30
-"""The most that the arrays of one .npz file may declare in total."""
-BOMB_RATIO = 200
-BOMB_FLOOR_BYTES = 64 * 2**20
-"""A member larger than the floor that packs better than the ratio is refused as a zip bomb."""
 FOLDER_LIMIT_BYTES = 4 * 2**30
 
 Split = tuple[NDArray[np.uint8], NDArray[np.uint8]]
@@ -39,10 +32,6 @@ def check_pictures(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 
     >>> check_pictures("train", (10, 32, 32, 3), np.dtype("uint8"))
     """
-    if dtype.hasobject:
-        raise UserError(
-            f"{where}: an object array (a pickle) is never read; save it as uint8 (n, H, W, 3)"
-        )
     if dtype != np.uint8:
         raise UserError(
             f"{where}: dtype {dtype}, expected uint8 (0 to 255); convert it before saving"
@@ -86,62 +75,14 @@ def split_sixth(pictures: NDArray[np.uint8], seed: int, where: str = "pictures")
     return pictures[np.sort(order[:cut])], pictures[np.sort(order[cut:])]
 
 
-def _header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
-    version = np.lib.format.read_magic(stream)
-    if version == (1, 0):
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    elif version == (2, 0):
-        shape, _, dtype = np.lib.format.read_array_header_2_0(stream)
-    else:
-        raise ValueError(f"npy version {version}")
-    return shape, dtype
-
-
-def read_npy_header(stream: IO[bytes], where: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Read the shape and dtype that an .npy stream declares, before any array is allocated.
-
-    Raises:
-      UserError: not an .npy header of version 1 or 2, or a negative dimension.
-
-    >>> import io
-    >>> stream = io.BytesIO()
-    >>> np.save(stream, np.zeros((2, 3)))
-    >>> _ = stream.seek(0)
-    >>> read_npy_header(stream, "x")
-    ((2, 3), dtype('float64'))
-    """
-    try:
-        shape, dtype = _header(stream)
-    except UserError:
-        raise
-    except Exception as error:  # a header is a Python literal: nearly anything may come back
-        raise UserError(f"{where}: not a readable .npy array; save it with numpy.save") from error
-    if any(not isinstance(size, int) or size < 0 for size in shape):
-        raise UserError(f"{where}: the header declares the impossible shape {shape}")
-    return shape, dtype
-
-
-def _npz_member(archive: zipfile.ZipFile, name: str, where: str) -> NDArray[np.uint8]:
-    info = archive.getinfo(name)
-    if info.file_size > BOMB_FLOOR_BYTES and info.file_size > BOMB_RATIO * info.compress_size:
-        raise UserError(
-            f"{where}: {info.compress_size} bytes unpack to {info.file_size}; "
-            "refused as a zip bomb, save it with numpy.savez"
-        )
-    with archive.open(info) as stream:
-        shape, dtype = read_npy_header(stream, where)
-        check_pictures(where, shape, dtype)
-        header_bytes = stream.tell()
-    size = math.prod(shape)
-    if size > ARRAY_LIMIT_BYTES:
-        raise UserError(f"{where}: {size} bytes, the limit is {ARRAY_LIMIT_BYTES}; save fewer")
-    if header_bytes + size != info.file_size:
-        raise UserError(
-            f"{where}: shape {shape} needs {size} bytes, the file holds "
-            f"{info.file_size - header_bytes}; save it again"
-        )
-    with archive.open(info) as stream:
-        return np.ascontiguousarray(np.lib.format.read_array(stream, allow_pickle=False))
+def _chosen(path: Path, names: list[str]) -> list[str]:
+    """Choose the arrays of the training and, where there is one, of the validation pictures."""
+    first = next((key for key in ("train", "images") if key in names), None)
+    second = next((key for key in ("test", "validation") if key in names), None)
+    if first is None:
+        found = ", ".join(repr(name) for name in sorted(names)[:8]) or "nothing"
+        raise UserError(f"{str(path)!r}: expected an array 'train' or 'images', found {found}")
+    return [first] if second is None else [first, second]
 
 
 def read_npz(path: Path, seed: int = 0) -> tuple[Split, str]:
@@ -167,33 +108,14 @@ def read_npz(path: Path, seed: int = 0) -> tuple[Split, str]:
     >>> train.shape, validation.shape
     ((5, 8, 8, 3), (1, 8, 8, 3))
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-            if len(set(names)) != len(names):
-                raise UserError(f"{str(path)!r}: two members share a name; save it again")
-            if sum(info.file_size for info in archive.infolist()) > ARRAY_LIMIT_BYTES:
-                raise UserError(
-                    f"{str(path)!r}: its members declare more than {ARRAY_LIMIT_BYTES} bytes; "
-                    "save fewer pictures"
-                )
-            first = next((key for key in ("train", "images") if f"{key}.npy" in names), None)
-            second = next((key for key in ("test", "validation") if f"{key}.npy" in names), None)
-            if first is None:
-                found = ", ".join(repr(name) for name in sorted(names)[:8]) or "nothing"
-                raise UserError(
-                    f"{str(path)!r}: expected an array 'train' or 'images', found {found}"
-                )
-            train = _npz_member(archive, f"{first}.npy", f"{str(path)!r} array {first!r}")
-            if second is None:
-                return split_sixth(train, seed, repr(str(path))), (
-                    f"array {first!r}; a sixth split off for validation by seed {seed}"
-                )
-            held_out = _npz_member(archive, f"{second}.npy", f"{str(path)!r} array {second!r}")
-    except UserError:
-        raise
-    except Exception as error:  # a library fed with hostile bytes raises nearly anything
-        raise UserError(f"{str(path)!r}: not a readable .npz file ({one_line(error)})") from error
+    arrays = npz_arrays(path, lambda names: _chosen(path, names), check_pictures)
+    first, *rest = arrays
+    train = arrays[first]
+    if not rest:
+        return split_sixth(train, seed, repr(str(path))), (
+            f"array {first!r}; a sixth split off for validation by seed {seed}"
+        )
+    second, held_out = rest[0], arrays[rest[0]]
     if train.shape[1:] != held_out.shape[1:]:
         raise UserError(
             f"{str(path)!r}: {first!r} has shape {train.shape} and {second!r} {held_out.shape}; "

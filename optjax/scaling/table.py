@@ -1,11 +1,9 @@
 """The runs that a law is fitted to, from arrays or from a CSV file."""
 
-import csv
 import math
 import re
-import stat
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,8 +11,8 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from optjax.support.errors import UserError, nearest
+from optjax.support.untrusted import csv_lines
 
-MAX_BYTES = 64 << 20
 MAX_ROWS = 1_000_000
 _WHAT = {
     "N": "parameters",
@@ -143,9 +141,7 @@ def read_runs(
       UserError: the file is no such table; one line names the file, line and value, with a remedy.
     """
     path = Path(path)
-    text = _text(path)
-    parted = max(",;\t", key=text.partition("\n")[0].count)
-    lines = _rows(str(path), text, parted)
+    lines, parted = csv_lines(path)
     try:
         header = [name.strip() for name in next(lines)[1]]
     except StopIteration:
@@ -175,43 +171,6 @@ def read_runs(
         warnings.warn(text + (", …)" if len(failed) > 1 else ")"), stacklevel=2)
     found = _completed({name: np.asarray(x) for name, x in values.items()})
     return found, {name: header[i] for name, i in where.items()}
-
-
-def _text(path: Path) -> str:
-    """Read a file whole: it may change meanwhile without harm."""
-    try:
-        about = path.stat()
-        if not stat.S_ISREG(about.st_mode):
-            raise UserError(f"{str(path)!r} is no file: expected a CSV file")
-        if about.st_size > MAX_BYTES:
-            raise UserError(
-                f"{str(path)!r} has {about.st_size / 2**20:.0f} MiB: expected at most "
-                f"{MAX_BYTES >> 20}; keep only the columns that are needed"
-            )
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
-        why = getattr(error, "strerror", None) or error
-        raise UserError(f"cannot read {str(path)!r}: {why}") from None
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(
-            f"{str(path)!r} is no UTF-8 text (byte {error.start}): expected a CSV file"
-        ) from None
-
-
-def _rows(path: str, text: str, parted: str) -> Iterator[tuple[int, list[str]]]:
-    """Yield the lines that are not blank, each with its number."""
-    reader = csv.reader(text.splitlines(keepends=True), skipinitialspace=True, delimiter=parted)
-    try:
-        for row in reader:
-            if any(cell.strip() for cell in row):
-                yield reader.line_num, row
-    except csv.Error as error:
-        raise UserError(f"{path!r} line {reader.line_num} is no CSV: {error}") from None
 
 
 def _plain(name: str) -> str:

@@ -72,3 +72,8 @@ def whole(name: str, value: Any, least: int) -> int:
     except TypeError:
         pass
     raise UserError(f"{name} is {value!r}: expected a whole number of at least {least}")
+
+
+def one_line(error: BaseException) -> str:
+    """Return an exception's text on one line of at most 200 characters, or its type's name."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

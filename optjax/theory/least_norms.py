@@ -12,6 +12,7 @@ import numpy as np
 import scipy.linalg
 import scipy.optimize
 from jaxtyping import ArrayLike, Float
+from scipy import sparse
 
 from optjax.run import geometries
 from optjax.run.geometries import Potential
@@ -199,19 +200,18 @@ def _linear_program(A: np.ndarray, b: np.ndarray, p: float, equal: bool) -> Vect
     """Minimise ‖w‖_p, p = 1 or ∞, subject to Aw = b or Aw ≥ b; None if there is no such w."""
     n, d = A.shape
     if p == 1:  # w = u − v, u, v ≥ 0, the least Σ(u + v)
-        cost, rows = np.ones(2 * d), np.hstack([A, -A])
-        bounds, above, most = (0, None), None, None
-    else:  # −s ≤ w ≤ s
-        cost, rows = np.r_[np.zeros(d), 1.0], np.hstack([A, np.zeros((n, 1))])
-        one, last = np.eye(d), -np.ones((d, 1))
-        bounds, most = (None, None), np.zeros(2 * d)
-        above = np.vstack([np.hstack([one, last]), np.hstack([-one, last])])
+        cost, rows, bounds = np.ones(2 * d), np.hstack([A, -A]), (0, None)
+        limits = sparse.csr_array((0, 2 * d))
+    else:  # −s ≤ w ≤ s, the least s
+        cost, rows, bounds = np.eye(d + 1)[d], np.hstack([A, np.zeros((n, 1))]), (None, None)
+        one, last = sparse.eye_array(d), -np.ones((d, 1))
+        limits = sparse.block_array([[one, last], [-one, last]])
+    most = np.zeros(0 if p == 1 else 2 * d)
     if equal:
-        found = scipy.optimize.linprog(cost, above, most, rows, b, bounds, method="highs")
+        found = scipy.optimize.linprog(cost, limits, most, rows, b, bounds)
     else:
-        above = -rows if above is None else np.vstack([above, -rows])
-        most = -b if most is None else np.r_[most, -b]
-        found = scipy.optimize.linprog(cost, above, most, bounds=bounds, method="highs")
+        limits, most = sparse.vstack([limits, -rows]), np.r_[most, -b]
+        found = scipy.optimize.linprog(cost, limits, most, bounds=bounds)
     if found.x is None:
         return None
     return found.x[:d] - found.x[d:] if p == 1 else found.x[:d]

@@ -8,6 +8,7 @@ import pytest
 from optjax.cli import main as cli
 from optjax.cli import scaling as command
 from optjax.scaling import table
+from optjax.support import untrusted
 
 N = np.tile(np.geomspace(3e7, 1e10, 8), 5)
 D = np.repeat(np.geomspace(5e8, 2e11, 5), 8) * N**0.1 / 7
@@ -147,7 +148,7 @@ def test_files_that_cannot_be_read_are_one_line(capsys, tmp_path, monkeypatch, f
     assert "is no UTF-8 text" in mistake(capsys, "fit", tmp_path / "binary.csv")
     monkeypatch.setattr(table, "MAX_ROWS", 10)
     assert "more than 10 runs" in mistake(capsys, "fit", file)
-    monkeypatch.setattr(table, "MAX_BYTES", 100)
+    monkeypatch.setattr(untrusted, "MAX_BYTES", 100)
     assert "expected at most" in mistake(capsys, "fit", file)
 
 
