@@ -28,6 +28,7 @@ from optjax.colourisation import cifar10, sources
 from optjax.colourisation.colouriser import Colouriser
 from optjax.colourisation.palette import load_palette
 from optjax.colourisation.photograph import read_photograph
+from optjax.experiments.which_solution import own_data
 from optjax.report.claims import read_claims
 from optjax.scaling import read_runs
 from optjax.support import files
@@ -95,6 +96,17 @@ def _npz():
         for save in (np.savez, np.savez_compressed)
     ]
     return both, sources.read_npz
+
+
+def _equations():
+    X, t = np.eye(2, 3), np.ones(2)
+    arrays = _saved(lambda p: np.savez(p, X=X, t=t), "a.npz")
+
+    def read(path):
+        zipped = path.read_bytes()[:2] == b"PK"
+        return (own_data._npz if zipped else own_data._csv)(path, None)
+
+    return [b"a,b,t\n1,2.5,3\n-1e3,0,1\n", b"y;a;b\n1;2;3\n", arrays], read
 
 
 def _npy():
@@ -281,7 +293,7 @@ def _record():
 OURS = {
     "CSV": _csv, "npz": _npz, "npy": _npy, "archive": _archive, "model": _model,
     "log": _sweep("records.log"), "spec": _sweep("sweep.json"), "state": _sweep("state"),
-    "claims": _claims, "record": _record,
+    "claims": _claims, "record": _record, "equations": _equations,
 }  # fmt: skip
 WRAPPED = {"picture": _pictures, "netCDF": _netcdf, "resumed": _sweep("state", resumed=True)}
 """Those of others' code, and one that runs a sweep each time: these get a tenth of the files."""
