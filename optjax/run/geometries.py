@@ -76,12 +76,8 @@ def steepest_descent(
     .. math:: Δw = η · argmin_v ⟨g, v⟩ + ½‖v‖_p²,   Δwᵢ = −η ‖g‖_q^{2−q} |gᵢ|^{q−1} sign gᵢ
 
     with 1/p + 1/q = 1: gradient descent for p = 2, greedy coordinate descent for 1, sign descent
-    scaled by ‖g‖₁ for ∞.
-
-    Args:
-      learning_rate: η.
-      p: from 1 to ∞; decides the program.
-      normalize: divide the step by ‖g‖_q, so that ‖Δw‖_p = η.
+    scaled by ‖g‖₁ for ∞. With `normalize` the step is divided by ‖g‖_q, so that ‖Δw‖_p = η. Both
+    decide the program.
 
     Raises:
       UserError: p is below 1.
@@ -130,11 +126,7 @@ def mirror_descent(
 
     With dual momentum every iterate keeps ∇ψ(w) − ∇ψ(w0) in the row space; with primal it does not.
 
-    Args:
-      learning_rate: η.
-      potential: ψ; decides the program, so give it with `functools.partial`.
-      momentum: β.
-      primal: where the momentum is.
+    ψ and `primal` decide the program: give them with `functools.partial`.
 
     >>> import jax.numpy as jnp
     >>> tx = mirror_descent(0.5, entropy)
@@ -172,11 +164,7 @@ def natural_gradient(
 
     .. math:: w' = w − η ∇²ψ(w)⁻¹ g
 
-    It is mirror descent as η → 0; at other rates it ends elsewhere.
-
-    Args:
-      learning_rate: η.
-      potential: ψ; decides the program, so give it with `functools.partial`.
+    It is mirror descent as η → 0; at other rates it ends elsewhere. ψ decides the program.
 
     >>> import jax.numpy as jnp
     >>> tx = natural_gradient(0.5, entropy)
@@ -204,11 +192,7 @@ def shampoo(
     .. math:: Hᵢ' = Hᵢ + Gᵢ Gᵢᵀ,   Δw = −η G ×₁ H₁^{−1/2k} … ×ₖ Hₖ^{−1/2k},   Hᵢ = εI at first
 
     with Gᵢ the gradient of k axes unfolded along axis i. Of a vector it is AdaGrad with the full
-    matrix, which keeps the row space. The roots are exact, by eigenvalues at every step.
-
-    Args:
-      learning_rate: η.
-      eps: ε above 0.
+    matrix, which keeps the row space. The roots are exact, by eigenvalues at every step; ε > 0.
 
     >>> import jax.numpy as jnp
     >>> tx = shampoo(0.5)

@@ -1,7 +1,9 @@
 """Gradient descent on least squares in closed form: one step, and T steps in the SVD basis.
 
-Notation, shapes and checks are those of `optjax.theory.solutions`. The loss is k‖Xw − t‖², with
-k = 1/n unless `scale` sets it.
+Notation and checks are those of `optjax.theory.solutions`; X may have any shape and rank. The loss
+is k‖Xw − t‖², with k = `scale`, or 1/n if that is None. Every function takes X (n, d), t (n,), w0
+(d,) and, where it has them, eta () for the learning rate η and steps () for T, traced or not; it
+raises UserError where shapes do not fit or a value is not finite.
 """
 
 import jax
@@ -34,16 +36,6 @@ def one_step_loss(
 
     L1(η) = k‖(I − 2kη XXᵀ)a‖²
 
-    Args:
-      X: (n, d).
-      t: (n,).
-      w0: (d,).
-      eta: () learning rate η.
-      scale: factor k of the loss; 1/n if None.
-
-    Raises:
-      UserError: shapes do not fit, or a value is not finite.
-
     >>> float(one_step_loss([[1.0]], [1.0], [0.0], eta=0.5))
     0.0
     """
@@ -62,11 +54,6 @@ def one_step_hypergradient(
     """Return the derivative of `one_step_loss` with respect to the learning rate.
 
     dL1/dη = −4k² aᵀXXᵀ(I − 2kη XXᵀ)a
-
-    The arguments are those of `one_step_loss`.
-
-    Raises:
-      UserError: shapes do not fit, or a value is not finite.
 
     >>> float(one_step_hypergradient([[1.0]], [1.0], [0.0], eta=0.0))
     -4.0
@@ -93,16 +80,14 @@ def optimal_learning_rate(
     and C_b the covariance of the mini-batch gradient. The rate is greedy: best for one step.
 
     Args:
-      X: (n, d).
-      t: (n,).
-      w0: (d,), where the gradient does not vanish.
-      scale: factor k of the loss; 1/n if None.
+      X, t, scale: as above.
+      w0: where the gradient does not vanish.
       batch_size: () examples b of a mini-batch, may be traced; all n if None.
       replacement: whether a mini-batch is drawn with replacement.
 
     Raises:
-      UserError: shapes do not fit, a value is not finite, the batch size is out of range, or the
-        gradient at w0 is exactly zero (with mini-batches: that of every example).
+      UserError: also a batch size out of range, or a gradient at w0 that is exactly zero (with
+        mini-batches: that of every example).
 
     >>> float(optimal_learning_rate([[1.0]], [1.0], [0.0]))
     0.5
@@ -138,16 +123,12 @@ def one_step_expected_loss(
     n gradients, for O(nd min(n, d)) operations.
 
     Args:
-      X: (n, d).
-      t: (n,).
-      w0: (d,).
-      eta: () learning rate η.
-      scale: factor k of the loss; 1/n if None.
+      X, t, w0, eta, scale: as above.
       batch_size: () examples b of the mini-batch; may be traced.
       replacement: whether the mini-batch is drawn with replacement.
 
     Raises:
-      UserError: shapes do not fit, a value is not finite, or the batch size is out of range.
+      UserError: also a batch size out of range.
 
     >>> float(one_step_expected_loss([[1.0], [1.0]], [1.0, 3.0], [2.0], 0.5, batch_size=1))
     2.0
@@ -194,17 +175,6 @@ def gradient_descent_loss(
 
     L_T = k(Σ (1 − 2kησ²)^{2T} c² + ‖a − Uc‖²), X = UΣVᵀ, c = Uᵀa (the last term 0 if n ≤ d)
 
-    Args:
-      X: (n, d), of any shape and rank.
-      t: (n,).
-      w0: (d,).
-      eta: () learning rate η.
-      steps: () T ≥ 0.
-      scale: factor k of the loss; 1/n if None.
-
-    Raises:
-      UserError: shapes do not fit, or a value is not finite.
-
     >>> float(gradient_descent_loss([[1.0]], [1.0], [0.0], eta=0.25, steps=2))
     0.0625
     """
@@ -228,10 +198,7 @@ def gradient_descent_hypergradient(
 
     dL_T/dη = −4k²T Σ σ²(1 − 2kησ²)^{2T−1} c²
 
-    The arguments are those of `gradient_descent_loss`, with T ≥ 1.
-
-    Raises:
-      UserError: shapes do not fit, or a value is not finite.
+    T ≥ 1.
 
     >>> float(gradient_descent_hypergradient([[1.0]], [1.0], [0.0], eta=0.25, steps=1))
     -2.0
@@ -284,12 +251,10 @@ def gradient_descent_iterate(
     with r_T = (1 − 2kησ²)^T, or with momentum β the first entry of the T-th power of the 2 × 2
     matrix of a step, `optax.sgd`'s: v' = βv + g, w' = w − ηv', or w − η(βv' + g) for Nesterov.
 
-    The arguments are those of `gradient_descent_loss`, and:
+    Args:
+      X, t, w0, eta, steps, scale: as above.
       momentum: β; None for gradient descent.
       nesterov: Nesterov's form of momentum.
-
-    Raises:
-      UserError: shapes do not fit, or a value is not finite.
 
     >>> float(gradient_descent_iterate([[1.0]], [1.0], [0.0], eta=0.25, steps=2)[0])
     0.75

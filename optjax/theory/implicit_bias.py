@@ -63,10 +63,9 @@ def certificate(
         as the same; of the latter also condition · residual, which no distance can be told from.
 
     Raises:
-      UserError: shapes do not fit, or X, t or w0 is not finite.
+      UserError: shapes do not fit, X, t or w0 is not finite, or p is below 1.
 
-    >>> import numpy as np
-    >>> X, t = np.array([[2.0, 1.0]]), np.array([2.0])
+    >>> X, t = [[2.0, 1.0]], [2.0]
     >>> certificate([0.8, 0.4], X, t).picked
     ('least ℓ2',)
     >>> certificate([0.7, 0.6], X, t, norms=[2]).found
@@ -84,16 +83,8 @@ def certificate(
     for name, value in (("w", w), ("w0", w0)):
         if value.shape != (d,):
             raise UserError(f"{name} has {value.size} entries: expected {d}, one per column of X")
-    for p in norms:
-        least_norms.check_norm(p)
-    failed = _failed(given, n, d)
-    V = given.row_space
-    solutions = {}
-    for p in norms:
-        try:
-            solutions[f"least {norm_name(p)}"] = least_norms.least_norm_solution(X, t, p)
-        except UserError as error:
-            failed.append(str(error))
+    failed, V = _failed(given, n, d), given.row_space
+    solutions = {f"least {norm_name(p)}": least_norms.least_norm_solution(X, t, p) for p in norms}
     if w0.any():
         solutions["nearest to the start"] = given.nearest(w0)
     for potential in potentials:
@@ -108,7 +99,6 @@ def certificate(
     ratios = {
         norm_name(p): float(norm(w, p) / (norm(solutions[f"least {norm_name(p)}"], p) or 1.0))
         for p in norms
-        if f"least {norm_name(p)}" in solutions
     }
     excess = given.residual(w)
     residual = math.hypot(
@@ -200,13 +190,12 @@ def margin_certificate(
     falling as 1/log t; sign descent and Adam turn to ℓ∞, coordinate descent to ℓ1.
 
     Args:
-      w: (d,) not 0.
-      X: (n, d).
-      y: (n,) labels, −1 or 1.
+      w: (d,).
+      X, y: (n, d) and (n,) labels, −1 or 1.
       norms: of 1, 2 and ∞.
 
     Raises:
-      UserError: shapes do not fit, a value is not finite, or a label is neither −1 nor 1.
+      UserError: shapes do not fit, a value is not finite, or a label is another.
 
     >>> margin_certificate([1.0, 0.0], [[2.0, 1.0], [0.0, -2.0]], [1.0, -1.0], norms=[2]).found
     'no separation yet: 50 % of the labels are on the wrong side'

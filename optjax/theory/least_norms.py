@@ -1,6 +1,8 @@
 """Solutions that a bias picks: of least ℓp norm, Bregman projections, and max-margin directions.
 
 All are computed in float64, whatever JAX's default, and on the host: they are references for runs.
+X is (n, d), of any shape and rank; t, y (n,), w0 (d,). Where no w solves Xw = t, the least-squares
+solutions take the place of the solutions. UserError: shapes do not fit, or a value is not finite.
 """
 
 import math
@@ -46,13 +48,6 @@ class Equations(NamedTuple):
 def equations(X: ArrayLike, t: ArrayLike) -> Equations:
     """Reduce Xw = t, X = UΣVᵀ, to ΣVᵀw = Uᵀt, whose solutions are the least-squares solutions.
 
-    Args:
-      X: (n, d), of any shape and rank.
-      t: (n,).
-
-    Raises:
-      UserError: shapes do not fit, or a value is not finite.
-
     >>> equations([[1.0, 1.0], [2.0, 2.0]], [1.0, 2.0]).solution().round(6).tolist()
     [0.5, 0.5]
     """
@@ -80,41 +75,24 @@ def matrix(name: str, value: ArrayLike, ndim: int) -> np.ndarray:
     return array
 
 
-def check_norm(p: float) -> None:
-    """Refuse a p of which ‖·‖_p is no norm."""
-    if not p >= 1:
-        raise UserError(f"p is {p:g}: expected at least 1, or inf")
-
-
 def least_norm_solution(X: ArrayLike, t: ArrayLike, p: float = 2.0) -> Vector:
-    """Return a least-squares solution of Xw = t of least ℓp norm.
+    """Return a solution of Xw = t of least ℓp norm, p from 1 to ∞.
 
-    min ‖w‖_p subject to ΣVᵀw = Uᵀt, X = UΣVᵀ
-
-    For 1 and ∞ a linear program (HiGHS), whose solution may be one of several; else unique, by
-    Newton's method.
-
-    Args:
-      X: (n, d), of any shape and rank.
-      t: (n,).
-      p: from 1 to ∞.
-
-    Raises:
-      UserError: shapes do not fit, a value is not finite, p is below 1, or no solution was found.
+    For 1 and ∞ by a linear program (HiGHS), one of what may be several; else by Newton's method.
 
     >>> least_norm_solution([[2.0, 1.0]], [2.0], 1).round(6).tolist()
     [1.0, 0.0]
     >>> least_norm_solution([[2.0, 1.0]], [2.0], math.inf).round(6).tolist()
     [0.666667, 0.666667]
     """
-    check_norm(p)
+    if not p >= 1:
+        raise UserError(f"p is {p:g}: expected at least 1, or inf")
     given = equations(X, t)
     if p == 2 or not given.t.any():
         return given.solution()
     if p in (1, math.inf):
         found = _linear_program(given.X, given.t, p, equal=True)
-        if found is None:
-            raise UserError(f"no solution of least ℓ{p:g} norm was found: the program has none")
+        assert found is not None, "the equations have a solution"
         return found
     return bregman_projection(X, t, np.zeros(given.X.shape[1]), geometries.power(p))
 
@@ -127,15 +105,8 @@ def bregman_projection(X: ArrayLike, t: ArrayLike, w0: ArrayLike, potential: Pot
     by Newton's method on the equations X ∇ψ⁻¹(∇ψ(w0) + Xᵀλ) = t; where ∇ψ⁻¹ has infinite slopes
     (ℓp, p > 2), on those of the null space, Nᵀ∇ψ(w) = Nᵀ∇ψ(w0).
 
-    Args:
-      X: (n, d), of any shape and rank; without a solution, its least-squares solutions count.
-      t: (n,).
-      w0: (d,), inside the potential's domain.
-      potential: ψ.
-
     Raises:
-      UserError: shapes do not fit, a value is not finite, w0 is outside of the domain, or no
-        solution lies inside of it.
+      UserError: also where w0 is outside of the domain of ψ, or no solution was found inside.
 
     >>> bregman_projection([[1.0, 2.0]], [1.0], [1.0, 1.0], geometries.entropy).round(6).tolist()
     [0.5, 0.25]
@@ -223,19 +194,10 @@ def max_margin_direction(X: ArrayLike, y: ArrayLike, p: float = 2.0) -> tuple[Ve
     γ_p = max_w min_i yᵢ xᵢᵀw / ‖w‖_p
 
     For p = 2 by non-negative least squares on the dual, exact to rounding; for 1 and ∞ a linear
-    program, whose solution may be one of several.
-
-    Args:
-      X: (n, d).
-      y: (n,) labels, −1 or 1.
-      p: 1, 2 or ∞.
-
-    Returns:
-      (d,) w with ‖w‖_p = 1, and γ_p.
+    program, whose solution may be one of several. The labels y are −1 and 1, and ‖w‖_p = 1.
 
     Raises:
-      UserError: shapes do not fit, a label is neither −1 nor 1, p is another, or no direction
-        separates the labels.
+      UserError: also where a label or p is another, or no direction separates the labels.
 
     >>> w, margin = max_margin_direction([[2.0, 0.0], [0.0, -2.0]], [1.0, -1.0])
     >>> w.round(4).tolist(), round(margin, 4)

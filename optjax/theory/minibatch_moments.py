@@ -29,12 +29,9 @@ MOST = 200_000
 class Moments(NamedTuple):
     """Moments of w after T steps, about the solution ŵ that SGD ends at."""
 
-    end: Float[Array, "d"]
-    """ŵ, the least-squares solution nearest to w0."""
-    mean: Float[Array, "d"]
-    """E w."""
-    second: Float[Array, "d d"]
-    """E (w − ŵ)(w − ŵ)ᵀ; its trace is the expected squared distance."""
+    end: Float[Array, "d"]  # ŵ, the least-squares solution nearest to w0
+    mean: Float[Array, "d"]  # E w
+    second: Float[Array, "d d"]  # E (w − ŵ)(w − ŵ)ᵀ; its trace is the expected squared distance
 
 
 def minibatch_moments(
@@ -54,9 +51,7 @@ def minibatch_moments(
     The samplers are those of a run, and "subsets": b different examples, drawn afresh at each step.
 
     Args:
-      X: (n, d), of any shape and rank.
-      t: (n,).
-      w0: (d,).
+      X, t, w0: (n, d) of any shape and rank, (n,), (d,).
       eta: () learning rate η.
       steps: T ≥ 0.
       batch_size: b, from 1 to n.
@@ -147,10 +142,9 @@ def _epochs(rows: Array, moves: Array, c: Array, Z: Array, steps: int, b: int) -
 
 
 def _level(n: int, b: int, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """List, for each set of the first k batches, its last batch as a mask and what came before.
+    """List, for each set of the first k batches, its last batch and the set before it.
 
-    Returns:
-      (sets, last batches, n) bool, and (sets, last batches) indices of sets one level down.
+    As masks (sets, last batches, n), and as indices of sets one level down (sets, last batches).
     """
     before = {s: i for i, s in enumerate(itertools.combinations(range(n), (k - 1) * b))}
     masks, parents = [], []

@@ -1,10 +1,11 @@
 """Solutions of least squares: of minimum norm, nearest to a start; and projections.
 
-Notation: X is n × d with n ≤ d and full row rank, a = Xw0 − t the residual at the start,
-w* = Xᵀ(XXᵀ)⁻¹t the minimum-norm solution, P = Xᵀ(XXᵀ)⁻¹X the projection onto the row space.
+Notation: X is (n, d) with n ≤ d and full row rank, t (n,), w (d,), a = Xw0 − t the residual at the
+start, w* = Xᵀ(XXᵀ)⁻¹t the minimum-norm solution, P = Xᵀ(XXᵀ)⁻¹X the projection on the row space.
 
-Each function is pure and can be jitted. Shapes are always checked; values (NaN, rank) only where
-they are concrete, since a traced array has none.
+Each function is pure and can be jitted, and raises UserError where shapes do not fit, a value is
+not finite, or X is rank-deficient. Shapes are always checked; values (NaN, rank) only where they
+are concrete, since a traced array has none. For X of any rank see `optjax.theory.least_norms`.
 """
 
 import jax
@@ -75,16 +76,7 @@ def minimum_norm_solution(X: Float[Array, "n d"], t: Float[Array, "n"]) -> Float
     The textbook form squares the condition number of X; the QR form does not, and unlike an SVD
     its derivative stays finite where two singular values meet.
 
-    Args:
-      X: (n, d), n ≤ d, of full row rank.
-      t: (n,).
-
-    Raises:
-      UserError: shapes do not fit, a value is not finite, or X is rank-deficient.
-
-    >>> import numpy as np
-    >>> w = minimum_norm_solution(np.array([[2.0, 1.0]]), np.array([2.0]))
-    >>> [round(float(x), 4) for x in w]
+    >>> [round(float(x), 4) for x in minimum_norm_solution([[2.0, 1.0]], [2.0])]
     [0.8, 0.4]
     """
     X = _matrix(X)
@@ -94,20 +86,9 @@ def minimum_norm_solution(X: Float[Array, "n d"], t: Float[Array, "n"]) -> Float
 
 
 def row_space_projection(X: Float[Array, "n d"], w: Float[Array, "*p d"]) -> Float[Array, "*p d"]:
-    """Project w onto the row space of X.
+    """Project w, one vector or many, onto the row space of X: Pw = QQᵀw, where Xᵀ = QR.
 
-    Pw = Xᵀ(XXᵀ)⁻¹Xw = QQᵀw, where Xᵀ = QR
-
-    Args:
-      X: (n, d), n ≤ d, of full row rank.
-      w: (..., d), one vector or many.
-
-    Raises:
-      UserError: shapes do not fit, a value is not finite, or X is rank-deficient.
-
-    >>> import numpy as np
-    >>> P = row_space_projection(np.array([[1.0, 1.0]]), np.array([3.0, 4.0]))
-    >>> np.round(P, 6).tolist()
+    >>> row_space_projection([[1.0, 1.0]], [3.0, 4.0]).round(6).tolist()
     [3.5, 3.5]
     """
     X = _matrix(X)
@@ -121,19 +102,9 @@ def row_space_projection(X: Float[Array, "n d"], w: Float[Array, "*p d"]) -> Flo
 
 
 def off_row_space(X: Float[Array, "n d"], w: Float[Array, "*p d"]) -> Float[Array, "*p d"]:
-    """Return the part of w orthogonal to the row space of X.
+    """Return the part of w, one vector or many, orthogonal to the row space of X: (I − P)w.
 
-    (I − P)w
-
-    Args:
-      X: (n, d), n ≤ d, of full row rank.
-      w: (..., d), one vector or many.
-
-    Raises:
-      UserError: as `row_space_projection`.
-
-    >>> import numpy as np
-    >>> np.round(off_row_space(np.array([[1.0, 1.0]]), np.array([3.0, 4.0])), 6).tolist()
+    >>> off_row_space([[1.0, 1.0]], [3.0, 4.0]).round(6).tolist()
     [-0.5, 0.5]
     """
     w = jnp.asarray(w)
@@ -143,21 +114,9 @@ def off_row_space(X: Float[Array, "n d"], w: Float[Array, "*p d"]) -> Float[Arra
 def nearest_solution(
     X: Float[Array, "n d"], t: Float[Array, "n"], w0: Float[Array, "d"]
 ) -> Float[Array, "d"]:
-    """Return the solution of Xw = t nearest to w0, where gradient descent from w0 ends.
+    """Return the solution nearest to w0, where gradient descent from w0 ends: w* + (I − P)w0.
 
-    w* + (I − P)w0
-
-    Args:
-      X: (n, d), n ≤ d, of full row rank.
-      t: (n,).
-      w0: (d,).
-
-    Raises:
-      UserError: shapes do not fit, a value is not finite, or X is rank-deficient.
-
-    >>> import numpy as np
-    >>> X, t, w0 = np.array([[1.0, 1.0]]), np.array([2.0]), np.array([3.0, 4.0])
-    >>> np.round(nearest_solution(X, t, w0), 6).tolist()
+    >>> nearest_solution([[1.0, 1.0]], [2.0], [3.0, 4.0]).round(6).tolist()
     [0.5, 1.5]
     """
     X = _matrix(X)
