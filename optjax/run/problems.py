@@ -5,6 +5,7 @@ of the same shape, and holds no data as constants.
 """
 
 import dataclasses
+import reprlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
@@ -122,28 +123,41 @@ def _kind(value: Any) -> str:
     return f"a {'number' if shape == ' of shape ()' else type(value).__name__}{shape}"
 
 
-def _checked(name: str, value: ArrayLike, ndim: int) -> Array:
-    """Convert a value to a finite floating array of `ndim` axes; of a tracer, check the shape."""
+def finite(name: str, value: ArrayLike, ndim: int) -> np.ndarray:
+    """Convert a value to a floating NumPy array of `ndim` axes; of a tracer, check the shape.
+
+    Raises:
+      UserError: no real numbers, none at all, another number of axes, or NaN or infinity.
+
+    >>> finite("x", [1, 2], 1).dtype
+    dtype('float64')
+    """
+    expected = ("a number", "one axis", "two axes")[ndim]
     try:
         array = value if isinstance(value, Tracer) else np.asarray(value)
-        if not np.issubdtype(array.dtype, np.floating):
+        if not jnp.issubdtype(array.dtype, jnp.floating):
             if not np.can_cast(array.dtype, float, "same_kind"):
                 raise TypeError(array.dtype)
             array = array.astype(float)
     except (TypeError, ValueError):
-        raise UserError(f"{name} is not an array of real numbers: expected {ndim} axes") from None
+        raise UserError(
+            f"{name} is {reprlib.repr(value)}: expected real numbers, {expected}"
+        ) from None
     if array.ndim != ndim:
-        raise UserError(f"{name} has shape {array.shape}: expected {ndim} axes; reshape it")
+        raise UserError(f"{name} has shape {array.shape}: expected {expected}; reshape it")
     if not array.size:
         raise UserError(f"{name} has shape {array.shape}: expected at least one number")
-    if isinstance(array, Tracer):
-        return array
-    if not np.all(np.isfinite(array)):
+    if not isinstance(array, Tracer) and not np.all(np.isfinite(array)):
         where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        at = f" at {where}" if ndim else ""
         raise UserError(
-            f"{name} holds {array[where]} at {where}: expected finite numbers; remove or correct it"
+            f"{name} holds {array[where]}{at}: expected finite numbers; remove or correct it"
         )
-    return jnp.asarray(array)
+    return array  # pyright: ignore[reportReturnType] - a tracer
+
+
+def _checked(name: str, value: ArrayLike, ndim: int) -> Array:
+    return jnp.asarray(finite(name, value, ndim))
 
 
 def least_squares(

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import ArrayLike
 
 from optjax.run.geometries import Potential
+from optjax.run.problems import finite
 from optjax.support.errors import UserError
 from optjax.theory import least_norms
 from optjax.theory.least_norms import Equations
@@ -79,7 +80,7 @@ def certificate(
     rank, d = given.X.shape
     n = len(np.asarray(t))
     w = np.asarray(w, np.float64).ravel()
-    w0 = np.zeros(d) if w0 is None else least_norms.matrix("w0", np.ravel(w0), 1)
+    w0 = np.zeros(d) if w0 is None else finite("w0", np.ravel(w0), 1)
     for name, value in (("w", w), ("w0", w0)):
         if value.shape != (d,):
             raise UserError(f"{name} has {value.size} entries: expected {d}, one per column of X")
@@ -202,8 +203,8 @@ def margin_certificate(
 
     Source: Soudry et al. (2018), theorem 3; Gunasekar et al. (2018), theorem 5.
     """
-    X, y = least_norms.matrix("X", X, 2), least_norms.matrix("y", y, 1)
-    w = least_norms.matrix("w", np.ravel(w), 1)
+    X, y = finite("X", X, 2), finite("y", y, 1)
+    w = finite("w", np.ravel(w), 1)
     if w.shape != X.shape[1:]:
         raise UserError(f"w has {w.size} entries: expected {X.shape[1]}, one per column of X")
     angles, shares, failed = {}, {}, []

@@ -18,6 +18,7 @@ from scipy import sparse
 
 from optjax.run import geometries
 from optjax.run.geometries import Potential
+from optjax.run.problems import finite
 from optjax.support.errors import UserError
 
 Vector = Float[np.ndarray, "d"]
@@ -51,7 +52,7 @@ def equations(X: ArrayLike, t: ArrayLike) -> Equations:
     >>> equations([[1.0, 1.0], [2.0, 2.0]], [1.0, 2.0]).solution().round(6).tolist()
     [0.5, 0.5]
     """
-    X, t = matrix("X", X, 2), matrix("t", t, 1)
+    X, t = finite("X", X, 2), finite("t", t, 1)
     if len(t) != len(X):
         raise UserError(f"t has shape {t.shape} and X {X.shape}: expected an entry per row of X")
     U, s, Vt = scipy.linalg.svd(X, full_matrices=False)
@@ -62,17 +63,6 @@ def equations(X: ArrayLike, t: ArrayLike) -> Equations:
     off = float(np.linalg.norm(t - U @ ours) / norm)
     condition = float(s[0] / s[-1]) if len(s) else math.inf
     return Equations(s[:, None] * Vt, ours, Vt, off if off > 1e-12 else 0.0, condition)
-
-
-def matrix(name: str, value: ArrayLike, ndim: int) -> np.ndarray:
-    """Convert a value to float64 of `ndim` axes; refuse what is empty or not finite."""
-    array = np.asarray(value, np.float64)
-    if array.ndim != ndim or not array.size:
-        raise UserError(f"{name} has shape {array.shape}: expected {ndim} axes and some entries")
-    if not np.isfinite(array).all():
-        where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
-        raise UserError(f"{name} holds {array[where]} at {where}: expected finite numbers")
-    return array
 
 
 def least_norm_solution(X: ArrayLike, t: ArrayLike, p: float = 2.0) -> Vector:
@@ -113,7 +103,7 @@ def bregman_projection(X: ArrayLike, t: ArrayLike, w0: ArrayLike, potential: Pot
 
     Source: Gunasekar et al. (2018), theorem 1.
     """
-    given, w0 = equations(X, t), matrix("w0", w0, 1)
+    given, w0 = equations(X, t), finite("w0", w0, 1)
     if len(w0) != given.X.shape[1]:
         raise UserError(f"w0 has shape {w0.shape}: expected ({given.X.shape[1]},)")
     with jax.enable_x64(True):
@@ -205,7 +195,7 @@ def max_margin_direction(X: ArrayLike, y: ArrayLike, p: float = 2.0) -> tuple[Ve
 
     Source: Lawson and Hanson (1974), section 23.4 (least distance programming).
     """
-    X, y = matrix("X", X, 2), matrix("y", y, 1)
+    X, y = finite("X", X, 2), finite("y", y, 1)
     if len(y) != len(X):
         raise UserError(f"y has shape {y.shape} and X {X.shape}: expected an entry per row of X")
     if not np.isin(y, (-1, 1)).all():

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
+from optjax.run.problems import finite
 from optjax.support.errors import UserError, whole
 from optjax.theory import least_norms
 
@@ -69,7 +70,7 @@ def minibatch_moments(
 
     Source: derived here; for one step, Robbins and Monro (1951).
     """
-    given, start = least_norms.equations(X, t), least_norms.matrix("w0", w0, 1)
+    given, start = least_norms.equations(X, t), finite("w0", w0, 1)
     x = np.asarray(X, np.float64)
     n, d = x.shape
     if start.shape != (d,):

@@ -14,12 +14,12 @@ k is the curvature that a preconditioned step sees, q the variance of its noise.
 
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
+from optjax.run.problems import finite
 from optjax.support.errors import UserError
 from optjax.support.types import Array
 
@@ -39,18 +39,7 @@ class NoisyQuadratic(NamedTuple):
 
 def numbers(name: str, value: ArrayLike, ndim: int, dtype: Any = None) -> Array:
     """Convert a value to a floating array of `ndim` axes; concrete numbers must be finite."""
-    try:
-        array = jnp.asarray(value if isinstance(value, jax.Array) else np.asarray(value))
-    except (TypeError, ValueError):
-        raise UserError(f"{name} is {value!r}: expected numbers") from None
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        array = array.astype(jnp.result_type(float))
-    if array.ndim != ndim or not array.size:
-        expected = "one-dimensional, of at least one entry" if ndim else "a number"
-        raise UserError(f"{name} has shape {array.shape}: expected {expected}")
-    if not isinstance(array, Tracer) and not np.isfinite(np.asarray(array)).all():
-        raise UserError(f"{name} holds NaN or infinite values: expected finite numbers")
-    return array if dtype is None else array.astype(dtype)
+    return jnp.asarray(finite(name, value, ndim), dtype)
 
 
 def require_above(name: str, array: Array, *, or_equal: bool = False) -> None:

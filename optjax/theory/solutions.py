@@ -14,27 +14,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
+from optjax.run.problems import finite
 from optjax.support.errors import UserError
-
-
-def array(name: str, value: ArrayLike, ndim: int) -> Array:
-    """Convert a value to a floating array of `ndim` axes; refuse NaN and infinite values."""
-    if not isinstance(value, jax.Array):
-        value = np.asarray(value)
-    array = jnp.asarray(value)
-    if array.ndim != ndim:
-        shape = "(n, d)" if ndim == 2 else "one-dimensional"
-        raise UserError(f"{name} has shape {array.shape}; it must be {shape}")
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        array = array.astype(jnp.result_type(float))
-    if not isinstance(array, Tracer) and not np.isfinite(np.asarray(array)).all():
-        raise UserError(f"{name} holds NaN or infinite values; remove them first")
-    return array
 
 
 def _matrix(X: ArrayLike) -> Array:
     """Convert X to an array; check that n ≤ d and, where X is concrete, that its rank is n."""
-    X = array("X", X, 2)
+    X = jnp.asarray(finite("X", X, 2))
     n, d = X.shape
     if n > d:
         raise UserError(
@@ -52,7 +38,7 @@ def _matrix(X: ArrayLike) -> Array:
 
 def targets(X: Array, t: ArrayLike) -> Array:
     """Convert t to an array with one entry per row of X."""
-    t = array("t", t, 1)
+    t = jnp.asarray(finite("t", t, 1))
     if t.shape[0] != X.shape[0]:
         raise UserError(f"t has shape {t.shape} and X {X.shape}: expected an entry per row of X")
     return t
@@ -60,7 +46,7 @@ def targets(X: Array, t: ArrayLike) -> Array:
 
 def weights(X: Array, w: ArrayLike, name: str = "w0") -> Array:
     """Convert w to an array with one entry per column of X."""
-    w = array(name, w, 1)
+    w = jnp.asarray(finite(name, w, 1))
     if w.shape[0] != X.shape[1]:
         raise UserError(
             f"{name} has shape {w.shape} and X {X.shape}: expected an entry per column of X"
