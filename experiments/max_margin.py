@@ -24,7 +24,7 @@ from optjax.support.console import silent
 from optjax.support.types import HParams, Key, PyTree
 from optjax.sweeps import grid, sweep
 from optjax.theory.implicit_bias import NORMS, norm_name
-from optjax.theory.least_norms import max_margin_direction
+from optjax.theory.least_norms import Inseparable, max_margin_direction
 
 RECORDS = 1000
 
@@ -90,7 +90,7 @@ def _clouds(seed: int, n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
         try:
             if max_margin_direction(X, y)[1] > 0.2:
                 return X, y
-        except ValueError:
+        except Inseparable:
             continue
 
 

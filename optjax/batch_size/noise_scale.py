@@ -54,10 +54,8 @@ def two_batch(
     the mean of their gradients.
 
     Args:
-      small: (N,) or (), |G_b|².
-      large: (N,) or (), |G_B|².
-      batch_size: () b.
-      large_batch_size: () B.
+      small, large: (N,) or (), |G_b|² and |G_B|².
+      batch_size, large_batch_size: () b and B.
 
     Raises:
       UserError: shapes that differ, negative or infinite norms, sizes that are not whole, b ≥ B.
@@ -124,15 +122,9 @@ def noise_scale(estimates: Estimates, confidence: float = 0.95) -> NoiseScale:
 
 def _scale(found: Any, means: Estimates, count: int) -> NoiseScale:
     """Make a `NoiseScale` from a ratio and the means."""
-    return NoiseScale(
-        value=found.value,
-        low=found.low,
-        high=found.high,
-        gradient_square=means.gradient_square,
-        trace=means.trace,
-        resolved=found.resolved,
-        draws=jnp.asarray(count, jnp.int32),
-    )
+    square, trace = means
+    draws = jnp.asarray(count, jnp.int32)
+    return NoiseScale(found.value, found.low, found.high, square, trace, found.resolved, draws)
 
 
 def from_spread(square: Array, spread: Array, count: int, batch_size: int = 1) -> Estimates:

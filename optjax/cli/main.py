@@ -305,10 +305,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
         "fit a scaling law to runs, or spend a budget by the published ones",
         _late("scaling"),
     ),
-    "which-solution": (
-        "which solution of your own equations each optimiser picks",
-        _late("which_solution"),
-    ),
+    "which-solution": ("which solution each optimiser picks", _late("which_solution")),
     "account": (
         "weights, outputs, connections and memory of a network, by layer",
         _late("account"),

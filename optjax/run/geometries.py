@@ -27,10 +27,7 @@ class Potential(NamedTuple):
 
 @cache
 def power(p: float) -> Potential:
-    """Return the potential ψ(w) = Σ |w|ᵖ/p, whose projection of 0 has the least ℓp norm.
-
-    Raises:
-      UserError: p is not a finite number above 1.
+    """Return the potential ψ(w) = Σ |w|ᵖ/p, 1 < p < ∞, whose projection of 0 has the least ℓp norm.
 
     >>> import jax.numpy as jnp
     >>> power(3).mirror(jnp.array([-2.0])).tolist()
@@ -57,9 +54,6 @@ def hypentropy(beta: float) -> Potential:
     is the mirror flow of this potential with β = 2α².
 
     Source: Ghai, Hazan and Singer (2020); Woodworth et al. (2020), theorem 1.
-
-    Raises:
-      UserError: β is not above 0.
     """
     if not 0 < beta < math.inf:
         raise UserError(f"beta is {beta:g}: expected a finite number above 0")

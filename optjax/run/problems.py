@@ -156,8 +156,9 @@ def finite(name: str, value: ArrayLike, ndim: int) -> np.ndarray:
     return array  # pyright: ignore[reportReturnType] - a tracer
 
 
-def _checked(name: str, value: ArrayLike, ndim: int) -> Array:
-    return jnp.asarray(finite(name, value, ndim))
+def numbers(name: str, value: ArrayLike, ndim: int, dtype: Any = None) -> Array:
+    """Convert a value as `finite` does, to a JAX array."""
+    return jnp.asarray(finite(name, value, ndim), dtype)
 
 
 def least_squares(
@@ -186,13 +187,13 @@ def least_squares(
     The gradient is that of the **mean square**: (2/n)Xᵀ(Xw − t). A text that steps along
     (1/b)Σ(wᵀx − t)x uses half of this gradient: give scale=0.5 to use the text's learning rates.
     """
-    x, y = _checked("X", X, 2), _checked("t", t, 1)
+    x, y = numbers("X", X, 2), numbers("t", t, 1)
     if x.shape[0] != y.shape[0]:
         raise UserError(f"X has shape {x.shape} and t {y.shape}: expected one t for each row of X")
     if not np.isfinite(scale):
         raise UserError(f"scale is {scale}: expected a finite number")
     dtype = np.promote_types(x.dtype, y.dtype)
-    start = jnp.zeros(x.shape[1], dtype) if w0 is None else _checked("w0", w0, 1).astype(dtype)
+    start = jnp.zeros(x.shape[1], dtype) if w0 is None else numbers("w0", w0, 1).astype(dtype)
     if start.shape[0] != x.shape[1]:
         raise UserError(f"X has shape {x.shape} and w0 {start.shape}: expected ({x.shape[1]},)")
     return Problem(
@@ -246,15 +247,15 @@ def quadratic(
     >>> [float(w) for w in run({"learning_rate": 0.25}, jax.random.key(0)).params]
     [0.0, 0.75]
     """
-    start = _checked("w0", w0, 1)
-    curvature = _checked("H", H, 2 if np.ndim(H) == 2 else 1)
+    start = numbers("w0", w0, 1)
+    curvature = numbers("H", H, 2 if np.ndim(H) == 2 else 1)
     d = start.shape[0]
     if curvature.shape not in {(d,), (d, d)}:
         raise UserError(
             f"H has shape {curvature.shape} and w0 {start.shape}: expected H {(d,)} or {(d, d)}"
         )
-    centre = jnp.zeros_like(start) if w_star is None else _checked("w_star", w_star, 1)
-    deviation = jnp.zeros_like(start) if noise is None else _checked("noise", noise, 1)
+    centre = jnp.zeros_like(start) if w_star is None else numbers("w_star", w_star, 1)
+    deviation = jnp.zeros_like(start) if noise is None else numbers("noise", noise, 1)
     for name, value in (("w_star", centre), ("noise", deviation)):
         if value.shape != start.shape:
             raise UserError(f"{name} has shape {value.shape} and w0 {start.shape}: expected equal")

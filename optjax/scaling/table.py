@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.typing import ArrayLike
 
+from optjax.run.problems import finite
 from optjax.support.errors import UserError, nearest
 from optjax.support.untrusted import csv_lines
 
@@ -84,15 +85,8 @@ def runs(
 
 def _array(name: str, values: ArrayLike) -> np.ndarray:
     """Convert values to a float64 array (n,); check that they are finite and above 0."""
-    try:
-        x = np.asarray(values, np.float64)
-    except (TypeError, ValueError):
-        raise UserError(
-            f"{name} holds values that are not numbers: expected numbers above 0"
-        ) from None
-    if x.ndim != 1:
-        raise UserError(f"{name} has shape {x.shape}: expected one dimension")
-    bad = np.flatnonzero(~(np.isfinite(x) & (x > 0)))
+    x = finite(name, values, 1).astype(np.float64)
+    bad = np.flatnonzero(x <= 0)
     if bad.size:
         raise UserError(f"{name}[{bad[0]}] is {x[bad[0]]:g}: expected a finite number above 0")
     return x

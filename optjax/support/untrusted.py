@@ -16,8 +16,7 @@ import numpy as np
 
 from optjax.support.errors import UserError, one_line
 
-MAX_BYTES = 64 << 20
-"""Of a CSV file."""
+MAX_BYTES = 64 << 20  # of a CSV file
 ARRAY_LIMIT_BYTES = 4 * 2**30
 """The most that the arrays of one .npz file may declare in total."""
 BOMB_RATIO = 200
@@ -117,11 +116,7 @@ def npz_arrays(
 ) -> dict[str, np.ndarray]:
     """Read the arrays of an .npz file that `choose` picks from the names of all.
 
-    Args:
-      path: the file.
-      choose: names without ".npy" → those to read; raises where one is missing.
-      check: (where, shape, dtype) raises for an array of the wrong kind; called before the array
-        is read.
+    `check` is called with (where, shape, dtype) before an array is read; both raise what they miss.
 
     Raises:
       UserError: unreadable, truncated, oversized, a zip bomb, a pickle, or what `check` refuses.

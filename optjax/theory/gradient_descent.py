@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from optjax.run.problems import finite
+from optjax.run.problems import numbers
 from optjax.support.errors import UserError
 from optjax.theory import solutions
 
@@ -21,7 +21,7 @@ def _start(
     X: ArrayLike, t: ArrayLike, w0: ArrayLike, scale: float | None
 ) -> tuple[Array, Array, Array, float]:
     """Check the arguments; return X, w0, the residual a = Xw0 − t and the loss's factor k."""
-    X = jnp.asarray(finite("X", X, 2))
+    X = numbers("X", X, 2)
     t, w0 = solutions.targets(X, t), solutions.weights(X, w0)
     return X, w0, X @ w0 - t, 1.0 / X.shape[0] if scale is None else scale
 

@@ -211,9 +211,7 @@ def margin_certificate(
     for p in norms:
         try:
             direction, margin = least_norms.max_margin_direction(X, y, p)
-        except UserError as error:
-            if "separates" not in str(error):
-                raise
+        except least_norms.Inseparable as error:
             failed.append(str(error))
             break
         unit, goal = w / (np.linalg.norm(w) or 1.0), direction / np.linalg.norm(direction)

@@ -24,6 +24,10 @@ from optjax.support.errors import UserError
 Vector = Float[np.ndarray, "d"]
 
 
+class Inseparable(UserError):
+    """No direction separates the labels."""
+
+
 class Equations(NamedTuple):
     """The equations that every least-squares solution of Xw = t fulfils, of full row rank."""
 
@@ -213,6 +217,6 @@ def max_margin_direction(X: ArrayLike, y: ArrayLike, p: float = 2.0) -> tuple[Ve
     else:
         w = _linear_program(A, np.ones(len(A)), p, equal=False)
     if w is None:
-        raise UserError("no direction separates the labels: the set is not linearly separable")
+        raise Inseparable("no direction separates the labels: the set is not linearly separable")
     w = w / np.linalg.norm(w, p)
     return w, float((A @ w).min())

@@ -67,8 +67,6 @@ def minibatch_moments(
     >>> found = minibatch_moments([[1.0], [1.0]], [0.0, 0.0], [1.0], 0.25, 2, batch_size=1)
     >>> float(found.mean[0]), float(found.second[0, 0])
     (0.25, 0.0625)
-
-    Source: derived here; for one step, Robbins and Monro (1951).
     """
     given, start = least_norms.equations(X, t), finite("w0", w0, 1)
     x = np.asarray(X, np.float64)

@@ -167,12 +167,7 @@ def risks(model: NoisyQuadratic, rates: ArrayLike) -> Array:
 
     Reverse mode stores the moments at √T steps and recomputes those between: O(d√T) memory.
 
-    Args:
-      model: from `noisy_quadratic`.
-      rates: (T,) learning rate α of each step.
-
-    Raises:
-      UserError: rates are not one-dimensional or not finite.
+    The rates α are (T,) finite numbers, of each step.
 
     >>> from optjax.theory.noisy_quadratic import noisy_quadratic
     >>> risks(noisy_quadratic([1.0], [0.0]), [0.5, 0.5]).tolist()

@@ -19,7 +19,7 @@ import numpy as np
 from jax.core import Tracer
 from jax.typing import ArrayLike
 
-from optjax.run.problems import finite
+from optjax.run.problems import numbers
 from optjax.support.errors import UserError
 from optjax.support.types import Array
 
@@ -35,11 +35,6 @@ class NoisyQuadratic(NamedTuple):
     momentum: Array | None = None  # () β; None: no velocity
     nesterov: Array | None = None  # () ν: 0 heavy ball, 1 Nesterov; None without momentum
     average: Array | None = None  # () γ of the averaged weights; None: the weights are not averaged
-
-
-def numbers(name: str, value: ArrayLike, ndim: int, dtype: Any = None) -> Array:
-    """Convert a value to a floating array of `ndim` axes; concrete numbers must be finite."""
-    return jnp.asarray(finite(name, value, ndim), dtype)
 
 
 def require_above(name: str, array: Array, *, or_equal: bool = False) -> None:

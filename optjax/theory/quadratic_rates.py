@@ -3,6 +3,9 @@
 The greedy rate is the best for the next step alone. A larger rate gains in the flat directions,
 which shows only after many steps: greedy schedules decay too early, the more so the longer the
 horizon (short-horizon bias, Wu et al. 2018).
+
+Each function takes a model from `noisy_quadratic` and a whole number T ≥ 1 of steps; UserError
+otherwise, and where only plain SGD is meant and the model has momentum or an average.
 """
 
 import functools
@@ -53,12 +56,7 @@ def greedy_rate(model: NoisyQuadratic, s: Array) -> Array:
 
     α* = Σ hks / Σ h(k²s + q), without a preconditioner Σ h²s / Σ h(h²s + c/B)
 
-    Args:
-      model: from `noisy_quadratic`.
-      s: (d,) second moments before the step.
-
-    Raises:
-      UserError: the model has momentum or an average.
+    s (d,) are the second moments before the step. Plain SGD only.
 
     >>> from optjax.theory.noisy_quadratic import noisy_quadratic
     >>> float(greedy_rate(noisy_quadratic([1.0], [1.0], batch_size=1), jnp.ones(1)))
@@ -81,16 +79,8 @@ def greedy_schedule(
 ) -> GreedySchedule:
     """Choose at every step the rate of least risk after it.
 
-    The final risk is many times that of `best_schedule`.
-
-    Args:
-      model: from `noisy_quadratic`.
-      steps: T.
-      max_rate: () bound on the rates. The risk is a parabola in the rate, so the best rate within
-        the bound is the lesser of the two.
-
-    Raises:
-      UserError: steps is not a whole number of at least 1; the model has momentum or an average.
+    The final risk is many times that of `best_schedule`. The risk is a parabola in the rate, so the
+    best rate up to `max_rate` is the lesser of the two. Plain SGD only.
 
     >>> from optjax.theory.noisy_quadratic import noisy_quadratic
     >>> [round(float(rate), 4) for rate in greedy_schedule(noisy_quadratic([1.0]), 3).rates]
@@ -128,13 +118,6 @@ def best_constant_rate(model: NoisyQuadratic, steps: int) -> Array:
     step of Newton's method ends the search and makes the rate differentiable by the model. The grid
     ends at α*/4T (α* the greedy rate), below which all of the risk falls, and at 1/min k, above
     which all grows.
-
-    Args:
-      model: from `noisy_quadratic`.
-      steps: T.
-
-    Raises:
-      UserError: steps is not a whole number of at least 1.
 
     >>> from optjax.theory.noisy_quadratic import noisy_quadratic
     >>> round(float(best_constant_rate(noisy_quadratic([1.0], [1.0]), 1)), 6)
@@ -195,8 +178,7 @@ def best_schedule(
     and λ are stored at √T steps and recomputed between: O(d√T) memory.
 
     Args:
-      model: from `noisy_quadratic`.
-      steps: T.
+      model, steps: as above.
       max_rate: () bound on the rates; by default 2/max k, beyond which a step makes the sharpest
         coordinate grow. Without a bound, huge rates that undo one another's damage (Agarwal et al.
         2021, "fractal" schedules) give still less risk, with many local minima and steps that
@@ -209,8 +191,7 @@ def best_schedule(
       need not be differentiated); the rates themselves are not.
 
     Raises:
-      UserError: steps is not a whole number of at least 1; max_rate is not positive; the model has
-        momentum or an average.
+      UserError: also where max_rate is not positive. Plain SGD only.
 
     >>> from optjax.theory.noisy_quadratic import noisy_quadratic
     >>> best = best_schedule(noisy_quadratic([1.0, 0.1]), 20)

@@ -184,13 +184,7 @@ def fewest_steps(model: NoisyQuadratic, target: ArrayLike, *, max_steps: int = M
     rate is then the best of the grids and their neighbourhood. The rate and the crossing are
     differentiable by the model.
 
-    Args:
-      model: from `noisy_quadratic`.
-      target: () risk to reach, above 0.
-      max_steps: as in `steps_to`.
-
-    Raises:
-      UserError: target is not positive; max_steps is not a whole number in range.
+    The arguments are those of `steps_to`.
 
     >>> from optjax.theory.noisy_quadratic import noisy_quadratic
     >>> best = fewest_steps(noisy_quadratic([1.0, 0.1], batch_size=100), 0.02)

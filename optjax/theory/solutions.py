@@ -14,13 +14,13 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, ArrayLike, Float
 
-from optjax.run.problems import finite
+from optjax.run.problems import numbers
 from optjax.support.errors import UserError
 
 
 def _matrix(X: ArrayLike) -> Array:
     """Convert X to an array; check that n ≤ d and, where X is concrete, that its rank is n."""
-    X = jnp.asarray(finite("X", X, 2))
+    X = numbers("X", X, 2)
     n, d = X.shape
     if n > d:
         raise UserError(
@@ -38,7 +38,7 @@ def _matrix(X: ArrayLike) -> Array:
 
 def targets(X: Array, t: ArrayLike) -> Array:
     """Convert t to an array with one entry per row of X."""
-    t = jnp.asarray(finite("t", t, 1))
+    t = numbers("t", t, 1)
     if t.shape[0] != X.shape[0]:
         raise UserError(f"t has shape {t.shape} and X {X.shape}: expected an entry per row of X")
     return t
@@ -46,7 +46,7 @@ def targets(X: Array, t: ArrayLike) -> Array:
 
 def weights(X: Array, w: ArrayLike, name: str = "w0") -> Array:
     """Convert w to an array with one entry per column of X."""
-    w = jnp.asarray(finite(name, w, 1))
+    w = numbers(name, w, 1)
     if w.shape[0] != X.shape[1]:
         raise UserError(
             f"{name} has shape {w.shape} and X {X.shape}: expected an entry per column of X"
