@@ -40,7 +40,7 @@ P = 4 / 3
 class Config:
     """Where do mirror descent, natural gradient and steepest descent end, and what decides it?
 
-    Command: optjax run gunasekar. Cost: 15 s on two cores.
+    Command: optjax run gunasekar. Cost: 10 s on two cores.
     Expect: mirror descent at the Bregman projection of its start, whatever its step size, its
     momentum in the dual, and its batches; primal momentum and natural gradient elsewhere, by
     their momentum and step size; steepest descent in ℓ4/3 not at the least ℓ4/3 norm.

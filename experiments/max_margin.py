@@ -60,7 +60,7 @@ class Config:
 
     Two Gaussian clouds, logistic loss, all examples at each step.
 
-    Command: optjax run max_margin. Cost: 20 s on two cores.
+    Command: optjax run max_margin. Cost: 10 s on two cores.
     Expect: gradient descent to the ℓ2 direction, its angle falling as 1/log t, faster where steps
     are normalised; coordinate descent to the ℓ1 margin, sign descent and Adam without ε to the ℓ∞
     margin; Adam with its ε in the end to the ℓ2 margin.

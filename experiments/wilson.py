@@ -49,7 +49,7 @@ class Config:
     x₁ = y, x₂ = x₃ = 1, and features that no other point has. X sign(Xᵀy) = 4y, so a method whose
     steps are ∝ sign(Xᵀy) ends at sign(Xᵀy)/4, where x₂ and x₃ outvote x₁.
 
-    Command: optjax run wilson. Cost: 15 s on two cores.
+    Command: optjax run wilson. Cost: 5 s on two cores.
     Expect: adaptive methods label all new points +; SGD's margins by the formula, no error; AdaGrad
     with optax's own accumulator of 0.1 does not follow the theory, and predicts well.
     """

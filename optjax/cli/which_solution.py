@@ -46,8 +46,6 @@ def which_solution(words: list[str]) -> int:
         raise UserError(f"unknown option '--{name}'; {nearest(name, known)}")
     if loss not in ("squares", "logistic"):
         raise UserError(f"--loss is {loss!r}: expected squares or logistic")
-    if steps < 1:
-        raise UserError("--steps is 0: expected at least 1")
     if loss == "logistic" and not set(norms) <= {1, 2, math.inf}:
         raise UserError("--norms of the logistic loss are 1, 2 and inf")
     from optjax.cli.named_problems import factories

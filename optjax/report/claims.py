@@ -55,7 +55,9 @@ SECTIONS = {
     "2 Gradient-based hyperparameter optimisation": ("one-step", "weight-decay"),
     "3 Trading off resources": ("batch-size", "scaling"),
     "4–5 Colourisation": ("accounting", "colourisation", "padding"),
-    "Beyond the source": ("hypergradient", "noise-scale", "short-horizon", "tuning"),
+    "Beyond the source": tuple(
+        "hypergradient implicit-bias noise-scale short-horizon tuning".split()
+    ),
 }
 """The source's sections and the topics of each; so is any other topic of the last."""
 

@@ -259,7 +259,7 @@ def test_claims_merge_by_id_in_the_source_order(tmp_path):
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        (["1"], ["minimum_norm", "rmsprop_counterexample"]),
+        (["1"], ["minimum_norm", "rmsprop_counterexample", "sgd_moments"]),
         (["4–5"], ["accounting", "colourisation", "padding", "pooling", "recipes"]),
         (["5", "One-Step"], None),
         (["colourisation"], ["colourisation"]),
