@@ -94,7 +94,11 @@ MISTAKES = {
     "label": ("x,y,t\n1,2,3\n", ["--loss", "logistic"], "t holds the label 3: expected -1 and 1"),
     "norm": ("x,y,t\n1,2,3\n", ["--norms", "2,0.5"], "expected numbers from 1, or inf"),
     "margin": ("x,y,t\n1,2,1\n", ["--loss", "logistic", "--norms", "3"], "are 1, 2 and inf"),
-    "steps": ("x,y,t\n1,2,3\n", ["--steps", "0"], "expected at least 1"),
+    "steps": (
+        "x,y,t\n1,2,3\n",
+        ["--steps", "0"],
+        "steps is 0: expected a whole number of at least 1",
+    ),
     "option": ("x,y,t\n1,2,3\n", ["--optimiser", "sgd"], "did you mean 'optimizer'"),
     "out": ("x,y,t\n1,2,3\n", [*FEW, "--out", "a.csv"], "cannot write into"),
 }

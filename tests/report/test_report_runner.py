@@ -265,8 +265,9 @@ def test_claims_merge_by_id_in_the_source_order(tmp_path):
         (["colourisation"], ["colourisation"]),
         (["2", "padding"], ["one_step", "weight_decay", "padding"]),
         (["Beyond", "weight-decay"], [
-            "hypergradient_of_learning_rate", "noise_scale", "short_horizon_bias", "singular_limit",
-            "tuning", "weight_decay",
+            "gunasekar", "hypergradient_of_learning_rate", "max_margin", "noise_scale",
+            "short_horizon_bias", "singular_limit", "tuning", "which_solution", "wilson",
+            "weight_decay",
         ]),
     ],
 )  # fmt: skip
