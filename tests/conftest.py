@@ -18,9 +18,17 @@ os.environ.setdefault(
     ),
 )
 
+import tempfile
+
 import jax
 import pytest
 import tyro  # noqa: F401 - it hashes all builtins as it is imported, among them a doctest's last `_`
+
+# Tests compile many programs more than once. A folder a process: two might read what one writes.
+_PROGRAMS = tempfile.TemporaryDirectory()
+jax.config.update("jax_compilation_cache_dir", _PROGRAMS.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")

@@ -48,7 +48,10 @@ def run():
         return oj.make_run(problem, optax.adam, 4, max_batch_size=2)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=() if n == "unet" else pytest.mark.slow) for n in MODELS],
+)
 def test_a_training_run(name):
     run = oj.make_run(_problem(model(name, filters=2, colours=3)), optax.adam, 4, max_batch_size=2)
 
@@ -108,8 +111,8 @@ class Small(nn.Module):
         "segmented",
         "recursive",
         "one_step",
-        "implicit",
-        Truncated(2),
+        pytest.param("implicit", marks=pytest.mark.slow),
+        pytest.param(Truncated(2), marks=pytest.mark.slow),
         ES(pairs=2, at_once=2),
         PES(2, pairs=2),
     ],

@@ -61,8 +61,8 @@ def test_the_sources_polynomials(pool_net, size, column, expected):
 @pytest.mark.parametrize(
     ("net", "multiply_adds", "parameters"),
     [
-        (PoolUpsampleNet, 13_271_040, 49_728),
-        (ConvTransposeNet, 9_510_912, 49_728),
+        pytest.param(PoolUpsampleNet, 13_271_040, 49_728, marks=pytest.mark.slow),
+        pytest.param(ConvTransposeNet, 9_510_912, 49_728, marks=pytest.mark.slow),
         (UNet, 11_501_568, 56_856),
     ],
 )

@@ -83,7 +83,7 @@ def test_batch_statistics_are_pytorchs():
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * var * 80 / 79, rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["pool-upsample", "unet"])
+@pytest.mark.parametrize("name", [pytest.param("pool-upsample", marks=pytest.mark.slow), "unet"])
 def test_a_masked_batch_has_the_loss_gradient_and_statistics_of_its_part(name):
     net = model(name, filters=2, colours=3)
     rng = np.random.default_rng(1)

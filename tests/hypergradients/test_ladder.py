@@ -160,7 +160,7 @@ def test_every_optimiser_by_every_number_in_every_mode(name):
     _check(name, EXACT)
 
 
-@pytest.mark.parametrize("name", ["adamw", "rmsprop", "muon"])
+@pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
 def test_some_optimisers_by_every_number(name):
     slopes = _check(name, ("forward", "reverse"))
     assert {k for k, slope in slopes.items() if abs(slope) < 1e-12} == NO_SLOPE.get(name, set())

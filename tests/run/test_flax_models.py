@@ -171,8 +171,13 @@ def as_flax_expects():
         yield
 
 
+FEW = ("Sequential", "train", "own streams", "NNX train")
+
+
 @pytest.mark.parametrize("batching", ["masked", pytest.param("static", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("name", CONVENTIONS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=() if n in FEW else pytest.mark.slow) for n in CONVENTIONS]
+)
 def test_it_trains_alone_and_in_a_sweep(name, batching):
     run = run_of(name)
     grid = {"learning_rate": [0.01], "batch_size": [2, 4]}
@@ -210,7 +215,7 @@ DIFFERENTIATED = ("train", "own streams", "lists and dicts", "NNX rngs")
 @pytest.mark.parametrize(
     ("mode", "name"),
     [
-        pytest.param(mode, name, marks=() if i == j else pytest.mark.slow)
+        pytest.param(mode, name, marks=() if i == j < 2 else pytest.mark.slow)
         for i, mode in enumerate(MODES)
         for j, name in enumerate(DIFFERENTIATED)
     ],

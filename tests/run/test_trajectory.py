@@ -110,7 +110,7 @@ def test_a_draw_is_the_prefix_of_a_larger_draw():
     np.testing.assert_array_equal(small, large[:7])
 
 
-@pytest.mark.parametrize("optimizer", [optax.sgd, optax.adam, RMSPROP])
+@pytest.mark.parametrize("optimizer", [optax.adam, pytest.param(RMSPROP, marks=pytest.mark.slow)])
 def test_vmapped_runs_equal_looped_runs(problem, optimizer):
     run = oj.make_run(problem, optimizer, 10, sampler="epochs")
     rates, sizes = jnp.array([0.01, 0.03, 0.1]), jnp.array([1, 3, 6])

@@ -18,7 +18,7 @@ REFUSED = {
     "sophia": "the optimiser refuses: obj_fn must be provided",
 }
 FACTORIES = factories()
-FEW = {"sgd", "adam", "lion", "schedule_free_adamw", "prodigy"}
+FEW = {"adam", "schedule_free_adamw"}
 
 
 def hparams(factory):
