@@ -293,10 +293,13 @@ def _record():
 OURS = {
     "CSV": _csv, "npz": _npz, "npy": _npy, "archive": _archive, "model": _model,
     "log": _sweep("records.log"), "spec": _sweep("sweep.json"), "state": _sweep("state"),
-    "claims": _claims, "record": _record, "equations": _equations,
+    "claims": _claims, "equations": _equations,
 }  # fmt: skip
-WRAPPED = {"picture": _pictures, "netCDF": _netcdf, "resumed": _sweep("state", resumed=True)}
-"""Those of others' code, and one that runs a sweep each time: these get a tenth of the files."""
+WRAPPED = {
+    "picture": _pictures, "netCDF": _netcdf, "record": _record,
+    "resumed": _sweep("state", resumed=True),
+}  # fmt: skip
+"""Those of others' code, and two that draw a page or run a sweep: these get a tenth of the files."""
 
 
 def main(reader: str, count: int, seed: int) -> None:
