@@ -299,7 +299,7 @@ WRAPPED = {
     "picture": _pictures, "netCDF": _netcdf, "record": _record,
     "resumed": _sweep("state", resumed=True),
 }  # fmt: skip
-"""Those of others' code, and two that draw a page or run a sweep: these get a tenth of the files."""
+"""Of others' code, or as dear as a page or a sweep: these get a tenth of the files."""
 
 
 def main(reader: str, count: int, seed: int) -> None:
