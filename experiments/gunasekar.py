@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from optjax.experiments.which_solution.contenders import final_weights
 from optjax.experiments.which_solution.data_sets import ONE_EQUATION, TWO_EQUATIONS
 from optjax.report.claims import Claim, verdict
 from optjax.report.rendering import number
@@ -23,10 +24,10 @@ from optjax.run.geometries import (
     steepest_descent,
 )
 from optjax.run.optimizers import Factory
-from optjax.run.problems import Data, least_squares
+from optjax.run.problems import least_squares
 from optjax.run.trajectory import make_run
 from optjax.support.console import silent
-from optjax.support.types import HParams, PyTree
+from optjax.support.types import HParams
 from optjax.sweeps import grid, sweep
 from optjax.theory.least_norms import bregman_projection, least_norm_solution
 
@@ -79,11 +80,7 @@ def _ends(
         least_squares(X, t, w0, scale=0.5 * len(t)), factory, steps, sampler="full",
         record_every=steps,
     )  # fmt: skip
-    return sweep(run, grid.points(points), final=_weights).weights.isel(seed=0).values
-
-
-def _weights(w: jax.Array, state: PyTree, data: Data) -> dict[str, jax.Array]:
-    return {"weights": w}
+    return sweep(run, grid.points(points), final=final_weights).weights.isel(seed=0).values
 
 
 def _examples(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
@@ -199,8 +196,8 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
         name: np.linalg.norm(dataset[name].values - goal, axis=-1)
         for name in ("mirror", "dual", "primal", "natural")
     }
-    random = float(dataset.distance.max())
-    exact = max(random, float(off["mirror"].max()), float(off["dual"].max()))
+    random = float(dataset.distance.max(skipna=False))
+    exact = float(np.max([random, off["mirror"].max(), off["dual"].max()]))
     # The slope of the natural gradient's distance by its step size, where that is small.
     small = slice(0, max(3, len(dataset.rate) // 3))
     order = float(np.polyfit(np.log(dataset.rate[small]), np.log(off["natural"][small]), 1)[0])

@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import xarray as xr
 from matplotlib.figure import Figure
+from scipy.stats import t as student
 
 from optjax.experiments.which_solution.contenders import scheduled
 from optjax.report.claims import Claim, verdict
@@ -21,6 +22,7 @@ from optjax.run.optimizers import Factory
 from optjax.run.problems import Data, Metrics, Problem
 from optjax.run.trajectory import make_run
 from optjax.support.console import silent
+from optjax.support.errors import UserError
 from optjax.support.types import HParams, Key, PyTree
 from optjax.sweeps import grid, sweep
 from optjax.theory.implicit_bias import NORMS, norm_name
@@ -83,7 +85,7 @@ def _clouds(seed: int, n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     y = np.where(np.arange(n) % 2, 1.0, -1.0)
     scale = np.geomspace(1.0, 0.3, d)
-    while True:
+    for _ in range(1000):
         centre = rng.normal(size=d)
         centre *= 2.5 / np.linalg.norm(centre)
         X = (y[:, None] * centre + rng.normal(size=(n, d))) * scale
@@ -92,10 +94,18 @@ def _clouds(seed: int, n: int, d: int) -> tuple[np.ndarray, np.ndarray]:
                 return X, y
         except Inseparable:
             continue
+    raise UserError(
+        f"of 1,000 pairs of clouds of {n} points in {d} dimensions none is separable with a margin "
+        "of 0.2: take fewer rows"
+    )
 
 
 def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.Dataset:
     """Angles to the ℓ2 direction and shares of the largest margins along every run."""
+    if config.steps < 1000 or config.sets < 2:
+        raise UserError(
+            "steps and sets: expected at least 1,000 and 2, to fit a power and interval"
+        )
     drawn = [_clouds(config.seed + i, config.rows, config.columns) for i in range(config.sets)]
     X, y = (np.stack(parts) for parts in zip(*drawn, strict=True))
     found = [[max_margin_direction(a, b, p) for p in NORMS] for a, b in drawn]
@@ -210,7 +220,10 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
 def claims(dataset: xr.Dataset) -> list[Claim]:
     """implicit-bias/max-margin."""
     exponent = _exponent(dataset, "gradient descent")
-    mean, half = float(exponent.mean()), 2.36 * float(exponent.std(ddof=1)) / exponent.size**0.5
+    mean, half = (
+        float(exponent.mean()),
+        float(student.ppf(0.975, exponent.size - 1) * exponent.std(ddof=1) / exponent.size**0.5),
+    )
     last = dataset.isel(step=-1)
     angle = {name: np.degrees(last.angle.sel(optimizer=name).values) for name in GEOMETRY}
     best = {}

@@ -80,7 +80,7 @@ def _run(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
     found = []
     for i, (n, d) in enumerate(zip(config.rows, config.columns, strict=True)):
         X, t, off = _problems(rng, config.problems, n, d)
-        # η = 1/max‖x‖²: each step is then a contraction, for every batch.
+        # η = 1/max‖x‖²: each step without momentum is then a contraction, for every batch.
         rates = 1 / np.max(np.sum(X**2, axis=2), axis=1)
         problems = {
             start: [
@@ -108,7 +108,7 @@ def _run(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
             grid.points(points),
             config.seeds,
             progress=lambda text, f, i=i, n=n, d=d: progress(
-                f"{n} × {d}: {text}", (i + f) / len(config.rows)
+                f"{n} × {d}: {text}", 0.9 * (i + f) / len(config.rows)
             ),
         )
         shape = (len(STARTS), len(SAMPLERS), BATCHES, config.problems * len(MOMENTA) * config.seeds)
@@ -129,7 +129,7 @@ def _run(config: Config, progress: Callable[[str, float], None]) -> xr.Dataset:
         )
     return xr.concat(found, "problem").assign(
         plane_path=(("line", "plane_step", "axis"), _plane()),
-    ).merge(paths.found(progress)).assign_coords(
+    ).merge(paths.found(lambda text, f: progress(text, 0.9 + 0.1 * f))).assign_coords(
         problem=[f"{n} × {d}" for n, d in zip(config.rows, config.columns, strict=True)],
         sampler=list(SAMPLERS),
         start=list(STARTS),
@@ -235,7 +235,8 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
     found = []
     for start, (name, statement, words, source, short) in texts.items():
         here = dataset.sel(start=start)
-        share, far = float(here.largest_off_share.max()), float(here.final_distance.max())
+        share = float(here.largest_off_share.max(skipna=False))
+        far = float(here.final_distance.max(skipna=False))
         runs = here.final_distance.size
         found.append(
             Claim(
@@ -248,6 +249,7 @@ def claims(dataset: xr.Dataset) -> list[Claim]:
                     "n × d": dataset.problem.values.tolist(),
                     "batch sizes": [row.tolist() for row in dataset.batch_size.values],
                     "sampling": dataset.sampler.values.tolist(),
+                    "momentum β": list(MOMENTA),
                 },
                 tolerance=f"{TOLERANCE:g} (float64)",
                 n_runs=runs,

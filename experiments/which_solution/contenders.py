@@ -4,6 +4,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -17,9 +18,15 @@ from optjax.run.geometries import (
     steepest_descent,
 )
 from optjax.run.optimizers import Factory
+from optjax.run.problems import Data
+from optjax.support.types import PyTree
 
 HALVINGS = 40
 """How often the learning rate of an optimiser of fixed step length halves along a run."""
+SOLVED = 1e-4
+"""Relative residual of a solution, and the relative distance at which it is another."""
+FACTORS = (0.25, 0.5, 1.0)
+"""Of each optimiser's learning rate: does where it ends depend on the step size?"""
 BETA = 0.1
 """β of the hypentropy: between the least ℓ1 and ℓ2 norms."""
 
@@ -108,5 +115,10 @@ CONTENDERS: dict[str, Contender] = {
 def scales(X: np.ndarray, t: np.ndarray, steps: int) -> Scales:
     """Measure the scales of ½‖Xw − t‖²/n."""
     least = np.linalg.lstsq(X, t, rcond=None)[0]
-    curvature = float(np.linalg.norm(X, 2)) ** 2 / len(X)
+    curvature = float(np.linalg.norm(X, 2) ** 2) / len(X)
     return Scales(curvature or 1.0, float(np.abs(least).max()) or 1.0, steps)
+
+
+def final_weights(w: jax.Array, state: PyTree, data: Data) -> dict[str, jax.Array]:
+    """Keep where a run ends, for `sweep(final=)`."""
+    return {"weights": w.ravel()}

@@ -6,10 +6,10 @@ import numpy as np
 import xarray as xr
 from matplotlib.figure import Figure
 
+from optjax.experiments.which_solution.contenders import SOLVED
 from optjax.experiments.which_solution.small_networks import FITTED
 from optjax.report.style import COLOURS, MARKERS, caption, figure
 
-SOLVED = 1e-4
 KINDS = {
     "least ℓ2": ("ℓ2", COLOURS[5]),
     "least ℓ1": ("ℓ1", COLOURS[4]),

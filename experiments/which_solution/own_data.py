@@ -15,18 +15,25 @@ from rich.console import Console
 from rich.table import Table
 
 from optjax.experiments.max_margin import falling, logistic
-from optjax.experiments.which_solution.contenders import BETA, CONTENDERS, Contender, normalised
+from optjax.experiments.which_solution.contenders import (
+    BETA,
+    CONTENDERS,
+    FACTORS,
+    SOLVED,
+    Contender,
+    Scales,
+    final_weights,
+    normalised,
+)
 from optjax.experiments.which_solution.data_sets import DataSet
-from optjax.experiments.which_solution.run import FACTORS, SOLVED, endpoints
+from optjax.experiments.which_solution.run import best_of, endpoints
 from optjax.report.style import COLOURS, INK, MARKERS, caption, figure
 from optjax.run.geometries import hypentropy
-from optjax.run.optimizers import Factory
-from optjax.run.problems import Data
+from optjax.run.optimizers import Factory, required
 from optjax.run.trajectory import make_run
 from optjax.support.console import silent
-from optjax.support.errors import UserError, nearest
+from optjax.support.errors import UserError, nearest, one_line
 from optjax.support.files import plain
-from optjax.support.types import PyTree
 from optjax.support.untrusted import csv_lines, npz_arrays
 from optjax.sweeps import grid, sweep
 from optjax.theory.implicit_bias import (
@@ -39,13 +46,15 @@ from optjax.theory.least_norms import Equations, equations
 
 MOST = 20_000_000
 """Numbers of X."""
+LARGEST = 1e100
+"""Number whose square is still one."""
 
 
 class End(NamedTuple):
     """What one optimiser ends at."""
 
     certificate: Certificate | MarginCertificate
-    spread: float | None  # largest relative distance between ends of its learning rates
+    spread: float | None  # largest relative distance of an end at another learning rate
     weights: np.ndarray  # (d,)
 
 
@@ -59,7 +68,7 @@ def read(path: Path, target: str | None = None) -> tuple[np.ndarray, np.ndarray,
     Raises:
       UserError: the file is no such table; one line names the file, line and value.
     """
-    X, t, name = (_npz if path.suffix == ".npz" else _csv)(path, target)
+    X, t, name = (_npz if path.suffix.lower() == ".npz" else _csv)(path, target)
     if not X.size:
         raise UserError(f"{str(path)!r}: X has shape {X.shape}: expected rows and columns")
     return X, t, name
@@ -76,11 +85,18 @@ def _csv(path: Path, target: str | None) -> tuple[np.ndarray, np.ndarray, str]:
             f"{str(path)!r} has {len(header)} columns: expected a header, with a column for each "
             "weight and one for t"
         )
-    usual = [name for name in USUAL if name in map(str.lower, header)]
     if target is not None and target not in header:
-        raise UserError(f"{str(path)!r} has no column {target!r}; {nearest(target, header[:1000])}")
-    low = [name.lower() for name in header]
-    at = header.index(target) if target else low.index(usual[0]) if usual else len(header) - 1
+        hint = nearest(target[:40], [name[:40] for name in header[:1000]])
+        raise UserError(f"{str(path)!r} has no column {target[:40]!r}; {hint}")
+    usual = [name for name in header if name.lower() in USUAL]
+    if target is None and len(usual) > 1:
+        raise UserError(
+            f"{str(path)!r} has the columns {', '.join(usual[:4])}: say which is t with --target"
+        )
+    goal = target or (usual or header[-1:])[0]
+    if header.count(goal) > 1:
+        raise UserError(f"{str(path)!r} has two columns {goal[:40]!r}: rename one")
+    at = header.index(goal)
     rows: list[list[float]] = []
     for number, cells in lines:
         if len(cells) != len(header):
@@ -102,18 +118,23 @@ def _number(path: Path, line: int, column: str, text: str) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not math.isfinite(value):
+    if not abs(value) <= LARGEST:  # NaN, too
         shown = text.strip()[:40]
         raise UserError(
-            f"{str(path)!r} line {line}: {column[:40]} is {shown!r}: expected a finite number; "
-            "correct it or leave the row out"
+            f"{str(path)!r} line {line}: {column[:40]!r} is {shown!r}: expected a finite number, "
+            f"at most {LARGEST:g}; correct it or leave the row out"
         )
     return value
 
 
 def _npz(path: Path, target: str | None) -> tuple[np.ndarray, np.ndarray, str]:
+    goal = target or "t"
+
     def choose(names: list[str]) -> list[str]:
+        nonlocal goal
         goal = target or next((name for name in USUAL if name in names), "t")
+        if goal == "X":
+            raise UserError("--target is 'X', the examples: expected the array of t")
         for name in ("X", goal):
             if name not in names:
                 found = ", ".join(repr(n[:40]) for n in sorted(names)[:8]) or "nothing"
@@ -131,16 +152,18 @@ def _npz(path: Path, target: str | None) -> tuple[np.ndarray, np.ndarray, str]:
 
     X, t = (array.astype(np.float64) for array in npz_arrays(path, choose, check).values())
     for name, array in (("X", X), ("t", t)):
-        if not np.isfinite(array).all():
-            where = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        odd = ~(np.abs(array) <= LARGEST)  # NaN, too
+        if odd.any():
+            where = tuple(int(i) for i in np.argwhere(odd)[0])
             raise UserError(
-                f"{str(path)!r}: {name} holds {array[where]} at {where}: expected finite numbers"
+                f"{str(path)!r}: {name} holds {array[where]:g} at {where}: expected finite "
+                f"numbers, at most {LARGEST:g}"
             )
     if len(t) != len(X):
         raise UserError(
             f"{str(path)!r}: t has {len(t)} entries and X {len(X)} rows: expected equal"
         )
-    return X, t, target or "t"
+    return X, t, goal
 
 
 def contenders(
@@ -158,7 +181,13 @@ def contenders(
             f"shampoo takes eigenvalues of a {columns} × {columns} matrix at every step: expected "
             "at most 300 columns; leave it out"
         )
-    known = {name: Contender(f, normalised, fixed=True) for name, f in others.items()} | CONTENDERS
+    if not names:
+        raise UserError("--optimizer names none; give some by commas, as adam,sgd,lion")
+    known = CONTENDERS | {
+        name: Contender(f, normalised, fixed=True)
+        for name, f in others.items()
+        if name not in CONTENDERS and required(f) <= {"learning_rate"}
+    }
     for name in names:
         if name not in known:
             raise UserError(f"unknown --optimizer {name!r}; {nearest(name, known)}")
@@ -169,10 +198,10 @@ def record(
     X: np.ndarray, column: str, given: Equations, found: Mapping[str, End]
 ) -> dict[str, Any]:
     """Return all that was found, as JSON can hold it."""
-    first = next(iter(found.values())).certificate
+    failed = dict.fromkeys(line for each in found.values() for line in each.certificate.failed)
     return plain({
         "rows": X.shape[0], "columns": X.shape[1], "target": column,
-        "rank": len(given.X), "condition": given.condition, "failed": first.failed,
+        "rank": len(given.X), "condition": given.condition, "failed": list(failed),
         "optimizers": {
             name: {k: v for k, v in each.certificate._asdict().items() if k != "failed"}
             | {"spread": each.spread, "weights": each.weights}
@@ -204,54 +233,53 @@ def compared(
     given, found = equations(X, t), {}
     mirrors = {"mirror_descent", "natural_gradient"} & set(chosen)
     potentials = [hypentropy(BETA)] if mirrors else []
+    own = DataSet("own", X, t, X[:0], t[:0])
     with jax.enable_x64(True):
         for i, (name, contender) in enumerate(chosen.items()):
 
             def said(text: str, f: float, i: int = i, name: str = name) -> None:
                 progress(f"{name}: {text}", (i + f) / len(chosen))
 
-            if loss == "logistic":
-                w = _separated(X, t, contender, steps, said)
-                found[name] = End(_margins(w, X, t, norms), None, w)
-                continue
-            own = DataSet("own", X, t, X[:0], t[:0])
-            ends = endpoints(contender, [own], steps, FACTORS, said)[0]
-            each = [
-                certificate(w, X, t, norms=norms, potentials=potentials, tolerance=SOLVED)
-                for w in ends
-            ]
-            off = np.array([given.residual(w) for w in ends])
-            best = int(np.argmin(np.nan_to_num(off, nan=np.inf)))
-            solved = [w for w, r in zip(ends, off, strict=True) if r <= SOLVED]
-            size = float(np.linalg.norm(ends[best])) or 1.0
-            spread = max((float(np.linalg.norm(w - ends[best])) / size for w in solved), default=0)
-            found[name] = End(each[best], spread if len(solved) > 1 else None, ends[best])
+            try:
+                if loss == "logistic":
+                    w = _separated(X, t, contender, steps, said)
+                    found[name] = End(_margins(w, X, t, norms), None, w)
+                    continue
+                ends = endpoints(contender, [own], steps, FACTORS, said)[0]
+            except (TypeError, ValueError, AttributeError) as error:
+                raise UserError(f"optimizer {name!r} does not suit: {one_line(error)}") from error
+            best, spread = best_of(given, ends)
+            w = ends[best]
+            found[name] = End(
+                certificate(w, X, t, norms=norms, potentials=potentials, tolerance=SOLVED),
+                spread if math.isfinite(spread) else None,
+                w,
+            )
     return found, given
 
 
 def _separated(
     X: np.ndarray, y: np.ndarray, contender: Contender, steps: int, progress: Callable
 ) -> np.ndarray:
-    curvature = float(np.linalg.norm(X, 2)) ** 2 / (4 * len(y)) or 1.0
-    factory, rate = contender.optimizer, 1 / curvature
+    """Where a run on the logistic loss ends, of rows of length 1 at most: no direction changes."""
+    A = y[:, None] * X / (float(np.linalg.norm(X, axis=1).max()) or 1.0)
+    curvature = float(np.linalg.norm(A, 2) ** 2) / (4 * len(y))
+    factory, rate = contender.optimizer, contender.rate(Scales(curvature or 1.0, 1.0, steps))
     if contender.fixed:
         factory, rate = falling(factory), 0.1
-    run = make_run(logistic({"A": (y[:, None] * X)[None]}), factory, steps, record_every=steps)
+    run = make_run(logistic({"A": A[None]}), factory, steps, record_every=steps)
     point = {"set": 0, "learning_rate": rate}
-    runs = sweep(run, grid.points([point]), final=_weights, progress=progress)
+    runs = sweep(run, grid.points([point]), final=final_weights, progress=progress)
     return runs.weights.values.reshape(-1)
-
-
-def _weights(w: jax.Array, state: PyTree, data: Data) -> dict[str, jax.Array]:
-    return {"weights": w}
 
 
 def _margins(
     w: np.ndarray, X: np.ndarray, y: np.ndarray, norms: tuple[float, ...]
 ) -> MarginCertificate:
-    if not np.isfinite(w).all():
-        return MarginCertificate(math.nan, {}, {}, (), "no direction: w is not finite")
-    return margin_certificate(w, X, y, norms=norms)
+    if np.isfinite(w).all():
+        return margin_certificate(w, X, y, norms=norms)
+    any_other = margin_certificate(np.ones_like(w), X, y, norms=norms)
+    return MarginCertificate(math.nan, {}, {}, any_other.failed, "no direction: w is not finite")
 
 
 def distances(found: Mapping[str, End]) -> xr.DataArray:
@@ -292,10 +320,11 @@ def drawn(found: Mapping[str, End], title: str) -> Figure:
     ax.set_yticks(range(len(found)), list(found))
     ax.set_ylim(len(found) - 0.5, -0.5)
     ax.set_xlabel("angle, degrees" if margins else "relative distance ‖w − s‖ / ‖s‖")
-    ax.set_title(title)
+    ax.set_title(title[:60], parse_math=False)
     fig.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    return caption(fig, "How far each optimiser ends from each solution; left of the dashed line "
-                   "it is that solution.")  # fmt: skip
+    return caption(fig, "Angle of each optimiser's end to each direction." if margins else
+                   "How far each optimiser ends from each solution; left of the dashed line it is "
+                   "that solution.")  # fmt: skip
 
 
 def labels(t: np.ndarray, column: str) -> np.ndarray:
@@ -314,7 +343,7 @@ def show(record: dict[str, Any], distances: xr.DataArray) -> None:
     console = Console(width=None if sys.stdout.isatty() else 200, highlight=False)
     print(
         f"X {record['rows']} × {record['columns']}, rank {record['rank']}, condition "
-        f"{record['condition']:.3g}; t: {record['target']}"
+        f"{_cell(record['condition'], '.3g')}; t: {record['target'][:60]!r}"
     )
     for line in record["failed"]:
         print(f"! {line}")
@@ -330,7 +359,7 @@ def show(record: dict[str, Any], distances: xr.DataArray) -> None:
     table.add_column("found", overflow="fold")
     for name, row in record["optimizers"].items():
         keys = ("residual", "off_row_space") if solves else ("training_error",)
-        cells = [f"{row[key]:.1e}" if solves else f"{row[key]:.0%}" for key in keys]
+        cells = [_cell(row[key], ".1e" if solves else ".0%") for key in keys]
         cells += [f"{value:.2g}" for value in distances.sel(optimizer=name).values]
         if solves:
             cells.append("" if row["spread"] is None else f"{row['spread']:.1g}")
@@ -338,6 +367,11 @@ def show(record: dict[str, Any], distances: xr.DataArray) -> None:
     console.print(table)
     if solves:
         print(
-            "residual, share off the row space, relative distances to the solutions of least norm; "
-            "by rate: how far ends lie apart at learning rates of 1/4, 1/2 and 1"
+            "residual, share off the row space, relative distances to these solutions; by rate: "
+            "how far ends at 1/4, 1/2 and 1 of the learning rate lie from the best"
         )
+
+
+def _cell(value: float | None, form: str) -> str:
+    """Format a number that JSON may have lost."""
+    return "nan" if value is None else format(value, form)

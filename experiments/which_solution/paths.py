@@ -25,7 +25,6 @@ STEPS = 1000
 GENTLE = {
     "sgd": 0.3,
     "momentum": 0.02,
-    "nesterov": 0.02,
     "steepest_l1": 0.3,
     "mirror_descent": 0.03,
 }

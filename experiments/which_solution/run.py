@@ -10,7 +10,15 @@ import xarray as xr
 
 from optjax.experiments.which_solution import small_networks
 from optjax.experiments.which_solution.claims import claims as claims
-from optjax.experiments.which_solution.contenders import BETA, CONTENDERS, Contender, scales
+from optjax.experiments.which_solution.contenders import (
+    BETA,
+    CONTENDERS,
+    FACTORS,
+    SOLVED,
+    Contender,
+    final_weights,
+    scales,
+)
 from optjax.experiments.which_solution.data_sets import DataSet, all_sets
 from optjax.experiments.which_solution.figures import figures as figures
 from optjax.run.batching import Batch
@@ -22,12 +30,8 @@ from optjax.support.errors import UserError, nearest
 from optjax.support.types import HParams, Key, PyTree
 from optjax.sweeps import grid, sweep
 from optjax.theory.implicit_bias import Certificate, certificate
-from optjax.theory.least_norms import equations
+from optjax.theory.least_norms import Equations, equations
 
-FACTORS = (0.25, 0.5, 1.0)
-"""Of each optimiser's learning rate: does where it ends depend on the step size?"""
-SOLVED = 1e-4
-"""Relative residual of a solution, and the relative distance at which it is another."""
 MATRIX = ("sgd", "shampoo", "adam", "sign_sgd", "muon")
 """Optimisers compared on weights that are a matrix."""
 
@@ -85,8 +89,8 @@ def endpoints(
 ) -> list[list[np.ndarray]]:
     """Where one optimiser ends on each data set from 0, at each multiple of its learning rate.
 
-    The sets of one shape of weights are padded to one size and run in one sweep: rows and columns
-    of zeros change neither the solutions of the others nor any step.
+    The sets of one shape of weights are padded with zeros to one size and run in one sweep; each
+    loss is the mean over the set's own rows, so that no step depends on the others.
     """
     ends: list[list[np.ndarray]] = [[] for _ in sets]
     for shape in dict.fromkeys(s.shape for s in sets):
@@ -96,28 +100,30 @@ def endpoints(
         for k, i in enumerate(here):
             rows, columns = sets[i].X.shape
             X[k, :rows, :columns], t[k, :rows] = sets[i].X, sets[i].t
-        run = make_run(_squares(X, t, shape), contender.factory, steps, record_every=steps)
-        rates = [contender.rate(scales(X[k], t[k], steps)) for k in range(len(here))]
+        counts = np.array([float(len(sets[i].t)) for i in here])
+        run = make_run(_squares(X, t, counts, shape), contender.factory, steps, record_every=steps)
+        rates = [contender.rate(scales(sets[i].X, sets[i].t, steps)) for i in here]
         points = [
             {"equations": k, "learning_rate": factor * rate}
             for k, rate in enumerate(rates)
             for factor in factors
         ]
-        runs = sweep(run, grid.points(points), final=_weights, progress=progress)
+        done, part = sum(map(len, ends)) / len(factors) / len(sets), len(here) / len(sets)
+
+        def said(text: str, f: float, done: float = done, part: float = part) -> None:
+            progress(text, done + part * f)
+
+        runs = sweep(run, grid.points(points), final=final_weights, progress=said)
         weights = runs.weights.isel(seed=0).values.reshape(len(here), len(factors), -1)
         for k, i in enumerate(here):
             ends[i] = list(weights[k, :, : sets[i].X.shape[1]])
     return ends
 
 
-def _weights(w: jax.Array, state: PyTree, data: Data) -> dict[str, jax.Array]:
-    return {"weights": w.ravel()}
-
-
-def _squares(X: np.ndarray, t: np.ndarray, shape: tuple[int, ...]) -> Problem:
-    """½‖X_k w − t_k‖²/n from w = 0, a vector or a matrix; k is the hyperparameter "equations"."""
+def _squares(X: np.ndarray, t: np.ndarray, n: np.ndarray, shape: tuple[int, ...]) -> Problem:
+    """½‖X_k w − t_k‖²/n_k from w = 0, a vector or a matrix; k is the hyperparameter "equations"."""
     start = np.zeros(shape or X.shape[2:])
-    shared = jax.tree.map(jnp.asarray, {"X": X, "t": t, "w0": start})
+    shared = jax.tree.map(jnp.asarray, {"X": X, "t": t, "n": n, "w0": start})
     return Problem(_start, _loss, _objective, Data((), shared), hparams=frozenset({"equations"}))
 
 
@@ -136,7 +142,17 @@ def _objective(w: jax.Array, state: PyTree, data: Data, hparams: HParams) -> jax
 def _mean_square(w: jax.Array, shared: PyTree, hparams: HParams) -> jax.Array:
     k = hparams["equations"].astype(jnp.int32)
     X, t = shared["X"][k], shared["t"][k]
-    return 0.5 * jnp.mean((X @ w.ravel() - t) ** 2)
+    return 0.5 * jnp.sum((X @ w.ravel() - t) ** 2) / shared["n"][k]
+
+
+def best_of(given: Equations, ends: Sequence[np.ndarray]) -> tuple[int, float]:
+    """Choose the end of least residual; tell how far from it, relatively, others that solve lie."""
+    residuals = np.array([given.residual(w) for w in ends])
+    best = int(np.argmin(np.nan_to_num(residuals, nan=np.inf)))
+    size = float(np.linalg.norm(ends[best])) or 1.0
+    solved = [w for w, r in zip(ends, residuals, strict=True) if r <= SOLVED]
+    far = [float(np.linalg.norm(w - ends[best])) / size for w in solved]
+    return best, max(far) if len(far) > 1 else np.nan
 
 
 def certified(s: DataSet, w: np.ndarray) -> Certificate:
@@ -153,19 +169,14 @@ def _judged(sets: Sequence[DataSet], ends: dict[str, list[np.ndarray]]) -> xr.Da
         if s.name not in ends:
             rows.append({})
             continue
-        given = equations(s.X, s.t)
-        residuals = np.array([given.residual(w) for w in ends[s.name]])
-        best = int(np.argmin(np.nan_to_num(residuals, nan=np.inf)))
-        solved = residuals <= SOLVED
+        best, spread = best_of(equations(s.X, s.t), ends[s.name])
         w = ends[s.name][best]
         found = certified(s, w)
-        others = [float(np.linalg.norm(ends[s.name][i] - w)) for i in np.flatnonzero(solved)]
-        spread = max(others) if len(others) > 1 else np.nan
         rows.append({
             "residual": found.residual,
             "off_row_space": found.off_row_space,
             "test_error": s.error(w),
-            "spread": spread / (float(np.linalg.norm(w)) or 1.0),
+            "spread": spread,
             **{f"distance {name}": value for name, value in found.distances.items()},
             **{f"ratio {name}": value for name, value in found.norm_ratios.items()},
             "picked": (*found.picked, "none")[0] if found.residual <= SOLVED else "not solved",

@@ -18,7 +18,7 @@ INPUTS, HIDDEN, EXAMPLES, TESTED = 10, 20, 8, 500
 NETWORKS = {"two-layer linear": 1.0, "two-layer ReLU": 0.0}
 """Slope of the activation below 0, of the network and of the one that made the targets."""
 SCALES = {"curvature": 4.0, "size": 0.3}
-"""Rough scales for learning rates; the run that fits best is kept."""
+"""Rough scales for learning rates."""
 FACTORS = (0.1, 0.3, 1.0)
 FITTED = 0.02
 """Relative training error of a network that fits its examples."""
@@ -82,7 +82,7 @@ def trained(
     steps: int,
     progress: Callable[[str, float], None],
 ) -> xr.Dataset:
-    """Ends of every optimiser on both networks, of the learning rate that fits each run best."""
+    """Ends of every optimiser on both networks: of the gentlest rate that fits, else the best."""
     problems = [_problem(seed, leak) for leak in NETWORKS.values()]
     found = []
     for i, name in enumerate(optimizers):

@@ -22,13 +22,7 @@ Split = tuple[NDArray[np.uint8], NDArray[np.uint8]]
 def check_pictures(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
     """Refuse arrays that are not uint8 (n, H, W, 3) with H and W multiples of 4.
 
-    Args:
-      where: the array's name in messages.
-      shape: (n, H, W, 3) expected; the networks halve H and W twice.
-      dtype: uint8 expected.
-
-    Raises:
-      UserError: another shape or dtype.
+    The networks halve H and W twice. `where` is the array's name in messages.
 
     >>> check_pictures("train", (10, 32, 32, 3), np.dtype("uint8"))
     """
@@ -49,18 +43,10 @@ def check_pictures(where: str, shape: tuple[int, ...], dtype: np.dtype) -> None:
 def split_sixth(pictures: NDArray[np.uint8], seed: int, where: str = "pictures") -> Split:
     """Split off a sixth of the pictures for validation.
 
-    They are the last m = max(1, round(n / 6)) of a permutation of n.
-
-    Args:
-      pictures: uint8 (n, H, W, 3).
-      seed: draws the permutation.
-      where: the array's name in messages.
-
-    Returns:
-      (train, validation).
+    They are the last m = max(1, round(n / 6)) of a permutation of n, which the seed draws.
 
     Raises:
-      UserError: fewer than two pictures.
+      UserError: fewer than two pictures; `where` is their name in the message.
 
     >>> train, validation = split_sixth(np.zeros((12, 4, 4, 3), np.uint8), seed=0)
     >>> train.shape[0], validation.shape[0]

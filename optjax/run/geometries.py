@@ -23,6 +23,7 @@ class Potential(NamedTuple):
     name: str
     mirror: Callable[[Array], Array]  # ∇ψ, entry by entry
     inverse: Callable[[Array], Array]  # ∇ψ⁻¹
+    power: float = 0.0  # p of ψ(w) = Σ |w|ᵖ/p, which is homogeneous; 0 for any other
 
 
 @cache
@@ -39,7 +40,7 @@ def power(p: float) -> Potential:
     def signed(exponent: float) -> Callable[[Array], Array]:
         return lambda x: jnp.sign(x) * jnp.abs(x) ** exponent
 
-    return Potential(f"ℓ{p:.4g}", signed(p - 1), signed(1 / (p - 1)))
+    return Potential(f"ℓ{p:.4g}", signed(p - 1), signed(1 / (p - 1)), p)
 
 
 entropy = Potential("entropy", jnp.log, jnp.exp)
@@ -70,8 +71,8 @@ def steepest_descent(
     .. math:: Δw = η · argmin_v ⟨g, v⟩ + ½‖v‖_p²,   Δwᵢ = −η ‖g‖_q^{2−q} |gᵢ|^{q−1} sign gᵢ
 
     with 1/p + 1/q = 1: gradient descent for p = 2, greedy coordinate descent for 1, sign descent
-    scaled by ‖g‖₁ for ∞. With `normalize` the step is divided by ‖g‖_q, so that ‖Δw‖_p = η. Both
-    decide the program.
+    scaled by ‖g‖₁ for ∞. With `normalize` the step is divided by ‖g‖_q, so that ‖Δw‖_p = η. p
+    and `normalize` decide the program: give them with `functools.partial`.
 
     Raises:
       UserError: p is below 1.
@@ -82,7 +83,7 @@ def steepest_descent(
     >>> tx.update(g, tx.init(g))[0].tolist()
     [-0.0, 2.0]
 
-    Source: Boyd and Vandenberghe (2004), section 9.4; Gunasekar et al. (2018), section 2.3.
+    Source: Boyd and Vandenberghe (2004), section 9.4; Gunasekar et al. (2018), section 2.
     """
     if not p >= 1:
         raise UserError(f"p is {p:g}: expected at least 1, or inf")
@@ -128,7 +129,7 @@ def mirror_descent(
     >>> round(float(tx.update(g, tx.init(w), w)[0][0]), 4)  # exp(−1) − 1
     -0.6321
 
-    Source: Gunasekar et al. (2018), equations 7 and 8.
+    Source: Gunasekar et al. (2018), section 2.
     """
 
     def init(params: PyTree) -> PyTree:
@@ -166,7 +167,7 @@ def natural_gradient(
     >>> tx.update(g, tx.init(w), w)[0].tolist()  # −η w g
     [-3.0]
 
-    Source: Amari (1998); Gunasekar et al. (2018), section 2.2.
+    Source: Amari (1998); Gunasekar et al. (2018), section 2.
     """
 
     def scaled(u: Array, w: Array) -> Array:

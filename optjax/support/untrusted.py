@@ -29,7 +29,7 @@ Check = Callable[[str, tuple[int, ...], np.dtype], None]
 def csv_lines(path: Path) -> tuple[Iterator[tuple[int, list[str]]], str]:
     """Read the lines of a CSV file that are not blank, each with its number, and what parts cells.
 
-    The cells are parted by commas, semicolons or tabs, whichever the first line has most of.
+    That is the comma, semicolon or tab, whichever the first line has most of.
 
     Raises:
       UserError: no UTF-8 text of at most 64 MiB; as it is iterated, a line that is no CSV.

@@ -8,6 +8,7 @@ what they can where a condition fails, and name the condition.
 import fractions
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from optjax.run.geometries import Potential
 from optjax.run.problems import finite
 from optjax.support.errors import UserError
 from optjax.theory import least_norms
-from optjax.theory.least_norms import Equations
+from optjax.theory.least_norms import Equations, least_norm_solution
 
 NORMS = (2.0, 1.0, math.inf)
 
@@ -61,7 +62,7 @@ def certificate(
       norms: p of the least-norm solutions, each from 1 to ∞.
       potentials: whose projections of w0 are tried, too.
       tolerance: of a solution's residual, and of its relative distance from another that counts
-        as the same; of the latter also condition · residual, which no distance can be told from.
+        as the same; of the latter also condition · residual, to which it is known, up to 0.01.
 
     Raises:
       UserError: shapes do not fit, X, t or w0 is not finite, or p is below 1.
@@ -77,36 +78,38 @@ def certificate(
     Source: Gunasekar et al. (2018); Wilson et al. (2017).
     """
     given = least_norms.equations(X, t)
-    rank, d = given.X.shape
-    n = len(np.asarray(t))
+    (rank, d), n = given.X.shape, len(np.asarray(t))
     w = np.asarray(w, np.float64).ravel()
     w0 = np.zeros(d) if w0 is None else finite("w0", np.ravel(w0), 1)
     for name, value in (("w", w), ("w0", w0)):
         if value.shape != (d,):
             raise UserError(f"{name} has {value.size} entries: expected {d}, one per column of X")
+    if not all(p >= 1 for p in norms):
+        raise UserError(f"norms are {list(norms)}: expected numbers from 1, or inf")
     failed, V = _failed(given, n, d), given.row_space
-    solutions = {f"least {norm_name(p)}": least_norms.least_norm_solution(X, t, p) for p in norms}
+    ways = {f"least {norm_name(p)}": partial(least_norm_solution, X, t, p) for p in norms}
     if w0.any():
-        solutions["nearest to the start"] = given.nearest(w0)
-    for potential in potentials:
+        ways["nearest to the start"] = partial(given.nearest, w0)
+    for psi in potentials:
+        ways[f"Bregman, {psi.name}"] = partial(least_norms.bregman_projection, X, t, w0, psi)
+    solutions = {}
+    for name, way in ways.items():
         try:
-            projection = least_norms.bregman_projection(X, t, w0, potential)
-            solutions[f"Bregman, {potential.name}"] = projection
+            solutions[name] = way()
         except UserError as error:
-            failed.append(str(error))
-    gone = w - w0
-    norm = np.linalg.norm
+            failed.append(f"{name}: {error}")
+    gone, norm = w - w0, np.linalg.norm
     distances = {k: float(norm(w - s) / (norm(s) or 1.0)) for k, s in solutions.items()}
     ratios = {
         norm_name(p): float(norm(w, p) / (norm(solutions[f"least {norm_name(p)}"], p) or 1.0))
         for p in norms
+        if f"least {norm_name(p)}" in solutions
     }
     excess = given.residual(w)
-    residual = math.hypot(
-        given.least_residual, excess * float(norm(given.t) / (norm(np.asarray(t, float)) or 1.0))
-    )
+    off = float(norm(given.X @ w - given.t) / (norm(np.asarray(t, float)) or 1.0))
+    residual = math.hypot(given.least_residual, off)
     off = float(norm(gone - V.T @ (V @ gone)) / (norm(gone) or 1.0))
-    same = max(tolerance, given.condition * excess) if excess <= tolerance else -1.0
+    same = max(tolerance, min(given.condition * excess, 0.01)) if excess <= tolerance else -1.0
     picked = tuple(k for k in sorted(distances, key=lambda k: distances[k]) if distances[k] <= same)
     if not picked:  # the least ℓ1 or ℓ∞ norm may have many solutions
         picked = tuple(f"least {k}" for k in ("ℓ1", "ℓ∞") if ratios.get(k, math.inf) <= 1 + same)

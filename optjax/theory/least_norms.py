@@ -41,9 +41,14 @@ class Equations(NamedTuple):
         """Return ‖UUᵀ(Xw − t)‖ / ‖Uᵀt‖: how far w is from the least-squares solutions."""
         return float(np.linalg.norm(self.X @ w - self.t) / (np.linalg.norm(self.t) or 1.0))
 
+    @property
+    def values(self) -> np.ndarray:
+        """Vᵀw of every solution, Σ⁻¹Uᵀt: the same equations with orthonormal rows."""
+        return self.t / np.linalg.norm(self.X, axis=1)
+
     def solution(self) -> Vector:
         """Return the solution of least ℓ2 norm, V Σ⁻¹ Uᵀt."""
-        return self.row_space.T @ (self.t / np.linalg.norm(self.X, axis=1))
+        return self.row_space.T @ self.values
 
     def nearest(self, w0: np.ndarray) -> Vector:
         """Return the solution nearest to w0, w* + (I − P)w0."""
@@ -85,9 +90,11 @@ def least_norm_solution(X: ArrayLike, t: ArrayLike, p: float = 2.0) -> Vector:
     if p == 2 or not given.t.any():
         return given.solution()
     if p in (1, math.inf):
-        found = _linear_program(given.X, given.t, p, equal=True)
-        assert found is not None, "the equations have a solution"
-        return found
+        size = float(np.abs(given.solution()).max())
+        found = _linear_program(given.row_space, given.values / size, p, equal=True)
+        if found is None:
+            raise UserError("HiGHS found no solution")
+        return size * found
     return bregman_projection(X, t, np.zeros(given.X.shape[1]), geometries.power(p))
 
 
@@ -115,18 +122,19 @@ def bregman_projection(X: ArrayLike, t: ArrayLike, w0: ArrayLike, potential: Pot
         if not np.isfinite(start).all():
             raise UserError(f"w0 is outside of the domain of {potential.name}: give another start")
         # From 0 a power's problem is homogeneous: solve it at size 1.
-        free = not start.any() and potential.name.startswith("ℓ")
+        free = bool(potential.power) and not start.any()
         size = float(np.abs(given.solution()).max() or 1.0) if free else 1.0
-        exact = given._replace(t=given.t / size)
-        slope_at_0 = float(jax.grad(potential.mirror)(0.0)) if free else 1.0
-        if free and slope_at_0 == 0:
-            N = scipy.linalg.null_space(given.row_space)
-            least = exact.solution()
+        V, values, least = given.row_space, given.values / size, given.solution() / size
+        if potential.power > 2:
+            if len(w0) > 5000:
+                raise UserError(
+                    f"p > 2 takes a {len(w0)} × {len(w0)} matrix: expected at most 5000"
+                )
+            N = scipy.linalg.null_space(V) if len(V) else np.eye(len(w0))
             z = _newton(N.T, potential.mirror, least, N.T @ start, np.zeros(N.shape[1]), potential)
             return size * (least + N @ z)
-        first = np.linalg.solve(exact.X @ exact.X.T, exact.t) if free else np.zeros(len(exact.t))
-        x = _newton(exact.X, potential.inverse, start, exact.t, first, potential)
-        return size * np.asarray(potential.inverse(jnp.asarray(start + exact.X.T @ x)))
+        x = _newton(V, potential.inverse, start, values, values if free else 0 * values, potential)
+        return size * np.asarray(potential.inverse(jnp.asarray(start + V.T @ x)))
 
 
 def _newton(B, f, c, b, x, potential: Potential) -> np.ndarray:
@@ -153,7 +161,7 @@ def _newton(B, f, c, b, x, potential: Potential) -> np.ndarray:
             else:
                 break
             x, F, slope = tried, F_tried, slope_tried
-    if not np.linalg.norm(F) <= 1e-9 * max(size, float(np.abs(B).max())):
+    if not np.linalg.norm(F) <= 1e-9 * max(size, 1.0):
         raise UserError(
             f"no solution inside the domain of {potential.name} was found (residual "
             f"{np.linalg.norm(F):.2g}): there may be none"
@@ -168,7 +176,7 @@ def _linear_program(A: np.ndarray, b: np.ndarray, p: float, equal: bool) -> Vect
         cost, rows, bounds = np.ones(2 * d), np.hstack([A, -A]), (0, None)
         limits = sparse.csr_array((0, 2 * d))
     else:  # −s ≤ w ≤ s, the least s
-        cost, rows, bounds = np.eye(d + 1)[d], np.hstack([A, np.zeros((n, 1))]), (None, None)
+        cost, rows, bounds = np.r_[np.zeros(d), 1.0], np.hstack([A, np.zeros((n, 1))]), (None, None)
         one, last = sparse.eye_array(d), -np.ones((d, 1))
         limits = sparse.block_array([[one, last], [-one, last]])
     most = np.zeros(0 if p == 1 else 2 * d)
@@ -207,16 +215,20 @@ def max_margin_direction(X: ArrayLike, y: ArrayLike, p: float = 2.0) -> tuple[Ve
         raise UserError(f"y holds the label {odd:g}: expected -1 and 1")
     if p not in (1, 2, math.inf):
         raise UserError(f"p is {p:g}: expected 1, 2 or inf")
-    A = y[:, None] * X
+    scale = float(np.linalg.norm(X, axis=1).max()) or 1.0
+    A = y[:, None] * X / scale
     if p == 2:
         # min ‖w‖ with Aw ≥ 1: the residual of min ‖Aᵀu‖² + (1ᵀu − 1)², u ≥ 0, is ∝ (w, −1).
         E = np.vstack([A.T, np.ones(len(A))])
         goal = np.r_[np.zeros(A.shape[1]), 1.0]
         off = E @ scipy.optimize.nnls(E, goal)[0] - goal
-        w = -off[:-1] / off[-1] if np.linalg.norm(off) > 1e-10 else None
+        w = off[:-1] if np.linalg.norm(off) > 1e-10 else None
     else:
         w = _linear_program(A, np.ones(len(A)), p, equal=False)
     if w is None:
-        raise Inseparable("no direction separates the labels: the set is not linearly separable")
+        raise Inseparable(
+            "no direction through the origin separates the labels; for an intercept add a column "
+            "of ones to X"
+        )
     w = w / np.linalg.norm(w, p)
-    return w, float((A @ w).min())
+    return w, scale * float((A @ w).min())

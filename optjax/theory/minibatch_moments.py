@@ -49,7 +49,8 @@ def minibatch_moments(
 
     w' = w − (2knη/b) Σ_{j∈S} (xⱼᵀw − tⱼ) xⱼ, |S| = b (the last batch of an epoch may be smaller)
 
-    The samplers are those of a run, and "subsets": b different examples, drawn afresh at each step.
+    "replacement", "epochs" and "full" are a run's samplers; "subsets": b different examples, drawn
+    afresh at each step.
 
     Args:
       X, t, w0: (n, d) of any shape and rank, (n,), (d,).
@@ -57,7 +58,7 @@ def minibatch_moments(
       steps: T ≥ 0.
       batch_size: b, from 1 to n.
       sampler: how batches are drawn. "epochs" costs a matrix product for each set of whole batches
-        and each of its last batches, at most 200,000: n = 12 at b = 1, 18 at b = 6.
+        and each of its last batches, at most 200,000: n = 14 at b = 1 or 6.
       scale: factor k of the loss; 1/n if None.
 
     Raises:
@@ -121,10 +122,11 @@ def _epochs(rows: Array, moves: Array, c: Array, Z: Array, steps: int, b: int) -
         math.comb(n, min(k * b, n)) * math.comb(min(k * b, n), min(b, n - (k - 1) * b))
         for k in range(1, batches + 1)
     )
-    if pairs > MOST:
+    sets = max(math.comb(n, min(k * b, n)) for k in range(1, batches + 1))
+    if pairs > MOST or sets * rows.shape[1] ** 2 > 500 * MOST:
         raise UserError(
             f"epochs of {n} examples in batches of {b} have {pairs:,} sets to sum over: expected "
-            f"at most {MOST:,}; take fewer examples or larger batches"
+            f"at most {MOST:,}, and fewer with many columns; take fewer examples"
         )
     levels = [_level(n, b, k) for k in range(1, batches + 1)]
 

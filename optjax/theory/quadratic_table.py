@@ -51,9 +51,7 @@ def quadratic_steps(
     of float32, off in the fifth digit.
 
     Args:
-      h: (d,), as in `noisy_quadratic`.
-      c: (d,), as in `noisy_quadratic`.
-      s0: (d,), as in `noisy_quadratic`.
+      h, c, s0: (d,), as in `noisy_quadratic`.
       target: risk to reach, above 0.
       batch_sizes: (B,), above 0.
       rates: (R,) learning rates α, above 0.

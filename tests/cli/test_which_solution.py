@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from optjax.cli.main import main
+from optjax.experiments.which_solution import own_data
 
 RNG = np.random.default_rng(0)
 X = RNG.normal(size=(3, 6))
@@ -32,6 +33,14 @@ def test_a_table_a_record_and_a_figure(tmp_path, capsys):
     np.testing.assert_allclose(X @ record["optimizers"]["sgd"]["weights"], T, atol=1e-6)
     assert record["failed"] == []
     assert (out / "which-solution.svg").read_text().startswith("<?xml")
+
+
+def test_an_end_that_is_not_finite_has_its_row(capsys):
+    one, end = np.ones((1, 1)), np.array([np.nan])
+    found = {"bad": own_data.End(own_data._margins(end, one, one[0], (2,)), None, end)}
+    record = own_data.record(one, "t", own_data.equations(one, one[0]), found)
+    own_data.show(record, own_data.distances(found))
+    assert "no direction: w is not finite" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -64,7 +73,9 @@ CONDITIONS = {
     "tall": (X.T[:, :2], X.T[:, :2] @ [1.0, 2.0], [], "X has 6 rows and 2 columns (n > d)"),
     "inconsistent": (X[[0, 1, 1]], np.array([1.0, 2.0, 3.0]), [], "no w solves Xw = t"),
     "inseparable": (X[[0, 0]], np.array([1.0, -1.0]), ["--loss", "logistic"],
-                    "no direction separates the labels"),
+                    "no direction through the origin separates"),
+    "zeros": (np.zeros((2, 3)), np.array([1.0, 2.0]), ["--norms", "2,1,inf,3"],
+              "X has rank 0"),
 }  # fmt: skip
 
 
@@ -81,26 +92,33 @@ def test_a_condition_that_fails_is_a_line_and_the_table_stands(tmp_path, capsys,
 MISTAKES = {
     "no file": ("", [], "needs the file of your data"),
     "absent": ("absent.csv", [], "cannot read"),
-    "missing value": ("x,y,t\n1,2,3\n1,,3\n", [], "line 3: y is '': expected a finite number"),
-    "nan": ("x,y,t\n1,nan,3\n", [], "line 2: y is 'nan': expected a finite number"),
-    "ragged": ("x,y,t\n1,2\n", [], "line 2 has 2 values: expected 3, as the header has"),
-    "no rows": ("x,y,t\n", [], "has a header and no rows below it"),
+    "missing value": ("x,z,t\n1,2,3\n1,,3\n", [], "line 3: 'z' is '': expected a finite number"),
+    "nan": ("x,z,t\n1,nan,3\n", [], "line 2: 'z' is 'nan': expected a finite number"),
+    "huge": ("x,z,t\n1,1e308,3\n", [], "'z' is '1e308': expected a finite number, at most 1e+100"),
+    "twice": ("t,x,t\n1,2,3\n", [], "say which is t with --target"),
+    "same": ("x,x,z\n1,2,3\n", ["--target", "x"], "has two columns 'x'"),
+    "ambiguous": ("y,x,label\n1,2,3\n", [], "has the columns y, label: say which"),
+    "no names": ("x,y,a\n1,2,3\n", ["--target", "a", "--optimizer", ","], "--optimizer names none"),
+    "needs more": ("x,z,t\n1,2,3\n", ["--optimizer", "dpsgd"], "unknown --optimizer 'dpsgd'"),
+    "does not suit": ("x,z,t\n1,2,3\n", ["--optimizer", "rprop"], "'rprop' does not suit"),
+    "ragged": ("x,z,t\n1,2\n", [], "line 2 has 2 values: expected 3, as the header has"),
+    "no rows": ("x,z,t\n", [], "has a header and no rows below it"),
     "one column": ("t\n1\n", [], "has 1 columns: expected a header"),
     "empty": ("", [], "has 0 columns"),
-    "target": ("x,y,t\n1,2,3\n", ["--target", "z"], "has no column 'z'"),
-    "optimizer": ("x,y,t\n1,2,3\n", ["--optimizer", "adma"], "unknown --optimizer 'adma'; did you"),
-    "muon": ("x,y,t\n1,2,3\n", ["--optimizer", "muon"], "weights that are a matrix"),
-    "loss": ("x,y,t\n1,2,3\n", ["--loss", "hinge"], "expected squares or logistic"),
-    "label": ("x,y,t\n1,2,3\n", ["--loss", "logistic"], "t holds the label 3: expected -1 and 1"),
-    "norm": ("x,y,t\n1,2,3\n", ["--norms", "2,0.5"], "expected numbers from 1, or inf"),
-    "margin": ("x,y,t\n1,2,1\n", ["--loss", "logistic", "--norms", "3"], "are 1, 2 and inf"),
+    "target": ("x,z,t\n1,2,3\n", ["--target", "q"], "has no column 'q'"),
+    "optimizer": ("x,z,t\n1,2,3\n", ["--optimizer", "adma"], "unknown --optimizer 'adma'; did you"),
+    "muon": ("x,z,t\n1,2,3\n", ["--optimizer", "muon"], "weights that are a matrix"),
+    "loss": ("x,z,t\n1,2,3\n", ["--loss", "hinge"], "expected squares or logistic"),
+    "label": ("x,z,t\n1,2,3\n", ["--loss", "logistic"], "t holds the label 3: expected -1 and 1"),
+    "norm": ("x,z,t\n1,2,3\n", ["--norms", "2,0.5"], "expected numbers from 1, or inf"),
+    "margin": ("x,z,t\n1,2,1\n", ["--loss", "logistic", "--norms", "3"], "are 1, 2 and inf"),
     "steps": (
-        "x,y,t\n1,2,3\n",
+        "x,z,t\n1,2,3\n",
         ["--steps", "0"],
         "steps is 0: expected a whole number of at least 1",
     ),
-    "option": ("x,y,t\n1,2,3\n", ["--optimiser", "sgd"], "did you mean 'optimizer'"),
-    "out": ("x,y,t\n1,2,3\n", [*FEW, "--out", "a.csv"], "cannot write into"),
+    "option": ("x,z,t\n1,2,3\n", ["--optimiser", "sgd"], "did you mean 'optimizer'"),
+    "out": ("x,z,t\n1,2,3\n", [*FEW, "--out", "a.csv"], "cannot write into"),
 }
 
 
@@ -120,6 +138,7 @@ def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch, name):
 
 
 ARRAYS = {
+    "X as t": ({"X": X, "t": T}, "--target is 'X'"),
     "no X": ({"t": T}, "has no array 'X': found 't'"),
     "no t": ({"X": X}, "has no array 't': found 'X'"),
     "text": ({"X": np.array([["a"]]), "t": T}, "expected real numbers"),
@@ -135,5 +154,6 @@ ARRAYS = {
 def test_arrays_that_cannot_be_are_one_line(tmp_path, capsys, name):
     arrays, words = ARRAYS[name]
     np.savez(tmp_path / "a.npz", **arrays)
-    assert main(["which-solution", str(tmp_path / "a.npz"), *FEW]) == 2
+    more = ["--target", "X"] if name == "X as t" else []
+    assert main(["which-solution", str(tmp_path / "a.npz"), *FEW, *more]) == 2
     assert words in capsys.readouterr().err

@@ -14,12 +14,13 @@ from optjax.theory.least_norms import least_norm_solution
 
 SMALL = {
     "sgd_moments": (sgd_moments, {"rows": 4, "columns": 6, "steps": (1, 3), "seeds": 1000}),
-    "wilson": (wilson, {"plus": (3,), "minus": (2,), "tested": 10, "steps": 1500}),
+    "wilson": (wilson, {"plus": (3,), "minus": (2,), "tested": 10, "steps": 3000}),
     "gunasekar": (gunasekar, {"problems": 3, "rates": 6, "steps": 2500}),
     "max_margin": (max_margin, {"sets": 3, "steps": 50_000}),
-    "which_solution": (
-        which_solution, {"optimizers": ("sgd", "adam", "steepest_l1"), "steps": 2000, "seeds": 2}
-    ),
+    "which_solution": (which_solution, {
+        "optimizers": ("sgd", "momentum", "nesterov", "shampoo", "steepest_l1"),
+        "steps": 2000, "seeds": 2,
+    }),
 }  # fmt: skip
 
 
@@ -69,6 +70,12 @@ CHANGES = [
     ("wilson", _set("cosine", 0.99, optimizer="adam"), {"implicit-bias/wilson"}),
     ("wilson", _set("test_error", 0.1, optimizer="sgd"), {"implicit-bias/wilson"}),
     ("wilson", _set("minus", -0.5, optimizer="sgd"), {"implicit-bias/wilson"}),
+    ("wilson", _set("residual", 1e-3, optimizer="lion"), {"implicit-bias/wilson"}),
+    ("wilson", _set("plus", np.nan, optimizer="sgd"), {"implicit-bias/wilson"}),
+    ("wilson", _set("cosine", np.nan, optimizer="adam"), {"implicit-bias/wilson"}),
+    ("sgd_moments", _set("z", np.nan, sampler="epochs"), {"min-norm/minibatch-moments"}),
+    ("gunasekar", _set("mirror", np.nan), {"implicit-bias/mirror-descent"}),
+    ("gunasekar", _set("distance", np.nan, sampler="full"), {"implicit-bias/mirror-descent"}),
     ("gunasekar", _set("distance", 1e-3, sampler="full"), {"implicit-bias/mirror-descent"}),
     ("gunasekar", _set("dual", 1.0), {"implicit-bias/mirror-descent"}),
     ("gunasekar", _set("primal", 0.5), {"implicit-bias/step-size"}),
@@ -76,7 +83,8 @@ CHANGES = [
     ("max_margin", _set("share ℓ1", 1.0, optimizer="sign descent"), {"implicit-bias/max-margin"}),
     ("max_margin", _set("angle", 0.1), {"implicit-bias/max-margin"}),
     ("which_solution", _set("distance", 0.1, optimizer="sgd"), {"implicit-bias/row-space"}),
-    ("which_solution", _set("distance", 0.0, optimizer="adam"), {"implicit-bias/row-space"}),
+    ("which_solution", _set("distance", 0.0, optimizer="steepest_l1"),
+     {"implicit-bias/row-space"}),
     ("which_solution", _set("residual", 1.0, optimizer="sgd", data="even spectrum"),
      {"implicit-bias/row-space", "implicit-bias/prediction"}),
 ]  # fmt: skip
@@ -89,6 +97,27 @@ def test_verdicts_follow_the_measurements(i, datasets):
     change(dataset)
     found = SMALL[name][0].claims(dataset)
     assert {claim.id for claim in found if claim.verdict == "refuted"} == refuted
+
+
+def test_a_claim_on_optimizers_that_were_left_out_is_not_run(datasets):
+    dataset = datasets("which_solution").sel(optimizer=["shampoo", "steepest_l1"])
+    found = which_solution.claims(dataset)
+    assert {claim.verdict for claim in found} == {"not run"}
+    assert all("leave --optimizers out" in claim.needs for claim in found)
+
+
+@pytest.mark.parametrize(
+    ("module", "fields", "words"),
+    [
+        (wilson, {"plus": (2, 3), "minus": (1,)}, "expected pairs"),
+        (wilson, {"plus": (2,), "minus": (2,)}, "expected pairs"),
+        (max_margin, {"steps": 10}, "expected at least 1,000"),
+        (max_margin, {"rows": 4000, "sets": 2}, "none is separable"),
+    ],
+)
+def test_sizes_that_cannot_be_are_told(module, fields, words):
+    with pytest.raises(UserError, match=words):
+        module.run(module.Config(**fields))
 
 
 def test_an_optimizer_that_is_not_known_is_told():

@@ -44,9 +44,11 @@ def test_no_other_solution_has_a_smaller_norm(p, shape):
 
 def test_scales_and_exact_zeros_do_no_harm():
     X, t = _draw(3, 8)
-    for p in (4 / 3, 3):
-        small, large = (least_norm_solution(X, c * t, p) / c for c in (1e-9, 1e9))
-        np.testing.assert_allclose(small, large, rtol=1e-9)
+    for p in (1, 4 / 3, 2, 3, math.inf):
+        once = least_norm_solution(X, t, p)
+        for c in (1e-9, 1e9):
+            np.testing.assert_allclose(least_norm_solution(X, c * t, p) / c, once, atol=1e-9)
+            np.testing.assert_allclose(least_norm_solution(c * X, t, p) * c, once, atol=1e-9)
     assert not least_norm_solution(X, 0 * t, 3).any()
     same = np.array([[1.0, 1.0, 1.0], [1.0, 2.0, 0.0]])
     np.testing.assert_allclose(same @ least_norm_solution(same, [1, 10], 4 / 3), [1, 10])
@@ -83,6 +85,24 @@ def test_the_entropys_projection_needs_a_positive_solution():
         bregman_projection([[1.0, 2.0]], [1.0], [0.0, 1.0], entropy)
 
 
+@pytest.mark.parametrize("p", [1, 4 / 3, 3, math.inf])
+def test_no_rank_and_full_rank(p):
+    assert not least_norm_solution(np.zeros((2, 3)), [1.0, 2.0], p).any()
+    np.testing.assert_allclose(least_norm_solution(np.eye(3), [1.0, 2.0, 3.0], p), [1, 2, 3])
+    for X in (np.zeros((2, 3)), np.eye(3)):
+        found = certificate(np.zeros(3), X, np.ones(len(X)), norms=[p], potentials=[hypentropy(1)])
+        assert len(found.distances) == 2
+
+
+def test_a_power_above_two_from_any_start():
+    X, t = _draw(3, 8)
+    w0 = np.eye(8)[0]
+    w = bregman_projection(X, t, w0, power(3))
+    null = np.linalg.svd(X)[2][3:]
+    np.testing.assert_allclose(X @ w, t, atol=1e-9)
+    np.testing.assert_allclose(null @ (w * np.abs(w) - w0), 0, atol=1e-8)
+
+
 def _separable(n=20, d=4, seed=0):
     rng = np.random.default_rng(seed)
     y = np.where(np.arange(n) % 2, 1.0, -1.0)
@@ -103,16 +123,21 @@ def test_no_direction_has_a_larger_margin(p):
         svm = SVC(kernel="linear", C=1e8, tol=1e-8).fit(X, y)
         # Its intercept is free: through a feature of ones it would not be.
         assert margin <= 1 / np.linalg.norm(svm.coef_) * (1 + 1e-6)
+    for c in (1e-9, 1e9):
+        scaled = max_margin_direction(c * X, y, p)
+        np.testing.assert_allclose(scaled[0], w, atol=1e-9)
+        np.testing.assert_allclose(scaled[1], c * margin, rtol=1e-9)
 
 
 def test_labels_that_no_direction_separates_are_told():
     X, y = np.array([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0]]), np.array([1.0, 1.0, -1.0])
     for p in (1, 2, math.inf):
-        with pytest.raises(UserError, match="not linearly separable"):
+        with pytest.raises(UserError, match="no direction through the origin"):
             max_margin_direction(X, y, p)
     found = margin_certificate([1.0, 0.0], X, y)
     assert found.angles == {}
-    assert found.failed == ("no direction separates the labels: the set is not linearly separable",)
+    (line,) = found.failed
+    assert line.startswith("no direction through the origin separates the labels")
     assert found.found == "the labels cannot be separated; 67 % are on the wrong side"
 
 
@@ -180,6 +205,20 @@ def test_a_failed_condition_is_named_and_the_rest_reported(name):
     assert found.found.startswith("of the least-squares solutions") == (name == "inconsistent")
 
 
+def test_equations_of_zero_have_residuals_too():
+    found = certificate([1.0, 0.0], [[1.0, 1.0]], [0.0])
+    assert found.residual == pytest.approx(1)
+    assert found.found == "no solution yet: the relative residual is 1"
+
+
+def test_a_residual_that_tells_nothing_picks_nothing():
+    """With condition 1e6 a residual of 1e-5 may be ten lengths away."""
+    X = np.array([[1.0, 0, 0], [0, 1e-6, 0]])
+    found = certificate([1.0, 8.0, 0], X, [1.0, 1e-6], tolerance=1e-4)
+    assert found.residual < 1e-4
+    assert found.picked == ()
+
+
 def test_a_projection_that_does_not_exist_is_a_failed_condition():
     found = certificate([-1.0, 0.0], [[1.0, 2.0]], [-1.0], w0=[1.0, 1.0], potentials=[entropy])
     assert any("no solution inside the domain of entropy" in line for line in found.failed)
@@ -190,7 +229,8 @@ def test_a_projection_that_does_not_exist_is_a_failed_condition():
     [
         (lambda: certificate([1.0], X, T), "w has 1 entries: expected 2"),
         (lambda: certificate([1.0, 1.0], X, T, w0=[1.0]), "w0 has 1 entries: expected 2"),
-        (lambda: certificate([1.0, 1.0], X, T, norms=[0.5]), "p is 0.5: expected at least 1"),
+        (lambda: certificate([1.0, 1.0], X, T, norms=[0.5]), "norms are .0.5.: expected numbers"),
+        (lambda: least_norm_solution(X, T, 0.5), "p is 0.5: expected at least 1"),
         (lambda: certificate([1.0, 1.0], X, [math.inf]), "t holds inf at \\(0,\\)"),
         (lambda: equations(X, [1.0, 2.0]), "t has shape \\(2,\\) and X \\(1, 2\\)"),
         (lambda: equations(np.zeros((0, 2)), []), "X has shape \\(0, 2\\)"),
