@@ -27,9 +27,7 @@ Check = Callable[[str, tuple[int, ...], np.dtype], None]
 
 
 def csv_lines(path: Path) -> tuple[Iterator[tuple[int, list[str]]], str]:
-    """Read the lines of a CSV file that are not blank, each with its number, and what parts cells.
-
-    That is the comma, semicolon or tab, whichever the first line has most of.
+    """Read a CSV's lines that are not blank, numbered; and the comma, semicolon or tab it has most.
 
     Raises:
       UserError: no UTF-8 text of at most 64 MiB; as it is iterated, a line that is no CSV.
