@@ -12,7 +12,7 @@ from optjax.support.errors import UserError
 from optjax.support.files import parsed_json, write_text
 from optjax.support.provenance import Provenance
 
-HEAD_FIGURE = ("rmsprop_counterexample", "plane")
+HEAD_FIGURE = ("minimum_norm", "paths")
 """Experiment and figure that stand at the head of the page."""
 
 
