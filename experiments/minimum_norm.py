@@ -33,7 +33,7 @@ BATCHES = 4
 class Config:
     """Where does SGD end, from zero and from elsewhere, whatever the batch and its sampling?
 
-    Command: optjax run minimum_norm. Cost: 20 s on two cores; --full 25 s.
+    Command: optjax run minimum_norm. Cost: 25 s on two cores; --full 30 s.
     Expect: both errors near 1e-15 off the row space and far below 1e-8 at the end.
     """
 

@@ -42,7 +42,7 @@ class Config:
 
     Every run starts from 0 and sees all examples at each step, so the optimiser alone decides.
 
-    Command: optjax run which_solution. Cost: 30 s on two cores.
+    Command: optjax run which_solution. Cost: 40 s on two cores.
     Expect: those whose steps keep to the row space end at w*; the others elsewhere, for better
     (sparse weights) or for worse.
     """
