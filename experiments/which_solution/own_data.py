@@ -370,6 +370,8 @@ def show(record: dict[str, Any], distances: xr.DataArray) -> None:
             "residual, share off the row space, relative distances to these solutions; by rate: "
             "how far ends at 1/4, 1/2 and 1 of the learning rate lie from the best"
         )
+    if any("yet" in row["found"] for row in record["optimizers"].values()):
+        print("where there is no solution yet, give more steps: --steps 50000")
 
 
 def _cell(value: float | None, form: str) -> str:
