@@ -35,7 +35,7 @@ def figures(dataset: xr.Dataset) -> dict[str, Figure]:
     return {
         "table": table(dataset),
         "errors": _errors(dataset),
-        "networks": _networks(dataset),
+        **({"networks": _networks(dataset)} if "network" in dataset.dims else {}),
     }
 
 
@@ -94,7 +94,8 @@ def _errors(dataset: xr.Dataset) -> Figure:
 
 def _networks(dataset: xr.Dataset) -> Figure:
     """Draw the test errors of both networks, a point a seed and the median."""
-    names = dataset.optimizer.values.tolist()
+    trained = dataset.network_residual.notnull().any(["network", "seed"])
+    names = dataset.optimizer.values[trained.values].tolist()
     fig, axes = figure("wide", 1, 2, height=0.9 + 0.2 * len(names), sharey=True)
     for ax, network in zip(axes, dataset.network.values, strict=True):
         for i, name in enumerate(names):

@@ -77,7 +77,8 @@ def run(config: Config, progress: Callable[[str, float], None] = silent) -> xr.D
             optimizer=list(config.optimizers), data=[s.name for s in sets]
         )
         fields = (config.seed, config.seeds, config.optimizers, config.steps)
-        return dataset.merge(small_networks.trained(*fields, progress))
+        networks = small_networks.trained(*fields, progress)
+        return dataset.merge(networks, join="left")
 
 
 def endpoints(
