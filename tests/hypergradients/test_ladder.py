@@ -48,6 +48,8 @@ def test_closed_form_is_every_modes(n, d, steps, seed):
 
 
 @pytest.mark.slow
+# A single residual may vanish to the last bit.
+@pytest.mark.filterwarnings("ignore::optjax.hypergradients.hypergradient.FlatObjective")
 @settings(max_examples=60, deadline=None)
 @given(
     n=st.integers(1, 7), d=st.integers(1, 9), steps=st.integers(1, 40), seed=st.integers(0, 10**6)
