@@ -246,6 +246,8 @@ def compared(
                     found[name] = End(_margins(w, X, t, norms), None, w)
                     continue
                 ends = endpoints(contender, [own], steps, FACTORS, said)[0]
+            except UserError:
+                raise
             except (TypeError, ValueError, AttributeError) as error:
                 raise UserError(f"optimizer {name!r} does not suit: {one_line(error)}") from error
             best, spread = best_of(given, ends)
@@ -333,7 +335,7 @@ def labels(t: np.ndarray, column: str) -> np.ndarray:
         return 2 * t - 1
     odd = t[~np.isin(t, (-1, 1))]
     if odd.size:
-        raise UserError(f"{column} holds the label {odd[0]:g}: expected -1 and 1, or 0 and 1")
+        raise UserError(f"{column[:40]} holds the label {odd[0]:g}: expected -1 and 1, or 0 and 1")
     return t
 
 
