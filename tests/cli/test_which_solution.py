@@ -115,7 +115,7 @@ MISTAKES = {
     "steps": (
         "x,z,t\n1,2,3\n",
         ["--steps", "0"],
-        "steps is 0: expected a whole number of at least 1",
+        "optjax: steps is 0: expected a whole number of at least 1",
     ),
     "option": ("x,z,t\n1,2,3\n", ["--optimiser", "sgd"], "did you mean 'optimizer'"),
     "out": ("x,z,t\n1,2,3\n", [*FEW, "--out", "a.csv"], "cannot write into"),

@@ -6,7 +6,6 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from optjax.experiments import accounting, minimum_norm, one_step, padding, rmsprop_counterexample
 from optjax.experiments.weight_decay import claims
@@ -101,29 +100,17 @@ def datasets():
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_claims_come_out_and_figures_draw(name, datasets, tmp_path):
+def test_claims_come_out_and_figures_draw(name, datasets, presented):
+    module, _, expected = SMALL[name]
     with LESS.get(name, contextlib.nullcontext)():
-        _check(name, datasets(name), tmp_path)
+        assert presented(module, name, datasets(name)) == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", LESS)
-def test_they_do_with_all_that_was_left_out(name, tmp_path):
-    _check(name, _run(name), tmp_path)
-
-
-def _check(name, dataset, tmp_path):
+def test_they_do_with_all_that_was_left_out(name, presented):
     module, _, expected = SMALL[name]
-    found = module.claims(dataset)
-    assert {claim.id: claim.verdict for claim in found} == expected
-    texts = [(c.plain_words, c.source_short, c.measured_short) for c in found]
-    assert not any(text.endswith("…") for row in texts for text in row)
-    figures = module.figures(dataset)
-    for key, fig in figures.items():
-        assert isinstance(fig, Figure)
-        assert fig.caption
-        fig.savefig(tmp_path / f"{key}.svg")
-    assert {claim.evidence for claim in found} <= {f"{name}/{key}" for key in figures}
+    assert presented(module, name, _run(name)) == expected
 
 
 def test_sgd_of_the_hand_example_ends_at_the_minimum_norm_solution(datasets):
